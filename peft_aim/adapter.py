@@ -1,0 +1,110 @@
+"""The arithmetic of AIM on plain tensors: the bottleneck, and tokens regrouped from frames to time and back.
+
+Letters used throughout: B clips, T frames per clip, N tokens per frame, D their width. A block of an image model
+sees clips as images, ``(B*T, *N, D)``, where ``*N`` is one axis of tokens or several of places (height, width).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def bottleneck(x: Tensor, down: nn.Module, up: nn.Module) -> Tensor:
+    r"""Apply an adapter, ``up(gelu(down(x)))``, in the adapter's precision (paper, section 3.2).
+
+    Args:
+        x: Tokens, in the backbone's dtype.
+        down: Linear layer D -> r D.
+        up: Linear layer r D -> D.
+
+    Shape:
+        ``(*, D) -> (*, D)``, the result in the dtype of ``x``.
+
+    Example:
+        >>> half = torch.ones(2, 4, dtype=torch.bfloat16)
+        >>> bottleneck(half, nn.Linear(4, 1), nn.Linear(1, 4)).dtype
+        torch.bfloat16
+    """
+    return up(F.gelu(down(x.to(down.weight.dtype)))).to(x.dtype)
+
+
+def to_time(tokens: Tensor, frames: int) -> Tensor:
+    """Regroup tokens so that each place of a clip becomes one sequence over time.
+
+    Args:
+        tokens: Tokens of B clips.
+        frames: Frames T per clip.
+
+    Shape:
+        ``(B*T, *N, D) -> (B*N, T, D)``
+
+    Example:
+        >>> to_time(torch.zeros(6, 5, 8), frames=3).shape  # 2 clips, 3 frames, 5 tokens
+        torch.Size([10, 3, 8])
+    """
+    clips = tokens.unflatten(0, (-1, frames)).flatten(2, -2)  # (B, T, N, D)
+    return clips.transpose(1, 2).flatten(0, 1)
+
+
+def from_time(sequences: Tensor, like: Tensor) -> Tensor:
+    """Undo :func:`to_time`.
+
+    Args:
+        sequences: One sequence over time per place of a clip.
+        like: A tensor of the shape to return to.
+
+    Shape:
+        ``(B*N, T, D) -> (B*T, *N, D)``
+
+    Example:
+        >>> tokens = torch.randn(6, 5, 8)
+        >>> torch.equal(from_time(to_time(tokens, frames=3), like=tokens), tokens)
+        True
+    """
+    clips = like.shape[0] // sequences.shape[1]
+    return sequences.unflatten(0, (clips, -1)).transpose(1, 2).reshape(like.shape)
+
+
+def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int) -> Tensor:
+    """Add the embedding of its frame's index to every token.
+
+    Args:
+        tokens: Tokens of B clips.
+        embedding: Temporal embedding for T' frames; interpolated linearly where T differs from T'.
+        frames: Frames T per clip.
+
+    Shape:
+        tokens ``(B*T, *N, D)``, embedding ``(1, T', D)`` -> ``(B*T, *N, D)``
+
+    Example:
+        >>> add_temporal_embedding(torch.zeros(2, 1, 1), torch.tensor([[[0.0], [2.0]]]), frames=2).flatten()
+        tensor([0., 2.])
+    """
+    if embedding.shape[1] != frames:
+        embedding = F.interpolate(embedding.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
+    places = [1] * (tokens.ndim - 2)
+    embedding = embedding.expand(tokens.shape[0] // frames, -1, -1)  # (B, T, D)
+    return tokens + embedding.reshape(tokens.shape[0], *places, -1).to(tokens.dtype)
+
+
+def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
+    """Drop a residual branch for a random part of the images (stochastic depth, arXiv 1603.09382).
+
+    Args:
+        branch: What the branch would add to the tokens.
+        rate: Probability of dropping an image's branch; the others are scaled up by ``1 / (1 - rate)``.
+        training: Outside training nothing is dropped.
+
+    Shape:
+        ``(B*T, *) -> (B*T, *)``
+
+    Example:
+        >>> drop_path(torch.ones(2, 3), rate=0.5, training=False).sum()
+        tensor(6.)
+    """
+    if not training or rate == 0:
+        return branch
+    kept = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= rate
+    return branch * kept.to(branch.dtype) / (1 - rate)

@@ -1,0 +1,308 @@
+"""AIMModel: puts the adapters into a backbone, and takes them out again."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from peft import get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from peft_aim.anatomy import PartNames
+from peft_aim.backbone import Survey, survey
+from peft_aim.clips import Clips, mixed_batch_message
+from peft_aim.config import AIMConfig
+from peft_aim.fingerprint import fingerprint, same_weights
+from peft_aim.layer import WHY_NO_MERGE, AIMHead, AIMLayer, AIMTunerLayer
+from peft_aim.saved import check_shapes, frozen_weights, saved_shapes, shapes_of
+
+
+class AIMModel(BaseTuner):
+    """A frozen image transformer with AIM's adapters, for clips (arXiv 2302.03024).
+
+    Made by ``peft.get_peft_model(backbone, AIMConfig(...))``; PEFT's own calls do all the rest: ``add_adapter``,
+    ``set_adapter``, ``disable_adapter``, ``save_pretrained``, ``unload`` ...
+
+    Shape:
+        Clips ``(B, T, C, H, W)`` or images ``(B, C, H, W)`` -> what the backbone returns, one per clip.
+
+    Raises:
+        ValueError: If no block that can be adapted is found, with what was seen instead.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from torchvision.models import VisionTransformer
+        >>> backbone = VisionTransformer(32, 16, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16)
+        >>> model = get_peft_model(backbone, AIMConfig(num_frames=4, num_labels=5))
+        >>> model(torch.randn(2, 4, 3, 32, 32)).shape
+        torch.Size([2, 5])
+    """
+
+    prefix = "aim_"
+    tuner_layer_cls = AIMTunerLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's): blocks are found by structure
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put an adapter into the model, or leave the model as it was.
+
+        An adapter that is being loaded is compared with its file before that is read, and the backbone with the one
+        that the adapter was trained on.
+
+        Raises:
+            ValueError: If the file does not hold just this adapter's weights.
+        """
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._check_saved_weights(adapter_name)
+        except Exception:
+            self._take_out(adapter_name)
+            raise
+        self._compare_backbone(adapter_name)
+
+    def _prepare_adapter_config(self, peft_config: AIMConfig, model_config: dict) -> AIMConfig:
+        """Resolve which modules get what, from the model's structure and the options."""
+        clips = self._clips(PartNames(*(getattr(peft_config, f"{part}_module") for part in PART_OPTIONS)))
+        found = clips.survey
+        peft_config.branches = {}
+        if peft_config.has_block_adapters:
+            blocks = _select_blocks(self.model, found, peft_config)
+            peft_config.target_modules = _as_regex(blocks)
+            peft_config.branches = {name: _branches(peft_config) for name in blocks}
+        if peft_config.temporal_embedding:
+            peft_config.branches.setdefault(found.first_block, []).append("temporal_embedding")
+        if peft_config.num_labels:
+            _check_head(self.model, found, peft_config)
+            peft_config.branches[found.head] = ["head"]
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: AIMConfig, key: str) -> Any:
+        if key in peft_config.branches:
+            return True
+        # PEFT wants to be told of exclusions
+        return peft_config.exclude_modules and check_target_module_exists(peft_config, key)
+
+    def _create_and_replace(
+        self,
+        peft_config: AIMConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        found = self.model.aim_clips.survey
+        if not isinstance(target, AIMTunerLayer):
+            layer = self._new_layer(target, current_key)
+            layer.set_adapter(self.active_adapters)
+            setattr(parent, target_name, layer)
+            target = layer
+        if isinstance(target, AIMHead):
+            target.update_layer(adapter_name, peft_config, like=next(self.model.parameters()))
+            return
+        names = list(found.blocks)
+        depth = names.index(current_key) / max(1, len(names) - 1)
+        target.update_layer(adapter_name, peft_config, peft_config.branches[current_key], depth)
+
+    def _new_layer(self, target: nn.Module, name: str) -> AIMTunerLayer:
+        clips: Clips = self.model.aim_clips
+        found = clips.survey
+        if name == found.head:
+            return AIMHead(target, found.features)
+        pre_norm = self.model.get_submodule(found.pre_norm) if name == found.first_block and found.pre_norm else None
+        return AIMLayer(target, found.blocks[name], clips, pre_norm)
+
+    def _clips(self, names: PartNames) -> Clips:
+        """Return the hooks around the image model, made with the first adapter; later ones share them."""
+        clips = getattr(self.model, "aim_clips", None)
+        if clips is None:
+            clips = self.model.aim_clips = Clips(survey(self.model, names))
+            clips.attach(self.model)
+        return clips
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(WHY_NO_MERGE)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        """Give back the backbone as it was; PEFT's own loop would leave wrappers inside of blocks."""
+        if merge:
+            self._check_merge_allowed()
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                _put(self.model, name, module.original_module)
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, AIMTunerLayer):
+                module.detach()
+                _put(self.model, name, module.base_layer)
+        if hasattr(self.model, "aim_clips"):
+            self.model.aim_clips.detach(self.model)
+            del self.model.aim_clips
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        return self.model
+
+    def _take_out(self, adapter_name: str) -> None:
+        """Undo a failed injection."""
+        self.peft_config.pop(adapter_name, None)
+        if not self.peft_config:
+            self._unload_and_optionally_merge(merge=False)
+            return
+        for module in list(self.model.modules()):
+            if isinstance(module, AIMTunerLayer):
+                module.delete_adapter(adapter_name)
+            elif isinstance(module, ModulesToSaveWrapper):
+                module.delete_adapter(adapter_name, new_active_adapters=self.active_adapters)
+
+    def _check_saved_weights(self, adapter_name: str) -> None:
+        config: AIMConfig = self.peft_config[adapter_name]
+        found = config.folder and saved_shapes(config.folder)
+        if found is not None:
+            weights = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+            expected = {name.removeprefix("model."): shape for name, shape in shapes_of(weights).items()}
+            check_shapes(expected, found, config.folder)
+
+    def _compare_backbone(self, adapter_name: str) -> None:
+        """Warn if the frozen weights are not those that a loaded adapter was trained on."""
+        trained_on = self.peft_config[adapter_name].backbone_fingerprint
+        if trained_on is None:
+            return
+        here = fingerprint(frozen_weights(self.model, adapter_name, self.model.state_dict()))
+        if here is not None and not same_weights(trained_on, here):
+            warnings.warn(
+                f"The adapter {adapter_name!r} was trained on a backbone with the fingerprint {trained_on}, but this "
+                f"{type(self.model).__name__} has {here}. Its results will be wrong if these are other weights: load "
+                "the pretrained weights into the backbone before the adapter.",
+                stacklevel=2,
+            )
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: AIMConfig, adapter_name: str, state_dict: dict[str, Tensor], *args: Any, **kw: Any
+    ) -> dict[str, Tensor]:
+        """Select an adapter's weights for saving, and note for its config which backbone they were trained on."""
+        if not config.inference_mode:
+            config.saved_from = fingerprint(frozen_weights(model, adapter_name, state_dict))
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: AIMConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Translate saved names into the model's, after a check that they are just those of the adapter."""
+        expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+        found = {name.replace(f".modules_to_save.{adapter_name}", ""): t for name, t in state_dict.items()}
+        check_shapes(shapes_of(expected), shapes_of(found), f"The state dict for the adapter {adapter_name!r}")
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse ``adapter_names``, which PEFT would drop silently."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
+        yield
+
+
+PART_OPTIONS = ("norm1", "attention", "norm2", "mlp")
+
+
+def _branches(config: AIMConfig) -> list[str]:
+    """Return which adapters a block has."""
+    wanted = {
+        "temporal_in": config.temporal and config.temporal_adapters == 2,
+        "temporal": config.temporal,
+        "spatial": config.spatial,
+        "joint": config.joint,
+    }
+    return [name for name, on in wanted.items() if on]
+
+
+def _select_blocks(model: nn.Module, found: Survey, config: AIMConfig) -> list[str]:
+    """Apply ``target_modules``, ``exclude_modules`` and ``layers_to_transform`` to the blocks that were found.
+
+    Raises:
+        ValueError: If a target is no block, or no block is left.
+    """
+    names = list(found.blocks)
+    if config.target_modules is None:
+        if found.refused:
+            listed = "".join(f"\n  {name}: {reason}" for name, reason in found.refused.items())
+            raise ValueError(
+                f"AIM can adapt {len(names)} blocks of {type(model).__name__}, but not these:{listed}\nTo adapt the "
+                f"others alone, say so: target_modules={_as_regex(names)!r}."
+            )
+        selected = [name for name in names if not _excluded(config, name)]
+    else:
+        targets = SimpleNamespace(target_modules=config.target_modules, exclude_modules=config.exclude_modules)
+        matched = [name for name, _ in model.named_modules() if name and check_target_module_exists(targets, name)]
+        wrong = [name for name in matched if name not in names]
+        if wrong or not matched:
+            reasons = [f"{name}: {found.refused[name]}" for name in wrong if name in found.refused]
+            what = f"{', '.join(wrong[:4])}, which AIM cannot adapt as a block" if wrong else "no module"
+            raise ValueError(
+                f"target_modules={config.target_modules!r} matches {what}. {'. '.join(reasons)}\nThe blocks of this "
+                f"{type(model).__name__} are {_as_regex(names)!r}."
+            )
+        selected = [name for name in names if name in matched]
+    layers = config.layers_to_transform
+    if layers is not None:
+        layers = [layers] if isinstance(layers, int) else layers
+        if max(layers) >= len(names):
+            raise ValueError(
+                f"layers_to_transform={config.layers_to_transform} asks for block {max(layers)}, but "
+                f"{type(model).__name__} has {len(names)} blocks, 0 to {len(names) - 1}."
+            )
+        selected = [name for name in selected if names.index(name) in layers]
+    if not selected:
+        raise ValueError(
+            f"No block is left: exclude_modules={config.exclude_modules!r} and layers_to_transform="
+            f"{config.layers_to_transform!r} leave out all of {_as_regex(names)!r}."
+        )
+    return selected
+
+
+def _excluded(config: AIMConfig, name: str) -> bool:
+    if config.exclude_modules is None:
+        return False
+    pretend = SimpleNamespace(target_modules=config.exclude_modules)
+    return bool(check_target_module_exists(pretend, name))
+
+
+def _check_head(model: nn.Module, found: Survey, config: AIMConfig) -> None:
+    if found.head is None:
+        raise ValueError(
+            f"num_labels={config.num_labels} asks for a head, but the output of {type(model).__name__} does not come "
+            "straight from a linear layer (or an identity in its place), so there is nowhere to put one. Use the "
+            "model's variant for image classification, or put the head behind it: "
+            f"nn.Sequential(model, nn.Linear(features, {config.num_labels}))."
+        )
+    if any(found.head.endswith(name) for name in config.modules_to_save or []):
+        raise ValueError(
+            f"modules_to_save={config.modules_to_save} holds the head {found.head!r}, which num_labels="
+            f"{config.num_labels} replaces by a fresh one. Leave one of the two out."
+        )
+
+
+def _as_regex(names: list[str]) -> str:
+    """Return one regular expression for names, grouped by what they have in common."""
+    groups = defaultdict(list)
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        groups[parent].append(re.escape(last))
+    return "|".join(
+        (f"{re.escape(parent)}\\." if parent else "") + (f"({'|'.join(last)})" if len(last) > 1 else last[0])
+        for parent, last in groups.items()
+    )
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

@@ -1,0 +1,130 @@
+"""Records which module a model calls, on what, and within which other, during one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from peft_aim.outputs import first_argument, first_tensor
+
+
+@dataclass(frozen=True)
+class Handle:
+    """Tells whether two calls saw the same tensor, up to its shape, without keeping its memory."""
+
+    storage: StorageWeakRef  # as long as the reference lives, no other storage gets its address
+    offset: int
+    numel: int
+    shape: tuple[int, ...] = field(compare=False)
+
+    @classmethod
+    def of(cls, value: Any) -> Handle | None:
+        """Return the handle of a tensor, or of the one that a tuple starts with; None where there is none."""
+        tensor = first_tensor(value)
+        if not isinstance(tensor, Tensor):
+            return None
+        storage = StorageWeakRef(tensor.untyped_storage())
+        return cls(storage, tensor.storage_offset(), tensor.numel(), tuple(tensor.shape))
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        name: Name of the module in the model, "" for the model itself.
+        module: The module.
+        given: Its first argument.
+        kwargs: Its keyword arguments that are not tensors.
+        children: Calls made while it ran, by the module itself.
+        returned: What it returned, or the first of it.
+    """
+
+    name: str
+    module: nn.Module
+    given: Handle | None
+    kwargs: dict[str, Any]
+    children: list[Call] = field(default_factory=list)
+    returned: Handle | None = None
+
+    def walk(self) -> Iterator[Call]:
+        """Iterate over this call and all below it, in the order in which they began."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@torch.no_grad()
+def trace(model: nn.Module, images: Tensor) -> tuple[Call, Any]:
+    """Run a model once, in evaluation mode, and record the tree of its calls.
+
+    Args:
+        model: The model.
+        images: Its only argument, ``(B, C, H, W)``.
+
+    Returns:
+        The call of the model itself, and what it returned.
+
+    Example:
+        >>> call, scores = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, 1, 2, 2))
+        >>> [(child.name, child.returned.shape) for child in call.children]
+        [('0', (1, 4)), ('1', (1, 2))]
+    """
+    recorder = _Recorder()
+    with _evaluation(model), recorder.attached(model):
+        output = model(images)
+    return recorder.root, output
+
+
+class _Recorder:
+    """Builds the tree of calls from hooks on every module."""
+
+    def __init__(self) -> None:
+        self.root: Call | None = None
+        self._running: list[Call] = []
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        handles = []
+        for name, module in model.named_modules():
+            enter, leave = self._hooks(name)
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hooks(self, name: str) -> tuple:
+        def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            others = {key: value for key, value in kwargs.items() if not isinstance(value, Tensor)}
+            call = Call(name, module, Handle.of(first_argument(args, kwargs)), others)
+            if self._running:
+                self._running[-1].children.append(call)
+            else:
+                self.root = call
+            self._running.append(call)
+
+        def leave(module: nn.Module, args: tuple, output: Any) -> None:
+            self._running.pop().returned = Handle.of(output)
+
+        return enter, leave
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
