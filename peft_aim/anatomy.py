@@ -30,6 +30,7 @@ class Anatomy:
     Attributes:
         norm1: Name, inside the block, of the norm before attention.
         attention: Name of the attention.
+        norm2: Name of the norm before the MLP.
         mlp: Name of the MLP.
         width: Token width D.
         attend: How the attention is called along time.
@@ -37,6 +38,7 @@ class Anatomy:
 
     norm1: str
     attention: str
+    norm2: str
     mlp: str
     width: int
     attend: Kind
@@ -113,16 +115,16 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
             kinds[alike] = find_kind(attention.module, attention.given.shape, attention.kwargs)
         except ValueError as error:
             raise NotABlock(str(error)) from error
-    return Anatomy(*(_inside(call, part) for part in (norm1, attention, mlp)), width, kinds[alike])
+    return Anatomy(*(_inside(call, part) for part in (norm1, attention, norm2, mlp)), width, kinds[alike])
 
 
 def _part(parts: list[Call], name: str | None, option: str, wanted: Callable[[Call], bool]) -> Call | None:
     """Return the part that the user named, or else the first that is wanted."""
     if name is None:
         return next((part for part in parts if wanted(part)), None)
-    for part in (call for part in parts for call in part.walk()):
-        if part.name == name or part.name.endswith(f".{name}"):
-            return part
+    for call in (call for part in parts for call in part.walk()):
+        if call.name == name or call.name.endswith(f".{name}"):
+            return call
     called = ", ".join(part.name.rpartition(".")[2] for part in parts)
     raise NotABlock(f"{option}={name!r} is not called there; {called or 'nothing'} is")
 

@@ -57,6 +57,7 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
     """
     stem_name, stem = _stem(model)
     tower_name, tower = _tower(model, stem_name)
+    _check_all_places_stay(tower)
     size = image_size(tower)
     images = torch.zeros(1, stem.in_channels, *size, device=stem.weight.device, dtype=stem.weight.dtype)
     try:
@@ -118,6 +119,16 @@ def _tower(model: nn.Module, stem_name: str) -> tuple[str, nn.Module]:
         if callable_itself and not TEXT_ARGUMENTS & set(inspect.signature(module.forward).parameters):
             return name, module
     raise ValueError(f"No module around {stem_name} in {type(model).__name__} takes images alone.")
+
+
+def _check_all_places_stay(tower: nn.Module) -> None:
+    """Refuse PatchDropout: it keeps other patches of each frame, so that places no longer match along time."""
+    for name, module in tower.named_modules():
+        if type(module).__name__ == "PatchDropout" and module.prob > 0:
+            raise ValueError(
+                f"{name} drops random patches of each frame (prob={module.prob}), so attention along time would mix "
+                f"places. Build the model without it: patch_drop_rate=0 in timm, patch_dropout=0 in open_clip."
+            )
 
 
 def _blocks(calls: list[Call], images: int, names: PartNames) -> tuple[dict, dict, dict]:

@@ -36,7 +36,7 @@ class ClipCall:
 
 
 class Clips:
-    """Lets an image model take clips ``(B, T, C, H, W)``, and knows of any tokens inside it to how long clips they belong.
+    """Lets an image model take clips ``(B, T, C, H, W)``, and knows how long the clips are that tokens belong to.
 
     Images ``(B, C, H, W)`` are clips of one frame. The model sees ``(B*T, C, H, W)``; of what it returns, scores and
     pooled features ``(B*T, D)`` are averaged over frames, tokens ``(B*T, N, D)`` become ``(B, T*N, D)``, and tensors
@@ -57,6 +57,7 @@ class Clips:
         Bound methods, unlike closures, survive deepcopy and pickle.
         """
         tower = model.get_submodule(self.survey.tower)
+        self._arguments = list(inspect.signature(tower.forward).parameters)
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._handles = [
             tower.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -115,11 +116,11 @@ class Clips:
         self._forget_the_dead()
         if kwargs.get("adapter_names") is not None:
             raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
-        clips = first_argument(args, kwargs)
+        clips = first_argument(self._arguments[0], args, kwargs)
         if not isinstance(clips, Tensor):
             raise ValueError(
                 f"{type(model).__name__} got {type(clips).__name__} where clips belong. Pass a tensor "
-                f"(B, T, {self.survey.channels}, H, W)."
+                f"(B, T, {self.survey.channels}, H, W) first, or as {self._arguments[0]}=."
             )
         if clips.ndim == 4:
             clips = clips.unsqueeze(1)
@@ -129,8 +130,8 @@ class Clips:
         if images.is_floating_point() and not images.requires_grad and _checkpoints(model):
             # A reentrant checkpoint drops all gradients of a function none of whose inputs require one.
             images = images.detach().requires_grad_()
-        args, kwargs = with_first_argument(images, args, kwargs)
-        args, kwargs = self._take_labels(model, call, args, kwargs)
+        args, kwargs = with_first_argument(images, self._arguments[0], args, kwargs)
+        args, kwargs = self._take_labels(call, args, kwargs)
         self.call.set(call)
         return args, kwargs
 
@@ -162,10 +163,9 @@ class Clips:
         if 0 in shape[:2]:
             raise ValueError(f"Got clips {shape}: there is no frame in them.")
 
-    @staticmethod
-    def _take_labels(model: nn.Module, call: ClipCall, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _take_labels(self, call: ClipCall, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Keep the labels from a model that would compare them with the scores of single frames."""
-        names = list(inspect.signature(model.forward).parameters)
+        names = self._arguments
         if "labels" not in names:
             return args, kwargs
         position = names.index("labels")
@@ -226,8 +226,8 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
 def mixed_batch_message(adapter_names: list[str]) -> str:
     """Return why ``adapter_names`` is refused."""
     return (
-        f"adapter_names={adapter_names!r}: AIM cannot run different adapters in one batch, since each may have its own "
-        "number of frames and classes. Call model.set_adapter(name) and the model, once per adapter."
+        f"adapter_names={adapter_names!r}: AIM cannot run different adapters in one batch, since each may have its "
+        "own number of frames and classes. Call model.set_adapter(name) and the model, once per adapter."
     )
 
 

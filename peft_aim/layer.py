@@ -15,12 +15,12 @@ from peft_aim.adapter import add_temporal_embedding, bottleneck, drop_path, from
 from peft_aim.anatomy import Anatomy
 from peft_aim.clips import Clips
 from peft_aim.config import AIMConfig
-from peft_aim.outputs import first_argument, first_tensor, replace_first, with_first_argument
+from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 from peft_aim.per_thread import PerThread
 
 WHY_NO_MERGE = (
-    "AIM adapters cannot be merged: they are nonlinear and the temporal one runs the attention once more, so no change "
-    "of the backbone's weights does the same. Keep the adapter beside the backbone, or take it off with unload()."
+    "AIM adapters cannot be merged: they are nonlinear and the temporal one runs the attention once more, so no "
+    "change of the backbone's weights does the same. Keep the adapter beside the backbone, or take it off with unload()."
 )
 
 
@@ -72,7 +72,7 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Give an adapter the device and dtype of the wrapped module, which has no ``weight`` that PEFT could ask."""
         like = next((p for p in self.base_layer.parameters() if p.is_floating_point()), None)
-        if like is None or device is None and like.device.type == "meta":
+        if like is None or (device is None and like.device.type == "meta"):
             return
         for container in map(partial(getattr, self), self.adapter_layer_names):
             if adapter_name not in container:
@@ -154,6 +154,7 @@ class AIMLayer(AIMTunerLayer):
             setattr(self, name, nn.ModuleDict())
         self.aim_settings: dict[str, BranchSettings] = {}
         attention, mlp = block.get_submodule(anatomy.attention), block.get_submodule(anatomy.mlp)
+        self._block_input, self._mlp_input = first_parameter(block), first_parameter(mlp)
         self._handles = [
             attention.register_forward_hook(self._add_spatial),
             mlp.register_forward_hook(self._add_joint, with_kwargs=True),
@@ -161,7 +162,7 @@ class AIMLayer(AIMTunerLayer):
         if isinstance(attention, nn.MultiheadAttention):
             self._handles.append(attention.register_forward_pre_hook(_stay_off_the_fast_path))
         if pre_norm is not None:
-            self._handles.append(pre_norm.register_forward_pre_hook(self._embed_before_norm, with_kwargs=True))
+            self._handles.append(pre_norm.register_forward_pre_hook(self._embed_before_norm))
 
     @property
     def adapters(self) -> Mapping[str, BranchSettings]:
@@ -193,13 +194,13 @@ class AIMLayer(AIMTunerLayer):
         adapter = self.current
         if adapter is None:
             return self.base_layer(*args, **kwargs)
-        tokens = first_argument(args, kwargs)
+        tokens = first_argument(self._block_input, args, kwargs)
         frames = self.clips.frames(tokens)
         if adapter in self.aim_temporal_embedding and not self.embeds_before_norm:
             tokens = add_temporal_embedding(tokens, self.aim_temporal_embedding[adapter], frames)
         if adapter in self.aim_temporal_up:
             tokens = tokens + self._checkpointed(partial(self._attend_along_time, adapter, frames), tokens)
-        args, kwargs = with_first_argument(tokens, args, kwargs)
+        args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
         output = self.base_layer(*args, **kwargs)
         self.clips.remember(first_tensor(output), frames)  # a recomputed segment may go on to the next block
         return output
@@ -238,18 +239,16 @@ class AIMLayer(AIMTunerLayer):
         if adapter is None or adapter not in self.aim_joint_up:
             return None
         settings = self.aim_settings[adapter]
-        h = first_argument(args, kwargs)
+        h = first_argument(self._mlp_input, args, kwargs)
         joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter])
         return replace_first(output, first_tensor(output) + drop_path(joint, settings.drop_path, self.training))
 
-    def _embed_before_norm(self, norm: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+    def _embed_before_norm(self, norm: nn.Module, args: tuple) -> tuple | None:
         adapter = self.current
         if adapter is None or adapter not in self.aim_temporal_embedding:
             return None
-        tokens = first_argument(args, kwargs)
         embedding = self.aim_temporal_embedding[adapter]
-        tokens = add_temporal_embedding(tokens, embedding, self.clips.frames(tokens))
-        return with_first_argument(tokens, args, kwargs)
+        return (add_temporal_embedding(args[0], embedding, self.clips.frames(args[0])), *args[1:])
 
     def _checkpointed(self, function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         """Recompute in backward what runs before the block, if the block recomputes itself.

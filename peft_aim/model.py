@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,8 +70,8 @@ class AIMModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: AIMConfig, model_config: dict) -> AIMConfig:
         """Resolve which modules get what, from the model's structure and the options."""
-        clips = self._clips(PartNames(*(getattr(peft_config, f"{part}_module") for part in PART_OPTIONS)))
-        found = clips.survey
+        names = {field.name: getattr(peft_config, f"{field.name}_module") for field in fields(PartNames)}
+        found = self._clips(PartNames(**names)).survey
         peft_config.branches = {}
         if peft_config.has_block_adapters:
             blocks = _select_blocks(self.model, found, peft_config)
@@ -127,6 +128,13 @@ class AIMModel(BaseTuner):
         if clips is None:
             clips = self.model.aim_clips = Clips(survey(self.model, names))
             clips.attach(self.model)
+        for part, name in vars(names).items():
+            others = {getattr(anatomy, part) for anatomy in clips.survey.blocks.values()} - {name}
+            if name is not None and others:
+                raise ValueError(
+                    f"{part}_module={name!r} is not what the adapters that are already there use, "
+                    f"{', '.join(sorted(others))}: all adapters of a model share the parts of its blocks."
+                )
         return clips
 
     def _check_merge_allowed(self) -> None:
@@ -186,7 +194,13 @@ class AIMModel(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: nn.Module, config: AIMConfig, adapter_name: str, state_dict: dict[str, Tensor], *args: Any, **kw: Any
+        cls,
+        model: nn.Module,
+        config: AIMConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        *args: Any,
+        **kw: Any,
     ) -> dict[str, Tensor]:
         """Select an adapter's weights for saving, and note for its config which backbone they were trained on."""
         if not config.inference_mode:
@@ -209,9 +223,6 @@ class AIMModel(BaseTuner):
         if kwargs.get("adapter_names") is not None:
             raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
         yield
-
-
-PART_OPTIONS = ("norm1", "attention", "norm2", "mlp")
 
 
 def _branches(config: AIMConfig) -> list[str]:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def first_argument(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Return the first argument of a call, whether it was given by position or by keyword.
+def first_parameter(module: nn.Module) -> str:
+    """Return the name of the first parameter of a module's forward, "" if it takes none.
 
     Example:
-        >>> first_argument((), {"hidden_states": 1, "mask": None})
-        1
+        >>> first_parameter(nn.Linear(1, 1))
+        'input'
     """
-    return args[0] if args else next(iter(kwargs.values()), None)
+    return next(iter(inspect.signature(module.forward).parameters), "")
 
 
-def with_first_argument(value: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def first_argument(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Return the first argument of a call, by position or else by its name.
+
+    Example:
+        >>> first_argument("pixel_values", (), {"labels": 1, "pixel_values": 2})
+        2
+    """
+    return args[0] if args else kwargs.get(name)
+
+
+def with_first_argument(value: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Return the arguments of a call with another first one.
 
     Example:
-        >>> with_first_argument(2, (), {"hidden_states": 1, "mask": None})
-        ((), {'hidden_states': 2, 'mask': None})
+        >>> with_first_argument(3, "pixel_values", (), {"labels": 1, "pixel_values": 2})
+        ((), {'labels': 1, 'pixel_values': 3})
     """
-    return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): value})
+    return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, name: value})
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from peft_aim.outputs import first_argument, first_tensor
+from peft_aim.outputs import first_parameter, first_tensor
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class _Recorder:
     def _hooks(self, name: str) -> tuple:
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             others = {key: value for key, value in kwargs.items() if not isinstance(value, Tensor)}
-            call = Call(name, module, Handle.of(first_argument(args, kwargs)), others)
+            given = args[0] if args else kwargs.get(first_parameter(module))
+            call = Call(name, module, Handle.of(given), others)
             if self._running:
                 self._running[-1].children.append(call)
             else:

@@ -116,7 +116,9 @@ def swin(clips: Tensor, w: Weights, a: Weights, *, depths: tuple, heads: tuple, 
             if has(a, block, "temporal"):
                 places = x.reshape(B, T, side * side, D)
                 x = x + temporal_branch(places, w, a, block, heads[stage], eps).reshape(x.shape)
-            s = window_attention(layer_norm(x, w, f"{block}.norm1", eps), w, f"{block}.attn", heads[stage], size, shift)
+            s = window_attention(
+                layer_norm(x, w, f"{block}.norm1", eps), w, f"{block}.attn", heads[stage], size, shift
+            )
             x = x + s + (adapter(s, a, f"{block}.spatial") if has(a, block, "spatial") else 0)
             h = layer_norm(x, w, f"{block}.norm2", eps)
             m = linear(gelu(linear(h, w, f"{block}.mlp.fc1")), w, f"{block}.mlp.fc2")
@@ -130,7 +132,9 @@ def window_attention(x: Tensor, w: Weights, name: str, heads: int, size: int, sh
     side = x.shape[1]
     region = torch.zeros(side, side)  # tokens that the roll brings together from opposite borders don't attend
     for n, rows in enumerate((slice(0, side - size), slice(side - size, side - shift), slice(side - shift, None))):
-        for m, columns in enumerate((slice(0, side - size), slice(side - size, side - shift), slice(side - shift, None))):
+        for m, columns in enumerate(
+            (slice(0, side - size), slice(side - size, side - shift), slice(side - shift, None))
+        ):
             region[rows, columns] = 3 * n + m
     rolled = x.roll((-shift, -shift), dims=(1, 2))
     bias = relative_bias(w[f"{name}.relative_position_bias_table"], size)  # (H, size², size²)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from peft_aim import AIMConfig
 
-SUBSETS = [dict(zip(("spatial", "temporal", "joint"), on, strict=True)) for on in itertools.product((True, False), repeat=3)]
+SUBSETS = [
+    dict(zip(("spatial", "temporal", "joint"), on, strict=True)) for on in itertools.product((True, False), repeat=3)
+]
 SETTINGS = [{"temporal_adapters": n, "scale": s} for n in (1, 2) for s in (0.5, 1.0)]
 OPTIONS = [{**subset, "scale": 0.5} for subset in SUBSETS] + SETTINGS + [{"temporal_embedding": False}]
 
@@ -94,7 +96,12 @@ def test_transformers_clip_computes_the_equations(options):
     model, weights, adapter = adapted("hf_clip", options)
     adapter = {key.replace("vision_model.encoder.layers", "blocks"): t for key, t in adapter.items()}
     weights = clip_weights(weights)
-    readout = {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32), "head.weight": torch.eye(32), "head.bias": 0}
+    readout = {
+        "norm.weight": torch.ones(32),
+        "norm.bias": torch.zeros(32),
+        "head.weight": torch.eye(32),
+        "head.bias": 0,
+    }
     readout = {key: torch.as_tensor(value).double() for key, value in readout.items()}
     clips = zoo.make_clips().double()
     expected = paper.vit(
