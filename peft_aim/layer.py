@@ -20,7 +20,7 @@ from peft_aim.per_thread import PerThread
 
 WHY_NO_MERGE = (
     "AIM adapters cannot be merged: they are nonlinear and the temporal one runs the attention once more, so no "
-    "change of the backbone's weights does the same. Keep the adapter beside the backbone, or take it off with unload()."
+    "change of the backbone's weights does the same. Keep the adapter beside the backbone, or take it off by unload()."
 )
 
 

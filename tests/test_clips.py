@@ -1,0 +1,218 @@
+"""Clips go in, one result per clip comes out, whatever the library and the form of its outputs."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import transformers as tf
+import zoo
+from peft import get_peft_model
+from torch import nn
+
+from peft_aim import AIMConfig
+
+LABELS = torch.tensor([1, 4])
+
+
+def adapt(model: nn.Module | str, **options: object) -> nn.Module:
+    backbone = zoo.build(model) if isinstance(model, str) else model.eval()
+    return get_peft_model(backbone, AIMConfig(**{"num_frames": zoo.FRAMES, "init_weights": False, **options})).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "keyword"), [("hf_vit", "pixel_values"), ("timm_vit", "x"), ("torchvision_vit", "x")])
+def test_clips_can_be_given_by_the_models_own_keyword(name, keyword):
+    model, clips = adapt(name), zoo.make_clips()
+    assert torch.equal(zoo.scores(model(**{keyword: clips})), zoo.scores(model(clips)))
+
+
+def test_labels_may_come_before_the_clips():
+    model, clips = adapt("hf_vit"), zoo.make_clips()
+    assert torch.equal(model(labels=LABELS, pixel_values=clips).loss, model(clips, labels=LABELS).loss)
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.ZOO if name.startswith("hf") and name != "hf_dinov3"])
+def test_loss_is_the_models_own_on_the_averaged_scores(name):
+    model, clips = adapt(name), zoo.make_clips()
+    output = model(clips, labels=LABELS)
+    assert output.loss.requires_grad
+    assert torch.allclose(output.loss, F.cross_entropy(output.logits, LABELS))
+    assert list(output)[0] == "loss"
+
+
+def test_loss_with_the_adapters_own_number_of_classes():
+    model, clips = adapt("hf_vit", num_labels=9), zoo.make_clips()
+    labels = torch.tensor([8, 0])
+    output = model(clips, labels=labels)
+    assert output.logits.shape == (2, 9)
+    assert torch.allclose(output.loss, F.cross_entropy(output.logits, labels))
+    assert model.base_model.model.config.num_labels == 5
+
+
+def test_loss_takes_the_trainers_count_of_items():
+    """Trainer sums the loss over accumulated batches by handing the model their common size."""
+    model, clips = adapt("hf_vit"), zoo.make_clips()
+    mean = model(clips, labels=LABELS).loss
+    assert torch.allclose(model(clips, labels=LABELS, num_items_in_batch=8).loss, mean * 2 / 8)
+
+
+@torch.no_grad()
+def test_labels_by_position():
+    model, clips = adapt("hf_clip"), zoo.make_clips()
+    assert torch.equal(model(clips, LABELS).loss, model(clips, labels=LABELS).loss)
+
+
+@torch.no_grad()
+def test_tuples_hold_what_the_model_output_holds():
+    model, clips = adapt("hf_vit"), zoo.make_clips()
+    output = model(clips, labels=LABELS, output_hidden_states=True)
+    loss, logits, hidden_states = model(clips, labels=LABELS, output_hidden_states=True, return_dict=False)
+    assert torch.equal(loss, output.loss)
+    assert torch.equal(logits, output.logits)
+    assert all(map(torch.equal, hidden_states, output.hidden_states))
+
+
+@torch.no_grad()
+def test_models_without_a_head_return_averaged_features_and_all_tokens():
+    config = tf.ViTConfig(**zoo.SMALL)
+    backbone, clips = tf.ViTModel(config).eval(), zoo.make_clips()
+    frames = backbone(clips.flatten(0, 1))
+    output = adapt(backbone, init_weights=True)(clips)
+    assert type(output) is type(frames)
+    assert torch.equal(output.pooler_output, frames.pooler_output.unflatten(0, (2, 4)).mean(1))
+    assert torch.equal(output.last_hidden_state, frames.last_hidden_state.reshape(2, 4 * 17, 32))
+
+
+@torch.no_grad()
+def test_projected_embeddings_are_averaged():
+    backbone, clips = tf.CLIPVisionModelWithProjection(tf.CLIPVisionConfig(**zoo.SMALL)).eval(), zoo.make_clips()
+    frames = backbone(clips.flatten(0, 1)).image_embeds
+    assert torch.equal(adapt(backbone, init_weights=True)(clips).image_embeds, frames.unflatten(0, (2, 4)).mean(1))
+
+
+@torch.no_grad()
+def test_timm_features_and_tokens():
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 2, "num_classes": 0}
+    clips = zoo.make_clips()
+    assert adapt(timm.create_model("vit_tiny_patch16_224", **options))(clips).shape == (2, 32)
+    tokens = adapt(timm.create_model("vit_tiny_patch16_224", **options, global_pool=""))(clips)
+    assert tokens.shape == (2, 4 * 17, 32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["hf_vit", "hf_swin"])
+def test_attention_maps_are_those_of_space(name):
+    backbone, clips = zoo.build(name), zoo.make_clips()
+    backbone.set_attn_implementation("eager")
+    frames = backbone(clips.flatten(0, 1), output_attentions=True).attentions
+    maps = adapt(backbone, init_weights=True)(clips, output_attentions=True).attentions
+    assert len(maps) == len(frames)
+    assert all(torch.equal(m.flatten(0, 1), f) for m, f in zip(maps, frames, strict=True))
+    assert maps[0].shape[0] == 2
+
+
+@torch.no_grad()
+def test_other_lengths_interpolate_the_embedding():
+    model, clips = adapt("timm_vit", num_frames=2, temporal=False), zoo.make_clips(frames=4)
+    twin = adapt("timm_vit", num_frames=4, temporal=False)
+    twin.load_state_dict({k: v for k, v in model.state_dict().items() if "embedding" not in k}, strict=False)
+    first = twin.base_model.model.blocks[0].aim_temporal_embedding
+    first["default"].copy_(
+        F.interpolate(
+            model.base_model.model.blocks[0].aim_temporal_embedding["default"].transpose(1, 2), 4, mode="linear"
+        ).transpose(1, 2)
+    )
+    assert torch.equal(model(clips), twin(clips))
+
+
+# Models of image and text: the image tower takes clips, the text tower is left alone.
+
+
+@torch.no_grad()
+def test_open_clip_encodes_clips_and_leaves_text_alone():
+    torch.manual_seed(0)
+    backbone, clips = zoo.open_clip_model().eval(), zoo.make_clips()
+    backbone.requires_grad_(False)  # torch's masked attention rounds otherwise once its weights are frozen
+    tokens = torch.randint(0, 50, (3, 7))
+    image = backbone.encode_image(clips.flatten(0, 1)).unflatten(0, (2, 4)).mean(1)
+    text = backbone.encode_text(tokens)
+    model = adapt(backbone, init_weights=True)
+    assert torch.equal(model.encode_image(clips), image)
+    assert torch.equal(model.encode_text(tokens), text)
+    assert all(".visual." in key for key, p in model.named_parameters() if p.requires_grad)
+    of_clips, of_text, _ = model(clips, tokens)
+    assert torch.allclose(of_clips, F.normalize(image, dim=-1))
+    assert of_text.shape == (3, 24)
+
+
+@torch.no_grad()
+def test_transformers_clip_compares_clips_with_text():
+    config = tf.CLIPConfig(
+        vision_config=zoo.SMALL,
+        text_config={
+            **{key: zoo.SMALL[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
+            "vocab_size": 50,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 2,
+        },
+        projection_dim=16,
+    )
+    backbone, clips = tf.CLIPModel(config).eval(), zoo.make_clips()
+    text = torch.randint(3, 50, (3, 5))
+    model = adapt(backbone)
+    output = model(input_ids=text, pixel_values=clips)
+    assert output.logits_per_image.shape == (2, 3)
+    assert model.get_image_features(clips).pooler_output.shape == (2, 16)
+
+
+def test_open_clip_from_its_registry_adapts_through_timm():
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False, "image_size": 224}
+    text = {"context_length": 7, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    backbone = open_clip.CustomTextCLIP(embed_dim=24, vision_cfg=vision, text_cfg=text)
+    model = adapt(backbone)
+    assert model.encode_image(torch.randn(1, 2, 3, 224, 224)).shape == (1, 24)
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3, 4, 32, 32), r"look like \(B, C, T, H, W\).*clips.transpose\(1, 2\)"),
+        ((2, 4, 1, 32, 32), r"1 channels where the model takes 3"),
+        ((2, 1, 32, 32), r"1 channels where the model takes 3"),
+        ((3, 32, 32), r"neither clips \(B, T, 3, H, W\) nor images.*clip.unsqueeze\(0\)"),
+        ((2, 0, 3, 32, 32), "there is no frame in them"),
+    ],
+)
+def test_tensors_of_other_shapes_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        adapt("timm_vit")(torch.zeros(shape))
+
+
+def test_something_else_than_a_tensor_is_refused():
+    with pytest.raises(ValueError, match=r"got list where clips belong.*as x="):
+        adapt("timm_vit")([zoo.make_clips()])
+
+
+def test_other_numbers_of_labels_are_refused():
+    with pytest.raises(ValueError, match="8 labels for 2 clips"):
+        adapt("hf_vit")(zoo.make_clips(), labels=torch.zeros(8, dtype=torch.long))
+
+
+def test_blocks_with_another_batch_inside_are_refused():
+    model, clips = adapt("timm_vit"), zoo.make_clips()
+    block = model.base_model.model.blocks[1]
+    block.register_forward_pre_hook(lambda module, args: (args[0].repeat(2, 1, 1),))
+    with pytest.raises(ValueError, match=r"its batch is not 8 images.*exclude_modules"):
+        model(clips)
+
+
+def test_methods_that_bypass_the_call_are_refused():
+    with pytest.raises(ValueError, match=r"outside of a call of the model.*Call the model itself on clips"):
+        adapt("timm_vit").forward_features(zoo.make_clips().flatten(0, 1))
