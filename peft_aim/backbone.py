@@ -154,8 +154,9 @@ def _blocks(calls: list[Call], images: int, names: PartNames) -> tuple[dict, dic
 
 
 def _no_blocks(model: nn.Module, seen: dict[str, str]) -> str:
-    listed = "".join(f"\n  {name}: {reason}" for name, reason in list(seen.items())[:8])
-    more = f"\n  ... and {len(seen) - 8} more" if len(seen) > 8 else ""
+    outermost = [name for name in seen if not any(name.startswith(f"{other}.") for other in seen)]
+    listed = "".join(f"\n  {name}: {seen[name]}" for name in outermost[:8])
+    more = f"\n  ... and {len(outermost) - 8} more" if len(outermost) > 8 else ""
     found = f"These look like blocks, but:{listed}{more}" if seen else "Nothing in it looks like a block."
     return (
         f"No block that AIM can adapt was found in {type(model).__name__}. AIM needs x + attention(norm1(x)) followed "

@@ -23,7 +23,9 @@ def adapt(model: nn.Module | str, **options: object) -> nn.Module:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "keyword"), [("hf_vit", "pixel_values"), ("timm_vit", "x"), ("torchvision_vit", "x")])
+@pytest.mark.parametrize(
+    ("name", "keyword"), [("hf_vit", "pixel_values"), ("timm_vit", "x"), ("torchvision_vit", "x")]
+)
 def test_clips_can_be_given_by_the_models_own_keyword(name, keyword):
     model, clips = adapt(name), zoo.make_clips()
     assert torch.equal(zoo.scores(model(**{keyword: clips})), zoo.scores(model(clips)))

@@ -1,0 +1,155 @@
+"""What is found in a backbone, and what is said when it is not there."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torchvision
+import transformers as tf
+import zoo
+from peft import get_peft_model
+from torch import nn
+
+from peft_aim import AIMConfig
+from peft_aim.anatomy import PartNames
+from peft_aim.backbone import image_size, survey
+
+
+def adapt(model: nn.Module, **options: object) -> nn.Module:
+    return get_peft_model(model, AIMConfig(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("timm_vit", ("", None, "head")),
+        ("timm_clip", ("", "norm_pre", "head")),
+        ("timm_swin", ("", None, "head.fc")),  # its patch embedding ends with a norm, which is none of the trunk
+        ("hf_clip", ("", "vision_model.pre_layrnorm", "classifier")),
+        ("hf_dinov3", ("", None, None)),
+        ("torchvision_vit", ("", None, "heads.head")),
+        ("open_clip_vit", ("", "ln_pre", None)),
+    ],
+)
+def test_survey(name, expected):
+    found = survey(zoo.build(name), PartNames())
+    assert (found.tower, found.pre_norm, found.head) == expected
+    assert found.channels == 3 and not found.refused
+
+
+def test_the_image_tower_of_a_model_of_image_and_text():
+    found = survey(zoo.open_clip_model(), PartNames())
+    assert found.tower == "visual"
+    assert list(found.blocks) == ["visual.transformer.resblocks.0", "visual.transformer.resblocks.1"]
+
+
+def test_surveying_leaves_no_trace():
+    model = zoo.build("timm_vit").train()
+    model.blocks[1].eval()
+    modes = [module.training for module in model.modules()]
+    survey(model, PartNames())
+    assert [module.training for module in model.modules()] == modes
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_image_size():
+    assert image_size(timm.create_model("vit_tiny_patch16_224", img_size=(48, 32), depth=1)) == (48, 32)
+    assert image_size(zoo.build("hf_clip")) == (32, 32)
+    assert image_size(nn.Linear(1, 1)) == (224, 224)
+
+
+def test_grey_images():
+    model = adapt(timm.create_model("vit_tiny_patch16_224", in_chans=1, img_size=32, depth=1), num_frames=2)
+    assert model(torch.zeros(1, 2, 1, 32, 32)).shape == (1, 1000)
+    with pytest.raises(ValueError, match="3 channels where the model takes 1"):
+        model(torch.zeros(1, 2, 3, 32, 32))
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize("build", [lambda: timm.create_model("resnet10t"), torchvision.models.mobilenet_v3_small])
+def test_convolutional_networks_are_refused(build):
+    with pytest.raises(ValueError, match="(?s)No block that AIM can adapt.*a convolutional network cannot be adapted"):
+        adapt(build())
+
+
+def test_convnext_is_refused_with_what_was_seen():
+    model = timm.create_model("test_convnext")
+    with pytest.raises(ValueError, match=r"stages.0.blocks.0: no norm takes its input before attention does"):
+        adapt(model)
+
+
+def test_models_without_images_are_refused():
+    with pytest.raises(ValueError, match="BertModel has no Conv2d"):
+        adapt(tf.BertModel(tf.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("xcit_nano_12_p16_224", "blocks.0: besides attention and MLP it calls mlp"),
+        ("swinv2_cr_tiny_ns_224", "no norm takes its input before attention does"),
+        ("mixer_s32_224", r"last axis of its tokens \(1, 49, 512\) is not their width"),
+    ],
+)
+def test_other_token_mixers_are_refused_with_the_reason(name, reason):
+    with pytest.raises(ValueError, match=reason):
+        adapt(timm.create_model(name))
+
+
+def test_partly_adaptable_models_want_a_word_from_the_user():
+    """torchvision's Swin v2 blocks put their norm behind attention; the first here is one of v1."""
+    model = torchvision.models.SwinTransformer([2, 2], 16, [2], [2], [4, 4])
+    model.features[1][1] = torchvision.models.swin_transformer.SwinTransformerBlockV2(16, 2, [4, 4], [0, 0])
+    with pytest.raises(ValueError, match=r"(?s)can adapt 1 blocks .* but not these:\n  features.1.1: no norm.*say so"):
+        adapt(model)
+    adapted = adapt(model, target_modules=r"features\.1\.0", num_frames=2)
+    assert adapted(torch.zeros(1, 2, 3, 32, 32)).shape == (1, 1000)
+
+
+def test_dropped_patches_are_refused():
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, patch_drop_rate=0.5)
+    with pytest.raises(ValueError, match=r"patch_drop drops random patches .*prob=0.5.*patch_drop_rate=0"):
+        adapt(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["layers.7"]}, r"(?s)target_modules=.* matches no module.*blocks of this .* are 'blocks"),
+        ({"target_modules": ["attn"]}, r"matches blocks.0.attn, blocks.1.attn, blocks.2.attn, which AIM cannot adapt"),
+        ({"target_modules": r"blocks\..*"}, r"matches blocks.0.norm1"),
+        ({"exclude_modules": r"blocks\.\d"}, "No block is left: exclude_modules="),
+        ({"layers_to_transform": 3}, "asks for block 3, but VisionTransformer has 3 blocks, 0 to 2"),
+        ({"attention_module": "self_attn"}, "attention_module='self_attn' is not called there; attn, .* is"),
+        ({"num_labels": 2, "modules_to_save": ["head"]}, "holds the head 'head', which num_labels=2 replaces"),
+    ],
+    ids=str,
+)
+def test_wrong_targets_are_refused(options, message):
+    model = zoo.build("timm_vit")
+    before = repr(model)
+    with pytest.raises(ValueError, match=message):
+        adapt(model, **options)
+    assert repr(model) == before and not hasattr(model, "aim_clips")
+
+
+@pytest.mark.parametrize("name", ["open_clip_vit", "hf_dinov3"])
+def test_a_head_where_there_is_none_is_refused(name):
+    with pytest.raises(ValueError, match=r"num_labels=2 asks for a head, but .*nn.Sequential\(model, nn.Linear"):
+        adapt(zoo.build(name), num_labels=2)
+
+
+def test_a_head_behind_a_headless_model():
+    model = adapt(nn.Sequential(zoo.build("open_clip_vit"), nn.Linear(24, 2)), num_labels=3)
+    assert model(zoo.make_clips()).shape == (2, 3)
+
+
+def test_explicit_part_names():
+    names = {"norm1_module": "norm1", "attention_module": "attn", "norm2_module": "norm2", "mlp_module": "mlp"}
+    model = adapt(zoo.build("timm_vit"), **names)
+    assert model(zoo.make_clips()).shape == (2, 5)
+    with pytest.raises(ValueError, match="mlp_module='attn' is not what the adapters that are already there use, mlp"):
+        model.add_adapter("other", AIMConfig(mlp_module="attn"))
