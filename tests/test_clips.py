@@ -42,7 +42,7 @@ def test_loss_is_the_models_own_on_the_averaged_scores(name):
     output = model(clips, labels=LABELS)
     assert output.loss.requires_grad
     assert torch.allclose(output.loss, F.cross_entropy(output.logits, LABELS))
-    assert list(output)[0] == "loss"
+    assert next(iter(output)) == "loss"
 
 
 def test_loss_with_the_adapters_own_number_of_classes():

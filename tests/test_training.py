@@ -1,0 +1,178 @@
+"""Training by the ecosystem's own means."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from peft_aim import AIMConfig
+
+LABELS = torch.tensor([0, 2])
+
+
+def adapt(name: str, **options: object) -> PeftModel:
+    return get_peft_model(zoo.build(name), AIMConfig(**{"num_frames": zoo.FRAMES, "num_labels": 3, **options}))
+
+
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: p.detach().clone() for key, p in model.named_parameters() if p.requires_grad}
+
+
+def test_a_few_steps_learn_two_clips():
+    model, clips = adapt("timm_vit"), zoo.make_clips()
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    for _ in range(60):
+        loss = F.cross_entropy(model(clips), LABELS)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.1
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "hf_vit", "timm_swin"])
+def test_bf16_autocast(name):
+    model, clips = adapt(name), zoo.make_clips()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = zoo.scores(model(clips))
+        loss = F.cross_entropy(scores, LABELS)
+    loss.backward()
+    assert scores.dtype == torch.bfloat16
+    assert all(p.grad.dtype == p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert torch.allclose(scores.float(), zoo.scores(model(clips)), atol=0.1)
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_half_precision_backbone_with_full_precision_adapters(name):
+    backbone, clips = zoo.build(name), zoo.make_clips()
+    expected = zoo.scores(get_peft_model(zoo.build(name), AIMConfig(num_frames=zoo.FRAMES))(clips))
+    model = get_peft_model(backbone.bfloat16(), AIMConfig(num_frames=zoo.FRAMES)).eval()
+    scores = zoo.scores(model(clips.bfloat16()))
+    scores.float().square().sum().backward()
+    assert scores.dtype == torch.bfloat16
+    assert torch.allclose(scores.float(), expected, atol=0.1 * expected.abs().max().item())
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype == torch.float32, key
+            assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "timm_swin", "hf_vit", "hf_dinov3", "open_clip_vit"])
+def test_compiled_as_one_graph(name):
+    torch._dynamo.reset()
+    model = get_peft_model(zoo.build(name), AIMConfig(num_frames=zoo.FRAMES, init_weights=False)).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for shape in ((2, 4), (1, 3)):
+        clips = zoo.make_clips(*shape)
+        expected = zoo.scores(model(clips))
+        expected.sum().backward()
+        gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.requires_grad}
+        model.zero_grad()
+        scores = zoo.scores(compiled(clips))
+        scores.sum().backward()
+        assert torch.allclose(scores, expected, atol=1e-5)
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert torch.allclose(parameter.grad, gradients[key], rtol=1e-3, atol=1e-5), key
+        model.zero_grad()
+
+
+def test_drop_path_grows_over_depth_and_spares_the_spatial_branch():
+    model = adapt("timm_vit", drop_path=0.4, init_weights=False)
+    blocks = model.base_model.model.blocks
+    assert [block.aim_settings["default"].drop_path for block in blocks] == [0.0, 0.2, 0.4]
+    clips = zoo.make_clips()
+    model.train()
+    assert not torch.equal(model(clips), model(clips))
+    model.eval()
+    assert torch.equal(model(clips), model(clips))
+    tokens = torch.randn(400, 5, 32)
+    blocks[2].train()
+    dropped = blocks[2]._attend_along_time("default", 4, tokens)
+    blocks[2].eval()
+    kept = blocks[2]._attend_along_time("default", 4, tokens) / 0.6
+    zero = (dropped == 0).flatten(1).all(1)
+    assert 0.3 < zero.float().mean() < 0.5
+    assert torch.allclose(dropped[~zero], kept[~zero])
+    spatial_only = adapt("timm_vit", temporal=False, joint=False, init_weights=False).train()
+    assert torch.equal(spatial_only(clips), spatial_only(clips))
+
+
+def test_two_processes_train_the_adapter_that_one_does(tmp_path):
+    script = str(Path(__file__).with_name("two_processes.py"))
+    for processes in ("1", "2"):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+        result = subprocess.run(
+            [sys.executable, *launch, script, str(tmp_path)], capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stderr
+    alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    for key, tensor in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        assert torch.allclose(first[key], tensor, atol=1e-4), key
+    fresh = get_peft_model(zoo.build("timm_vit"), AIMConfig(num_frames=zoo.FRAMES, num_labels=3))
+    assert not torch.allclose(
+        alone["base_model.model.head.aim_head.weight"], fresh.base_model.model.head.aim_head["default"].weight
+    )
+
+
+class Clips(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"labels": index % 3, "pixel_values": zoo.make_clips(batch=1, seed=index)[0]}
+
+
+def arguments(folder: Path, **options: object) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=2,
+        max_steps=4,
+        save_steps=2,
+        optim="adamw_torch",
+        learning_rate=1e-2,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trainer_trains_evaluates_and_resumes(tmp_path, checkpointing):
+    torch.manual_seed(0)
+    model = adapt("hf_vit")
+    before = trained(model)
+    trainer = Trainer(
+        model,
+        arguments(tmp_path, activation_checkpointing=checkpointing),
+        train_dataset=Clips(),
+        eval_dataset=Clips(),
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+    )
+    trainer.train()
+    after = trained(model)
+    assert any(not torch.equal(after[key], before[key]) for key in after)
+    assert trainer.predict(Clips()).predictions.shape == (8, 3)
+    assert "eval_accuracy" in trainer.evaluate()
+    checkpoint = tmp_path / "checkpoint-2"
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {path.name for path in checkpoint.iterdir()}
+    assert not any("model.safetensors" == path.name for path in checkpoint.iterdir())
+
+    resumed = adapt("hf_vit")
+    Trainer(resumed, arguments(tmp_path, activation_checkpointing=checkpointing), train_dataset=Clips()).train(
+        resume_from_checkpoint=str(checkpoint)
+    )
+    for key, tensor in trained(resumed).items():
+        assert torch.equal(tensor, after[key]), key
