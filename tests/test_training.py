@@ -168,7 +168,7 @@ def test_trainer_trains_evaluates_and_resumes(tmp_path, checkpointing):
     assert "eval_accuracy" in trainer.evaluate()
     checkpoint = tmp_path / "checkpoint-2"
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {path.name for path in checkpoint.iterdir()}
-    assert not any("model.safetensors" == path.name for path in checkpoint.iterdir())
+    assert not any(path.name == "model.safetensors" for path in checkpoint.iterdir())
 
     resumed = adapt("hf_vit")
     Trainer(resumed, arguments(tmp_path, activation_checkpointing=checkpointing), train_dataset=Clips()).train(

@@ -1,0 +1,94 @@
+"""The command ``peft-aim``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from dataclasses import fields
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return its exit code: 0, or 1 after an error that the user can mend."""
+    arguments = _parser().parse_args(argv)
+    # peft 0.21 asks transformers 5.23 for this property under its old name
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    try:
+        return arguments.run(arguments)
+    except ModuleNotFoundError as error:
+        print(f"peft-aim {arguments.command} needs {error.name}: pip install 'peft-aim[video]'", file=sys.stderr)
+    except ValueError as error:
+        print(f"peft-aim {arguments.command}: {error}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="peft-aim", description="Adapt image transformers to video (AIM).")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_train(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train an adapter on a folder of videos",
+        description="Train an adapter on ROOT/{train,val}/<class>/*.mp4.",
+        epilog="example: peft-aim train videos --model vit_base_patch16_clip_224.openai --output my-task",
+    )
+    parser.add_argument("root", help="folder with train/<class>/* and val/<class>/*")
+    parser.add_argument(
+        "--model", required=True, help="image model: a name of timm, or a folder or id of transformers"
+    )
+    parser.add_argument("--output", required=True, help="folder for the adapter and report.json")
+    parser.add_argument("--weights", help="file of weights for a model of timm, instead of downloading them")
+    parser.add_argument("--random-weights", action="store_true", help="freeze a backbone of noise, for trying out")
+    for option in ("frames", "stride", "epochs", "batch-size", "workers", "seed"):
+        parser.add_argument(f"--{option}", type=int)
+    for option in ("lr", "weight-decay", "drop-path"):
+        parser.add_argument(f"--{option}", type=float)
+    parser.add_argument("--crop-scale", type=float, nargs=2, metavar=("LEAST", "GREATEST"))
+    parser.add_argument("--flip", action="store_true", help="mirror clips; not if classes tell left from right")
+    parser.set_defaults(run=_train)
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="pretrain, adapt to two tasks that need time, swap the adapters",
+        description="Draw videos of two tasks that need time, adapt a small image transformer to both, swap.",
+        epilog="example: peft-aim demo --output peft-aim-demo",
+    )
+    parser.add_argument("--output", default="peft-aim-demo", help="folder for all that it makes")
+    parser.set_defaults(run=_demo)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from peft_aim.video.train import Recipe, train  # heavy, and only there with the extra
+
+    given = {option.name: getattr(arguments, option.name) for option in fields(Recipe)}
+    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
+    _, report = train(
+        arguments.root, arguments.model, arguments.output, recipe, arguments.weights, arguments.random_weights
+    )
+    print(f"\n{report.trained_parameters:,} parameters trained, saved to {Path(arguments.output).resolve()}")
+    if report.accuracy is not None:
+        print(f"top-1 {report.accuracy:.1%} on {report.videos} videos of val, {len(report.classes)} classes")
+    if report.skipped:
+        print(f"{len(report.skipped)} files were skipped:")
+        for path, reason in report.skipped.items():
+            print(f"  {path}: {reason}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from peft_aim.video.demo import demo
+
+    demo(Path(arguments.output))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

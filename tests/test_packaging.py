@@ -1,0 +1,97 @@
+"""The package as such: what it imports, how its parts depend on each other, and that PEFT knows it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+
+import peft_aim
+from peft_aim.peft_type import add_peft_type, register
+
+PACKAGE = Path(peft_aim.__file__).parent
+CORE = sorted(PACKAGE.glob("*.py"))
+VIDEO = sorted((PACKAGE / "video").glob("*.py"))
+
+
+def imports(path: Path, everywhere: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if everywhere else tree.body
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_the_core_needs_torch_peft_transformers_and_safetensors_alone(path):
+    allowed = {"torch", "peft", "transformers", "safetensors", "peft_aim", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imports(path)} <= allowed
+    assert not any(name.startswith("peft_aim.video") for name in imports(path))
+
+
+def test_the_core_imports_where_nothing_else_is_installed():
+    code = """
+import sys
+for name in ("timm", "torchvision", "open_clip", "av", "matplotlib", "sklearn"):
+    sys.modules[name] = None  # as if it were not installed
+import peft_aim, peft_aim.cli
+sys.exit(peft_aim.cli.main(["demo"]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "pip install 'peft-aim[video]'" in result.stderr
+
+
+def test_modules_depend_on_each_other_in_one_direction():
+    graph = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): {
+            name for name in imports(path) if name.startswith("peft_aim")
+        }
+        for path in CORE + VIDEO
+    }
+    done: list[str] = []
+    while graph:
+        free = [name for name, needs in graph.items() if not (needs & graph.keys()) - {name}]
+        assert free, f"these import each other in a circle: {sorted(graph)}"
+        for name in free:
+            done.append(name)
+            del graph[name]
+
+
+def test_no_file_is_large():
+    assert max(len(path.read_text().splitlines()) for path in CORE + VIDEO) <= 350
+
+
+def test_peft_knows_the_method():
+    assert peft.PeftType.AIM == "AIM" and peft.PeftType("AIM") is peft.PeftType.AIM
+    assert list(peft.PeftType)[-1] is peft.PeftType.AIM
+    assert pickle.loads(pickle.dumps(peft.PeftType.AIM)) is peft.PeftType.AIM
+    assert peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[peft.PeftType.AIM] == "aim_"
+    register(peft_aim.AIMConfig, peft_aim.AIMModel)  # once more, as after a reload
+
+
+def test_another_owner_of_the_name_is_an_import_error(monkeypatch):
+    monkeypatch.setattr(peft.PeftType.AIM, "owner", "somebody.else")
+    with pytest.raises(ImportError, match="PeftType.AIM already exists"):
+        add_peft_type()
+
+
+def test_version():
+    assert importlib.metadata.version("peft-aim") == peft_aim.__version__
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_readme_names_what_is_there():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    assert 'pip install -e ".[video]" && peft-aim demo' in readme
+    assert 'pip install -e ".[test]" && pytest' in readme
