@@ -108,3 +108,9 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
         return branch
     kept = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= rate
     return branch * kept.to(branch.dtype) / (1 - rate)
+
+
+def initialize(linear: nn.Linear) -> None:
+    """Fill a new layer as the official code does: weights normal with deviation 0.02, no bias."""
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)

@@ -103,7 +103,8 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
     mlp = _part(rest, names.mlp, "mlp_module", lambda c: _mixes(c) and c.given == norm2.returned)
     if mlp is None or mlp.returned is None or mlp.given.shape != mlp.returned.shape:
         raise NotABlock("no MLP, from the second norm's output to tokens of the same shape, is called")
-    others = [_inside(call, c) for c in call.children if _mixes(c) and c not in (attention, mlp)]
+    known = (attention, mlp)
+    others = [_inside(call, c) for c in call.children if _mixes(c) and not any(part in c.walk() for part in known)]
     if others:
         raise NotABlock(f"besides attention and MLP it calls {', '.join(others)}")
     width = norm1.module.weight.numel() if getattr(norm1.module, "weight", None) is not None else shape[-1]

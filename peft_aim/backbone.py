@@ -65,7 +65,7 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
     except Exception as error:
         raise ValueError(
             f"{type(model).__name__} could not be run on a blank image {tuple(images.shape)} to find its blocks: "
-            f"{type(error).__name__}: {error}. Check that model(images) works, and that its image size is right."
+            f"{type(error).__name__}: {error}. If its images have another size, say so with model.image_size = (H, W)."
         ) from error
     calls = list(root.walk())
     for call in calls:  # names as seen from the whole model

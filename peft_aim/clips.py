@@ -141,7 +141,7 @@ class Clips:
         if call is None or output is None:  # the call has failed
             return None
         output = map_tensors(lambda t: per_clip(t, call.clips, call.frames), output, without=call.time_maps)
-        return output if call.labels is None else _with_loss(model, call, output)
+        return output if call.labels is None else self._with_loss(model, call, output)
 
     def _check(self, clips: Tensor) -> None:
         shape, channels = tuple(clips.shape), self.survey.channels
@@ -179,6 +179,18 @@ class Clips:
             raise ValueError(f"Got {len(call.labels)} labels for {call.clips} clips. Give one label per clip.")
         call.loss_kwargs = {name: value for name, value in kwargs.items() if name not in names}
         return args, kwargs
+
+    def _with_loss(self, model: nn.Module, call: ClipCall, output: Any) -> Any:
+        """Add the loss that the model's own function gives for the averaged scores."""
+        scores = output[0] if isinstance(output, (tuple, list)) else output["logits"]
+        config = copy.copy(model.config)
+        head = model.get_submodule(self.survey.head) if self.survey.head else model
+        if getattr(head, "current", None) is not None:  # the adapter's own, with classes of its own
+            config.num_labels, config.problem_type = scores.shape[-1], None
+        loss = model.loss_function(call.labels, scores, config, **call.loss_kwargs)
+        if isinstance(output, (tuple, list)):
+            return type(output)((loss, *output))
+        return type(output)(**{**output, "loss": loss})
 
     def _forget_the_dead(self) -> None:
         if not torch.compiler.is_compiling():
@@ -237,15 +249,3 @@ def _checkpoints(model: nn.Module) -> bool:
         return False
     names = ("gradient_checkpointing", "grad_checkpointing")  # transformers, timm
     return any(getattr(module, name, False) is True for module in model.modules() for name in names)
-
-
-def _with_loss(model: nn.Module, call: ClipCall, output: Any) -> Any:
-    """Add the loss that the model's own function gives for the averaged scores."""
-    scores = output[0] if isinstance(output, (tuple, list)) else output["logits"]
-    config = copy.copy(model.config)
-    if config.num_labels != scores.shape[-1]:
-        config.num_labels = scores.shape[-1]  # an adapter's own head may have another number of classes
-    loss = model.loss_function(call.labels, scores, config, **call.loss_kwargs)
-    if isinstance(output, (tuple, list)):
-        return type(output)((loss, *output))
-    return type(output)(**{**output, "loss": loss})

@@ -127,7 +127,7 @@ class AIMConfig(PeftConfig):
 
     @property
     def has_block_adapters(self) -> bool:
-        """Whether blocks get any adapter (otherwise only a head, an embedding or ``modules_to_save`` are trained)."""
+        """Whether blocks get any adapter, and not only the embedding or a head are trained."""
         return self.spatial or self.temporal or self.joint
 
     def _check_numbers(self) -> None:
@@ -215,11 +215,10 @@ class AIMConfig(PeftConfig):
                 f"drop_path={self.drop_path} has nothing to drop: it acts on the temporal and the joint branch, and "
                 "both are off. Switch one on, or set drop_path=0."
             )
-        trains_more = self.temporal_embedding or self.num_labels or self.modules_to_save
-        if not self.has_block_adapters and not trains_more:
+        if not (self.has_block_adapters or self.temporal_embedding or self.num_labels):
             raise ValueError(
-                "Nothing is left to train: spatial, temporal, joint and temporal_embedding are all False, and "
-                "neither num_labels nor modules_to_save is given. Switch one on."
+                "Nothing of AIM is left to train: spatial, temporal, joint and temporal_embedding are all False, and "
+                "num_labels is not given. Switch one on; for a linear head alone, give num_labels."
             )
 
 

@@ -24,7 +24,8 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str | None:
         weights: Names and tensors, in any order, dtype and device.
 
     Returns:
-        ``"<hash of signs>:<sums>"``, or None if there are no weights, or if they are not there (on "meta").
+        ``"<hash of signs>:<sums>"``, or None if there are no weights, or if they are not here as plain tensors: on
+        "meta", in shards, quantized.
 
     Example:
         >>> fingerprint([("w", torch.ones(3))]) == fingerprint([("w", torch.ones(3).bfloat16())])
@@ -33,7 +34,7 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     signs = hashlib.sha256()
     sums = torch.zeros(SUMS, dtype=torch.float64)
     found = [(name, tensor.detach()) for name, tensor in weights if tensor.is_floating_point() and tensor.numel()]
-    if not found or any(tensor.device.type == "meta" for _, tensor in found):
+    if not found or any(type(tensor) is not Tensor or tensor.device.type == "meta" for _, tensor in found):
         return None
     for name, tensor in sorted(found, key=lambda item: item[0]):
         positions = torch.linspace(0, tensor.numel() - 1, min(SAMPLES, tensor.numel())).long()

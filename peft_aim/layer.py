@@ -1,4 +1,4 @@
-"""The tuner layers that AIM puts into a model: AIMLayer around a block, AIMHead in place of the head."""
+"""AIMLayer: a block of an image transformer with its adapters."""
 
 from __future__ import annotations
 
@@ -8,92 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from peft_aim.adapter import add_temporal_embedding, bottleneck, drop_path, from_time, to_time
+from peft_aim.adapter import add_temporal_embedding, bottleneck, drop_path, from_time, initialize, to_time
 from peft_aim.anatomy import Anatomy
 from peft_aim.clips import Clips
 from peft_aim.config import AIMConfig
 from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 from peft_aim.per_thread import PerThread
-
-WHY_NO_MERGE = (
-    "AIM adapters cannot be merged: they are nonlinear and the temporal one runs the attention once more, so no "
-    "change of the backbone's weights does the same. Keep the adapter beside the backbone, or take it off by unload()."
-)
-
-
-class AIMTunerLayer(nn.Module, BaseTunerLayer):
-    """What all of AIM's layers share: one active adapter, no merging, and the wrapped module's attributes.
-
-    Args:
-        base_layer: The module to wrap.
-    """
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.merged_adapters: list[str] = []
-
-    @property
-    def adapters(self) -> Mapping[str, Any]:
-        """The adapters that this layer has, by name."""
-        raise NotImplementedError
-
-    @property
-    def current(self) -> str | None:
-        """Name of the adapter in use, None if there is none here or adapters are disabled."""
-        if self.disable_adapters:
-            return None
-        return next((name for name in self.active_adapters if name in self.adapters), None)
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter.
-
-        Raises:
-            ValueError: If there are several: which clip length and head should count?
-        """
-        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
-            raise ValueError(f"AIM runs one adapter at a time, got {list(adapter_names)}. Activate one of them.")
-        super().set_adapter(adapter_names, inference_mode)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse: see the message."""
-        raise ValueError(WHY_NO_MERGE)
-
-    def unmerge(self) -> None:
-        """Refuse: nothing can have been merged."""
-        raise ValueError(WHY_NO_MERGE)
-
-    def detach(self) -> None:
-        """Take off what the layer has put on other modules."""
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Give an adapter the device and dtype of the wrapped module, which has no ``weight`` that PEFT could ask."""
-        like = next((p for p in self.base_layer.parameters() if p.is_floating_point()), None)
-        if like is None or (device is None and like.device.type == "meta"):
-            return
-        for container in map(partial(getattr, self), self.adapter_layer_names):
-            if adapter_name not in container:
-                continue
-            entry = container[adapter_name]
-            parameters = [entry] if isinstance(entry, nn.Parameter) else list(entry.parameters())
-            for parameter in parameters:
-                if parameter.device.type != "meta":
-                    parameter.data = parameter.data.to(device or like.device, like.dtype)
-
-    def __getattr__(self, name: str) -> Any:
-        """Parents read attributes of their blocks."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":  # not there yet: a copy is being made
-                raise
-            return getattr(self.base_layer, name)
-
-    def __repr__(self) -> str:
-        return f"aim.{super().__repr__()}"
+from peft_aim.tuner_layer import AIMTunerLayer
 
 
 @dataclass(frozen=True)
@@ -275,44 +198,6 @@ class AIMLayer(AIMTunerLayer):
         return down, up
 
 
-class AIMHead(AIMTunerLayer):
-    """The model's classification head, replaced by the active adapter's own if it has one.
-
-    Args:
-        head: The model's head, or the identity in its place.
-        features: Width of what it takes.
-    """
-
-    adapter_layer_names = ("aim_head",)
-
-    def __init__(self, head: nn.Module, features: int) -> None:
-        super().__init__(head)
-        self.features = features
-        self.aim_head = nn.ModuleDict()
-
-    @property
-    def adapters(self) -> Mapping[str, nn.Module]:
-        """The adapters that have a head of their own."""
-        return self.aim_head
-
-    def update_layer(self, adapter_name: str, config: AIMConfig, like: Tensor) -> None:
-        """Add a fresh head with the adapter's number of classes, on the device and in the dtype of a tensor."""
-        head = nn.Linear(self.features, config.num_labels)
-        if head.weight.device.type != "meta":
-            head.to(like)
-        initialize(head)
-        self.aim_head[adapter_name] = head
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Compute class scores, ``(B*T, features) -> (B*T, classes)``."""
-        adapter = self.current
-        if adapter is None:
-            return self.base_layer(features, *args, **kwargs)
-        head = self.aim_head[adapter]
-        return head(features.to(head.weight.dtype))
-
-
 def _stay_off_the_fast_path(attention: nn.Module, args: tuple) -> tuple | None:
     """Make torch's MultiheadAttention round alike whether or not something in it is being trained.
 
@@ -324,9 +209,3 @@ def _stay_off_the_fast_path(attention: nn.Module, args: tuple) -> tuple | None:
         return None
     recorded = args[0].detach().requires_grad_()
     return tuple(recorded if t is args[0] else t for t in args)  # it tells self-attention by identity
-
-
-def initialize(linear: nn.Linear) -> None:
-    """Fill a new layer as the official code does: weights normal with deviation 0.02, no bias."""
-    nn.init.trunc_normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)

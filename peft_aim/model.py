@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from types import SimpleNamespace
 from typing import Any
 
 from peft import get_peft_model_state_dict
@@ -17,12 +14,15 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_aim.anatomy import PartNames
-from peft_aim.backbone import Survey, survey
+from peft_aim.backbone import survey
 from peft_aim.clips import Clips, mixed_batch_message
 from peft_aim.config import AIMConfig
 from peft_aim.fingerprint import fingerprint, same_weights
-from peft_aim.layer import WHY_NO_MERGE, AIMHead, AIMLayer, AIMTunerLayer
+from peft_aim.head import AIMHead
+from peft_aim.layer import AIMLayer
 from peft_aim.saved import check_shapes, frozen_weights, saved_shapes, shapes_of
+from peft_aim.targets import as_regex, branches, check_head, select_blocks
+from peft_aim.tuner_layer import WHY_NO_MERGE, AIMTunerLayer
 
 
 class AIMModel(BaseTuner):
@@ -63,10 +63,10 @@ class AIMModel(BaseTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._check_saved_weights(adapter_name)
+            self._compare_backbone(adapter_name)
         except Exception:
             self._take_out(adapter_name)
             raise
-        self._compare_backbone(adapter_name)
 
     def _prepare_adapter_config(self, peft_config: AIMConfig, model_config: dict) -> AIMConfig:
         """Resolve which modules get what, from the model's structure and the options."""
@@ -74,22 +74,21 @@ class AIMModel(BaseTuner):
         found = self._clips(PartNames(**names)).survey
         peft_config.branches = {}
         if peft_config.has_block_adapters:
-            blocks = _select_blocks(self.model, found, peft_config)
-            peft_config.target_modules = _as_regex(blocks)
-            peft_config.branches = {name: _branches(peft_config) for name in blocks}
+            blocks = select_blocks(self.model, found, peft_config)
+            peft_config.target_modules = as_regex(blocks)
+            peft_config.branches = {name: branches(peft_config) for name in blocks}
         if peft_config.temporal_embedding:
             peft_config.branches.setdefault(found.first_block, []).append("temporal_embedding")
         if peft_config.num_labels:
-            _check_head(self.model, found, peft_config)
+            check_head(self.model, found, peft_config)
             peft_config.branches[found.head] = ["head"]
         return peft_config
 
     @staticmethod
     def _check_target_module_exists(peft_config: AIMConfig, key: str) -> Any:
-        if key in peft_config.branches:
-            return True
-        # PEFT wants to be told of exclusions
-        return peft_config.exclude_modules and check_target_module_exists(peft_config, key)
+        if key in peft_config.branches or peft_config.target_modules is None:
+            return key in peft_config.branches
+        return check_target_module_exists(peft_config, key)  # tells PEFT what was excluded
 
     def _create_and_replace(
         self,
@@ -144,19 +143,23 @@ class AIMModel(BaseTuner):
         """Give back the backbone as it was; PEFT's own loop would leave wrappers inside of blocks."""
         if merge:
             self._check_merge_allowed()
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, ModulesToSaveWrapper):
-                _put(self.model, name, module.original_module)
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, AIMTunerLayer):
-                module.detach()
-                _put(self.model, name, module.base_layer)
+        self._unwrap(lambda module: True)
         if hasattr(self.model, "aim_clips"):
             self.model.aim_clips.detach(self.model)
             del self.model.aim_clips
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         return self.model
+
+    def _unwrap(self, wanted: Callable[[nn.Module], bool]) -> None:
+        """Put what wrappers wrap back into its place, the inner ones first."""
+        for kind, wrapped in ((ModulesToSaveWrapper, "original_module"), (AIMTunerLayer, "base_layer")):
+            for name, module in list(self.model.named_modules()):
+                if isinstance(module, kind) and wanted(module):
+                    if isinstance(module, AIMTunerLayer):
+                        module.detach()
+                    parent, _, last = name.rpartition(".")
+                    setattr(self.model.get_submodule(parent), last, getattr(module, wrapped))
 
     def _take_out(self, adapter_name: str) -> None:
         """Undo a failed injection."""
@@ -169,6 +172,7 @@ class AIMModel(BaseTuner):
                 module.delete_adapter(adapter_name)
             elif isinstance(module, ModulesToSaveWrapper):
                 module.delete_adapter(adapter_name, new_active_adapters=self.active_adapters)
+        self._unwrap(lambda module: not module._get_available_adapters())
 
     def _check_saved_weights(self, adapter_name: str) -> None:
         config: AIMConfig = self.peft_config[adapter_name]
@@ -223,97 +227,3 @@ class AIMModel(BaseTuner):
         if kwargs.get("adapter_names") is not None:
             raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
         yield
-
-
-def _branches(config: AIMConfig) -> list[str]:
-    """Return which adapters a block has."""
-    wanted = {
-        "temporal_in": config.temporal and config.temporal_adapters == 2,
-        "temporal": config.temporal,
-        "spatial": config.spatial,
-        "joint": config.joint,
-    }
-    return [name for name, on in wanted.items() if on]
-
-
-def _select_blocks(model: nn.Module, found: Survey, config: AIMConfig) -> list[str]:
-    """Apply ``target_modules``, ``exclude_modules`` and ``layers_to_transform`` to the blocks that were found.
-
-    Raises:
-        ValueError: If a target is no block, or no block is left.
-    """
-    names = list(found.blocks)
-    if config.target_modules is None:
-        if found.refused:
-            listed = "".join(f"\n  {name}: {reason}" for name, reason in found.refused.items())
-            raise ValueError(
-                f"AIM can adapt {len(names)} blocks of {type(model).__name__}, but not these:{listed}\nTo adapt the "
-                f"others alone, say so: target_modules={_as_regex(names)!r}."
-            )
-        selected = [name for name in names if not _excluded(config, name)]
-    else:
-        targets = SimpleNamespace(target_modules=config.target_modules, exclude_modules=config.exclude_modules)
-        matched = [name for name, _ in model.named_modules() if name and check_target_module_exists(targets, name)]
-        wrong = [name for name in matched if name not in names]
-        if wrong or not matched:
-            reasons = [f"{name}: {found.refused[name]}" for name in wrong if name in found.refused]
-            what = f"{', '.join(wrong[:4])}, which AIM cannot adapt as a block" if wrong else "no module"
-            raise ValueError(
-                f"target_modules={config.target_modules!r} matches {what}. {'. '.join(reasons)}\nThe blocks of this "
-                f"{type(model).__name__} are {_as_regex(names)!r}."
-            )
-        selected = [name for name in names if name in matched]
-    layers = config.layers_to_transform
-    if layers is not None:
-        layers = [layers] if isinstance(layers, int) else layers
-        if max(layers) >= len(names):
-            raise ValueError(
-                f"layers_to_transform={config.layers_to_transform} asks for block {max(layers)}, but "
-                f"{type(model).__name__} has {len(names)} blocks, 0 to {len(names) - 1}."
-            )
-        selected = [name for name in selected if names.index(name) in layers]
-    if not selected:
-        raise ValueError(
-            f"No block is left: exclude_modules={config.exclude_modules!r} and layers_to_transform="
-            f"{config.layers_to_transform!r} leave out all of {_as_regex(names)!r}."
-        )
-    return selected
-
-
-def _excluded(config: AIMConfig, name: str) -> bool:
-    if config.exclude_modules is None:
-        return False
-    pretend = SimpleNamespace(target_modules=config.exclude_modules)
-    return bool(check_target_module_exists(pretend, name))
-
-
-def _check_head(model: nn.Module, found: Survey, config: AIMConfig) -> None:
-    if found.head is None:
-        raise ValueError(
-            f"num_labels={config.num_labels} asks for a head, but the output of {type(model).__name__} does not come "
-            "straight from a linear layer (or an identity in its place), so there is nowhere to put one. Use the "
-            "model's variant for image classification, or put the head behind it: "
-            f"nn.Sequential(model, nn.Linear(features, {config.num_labels}))."
-        )
-    if any(found.head.endswith(name) for name in config.modules_to_save or []):
-        raise ValueError(
-            f"modules_to_save={config.modules_to_save} holds the head {found.head!r}, which num_labels="
-            f"{config.num_labels} replaces by a fresh one. Leave one of the two out."
-        )
-
-
-def _as_regex(names: list[str]) -> str:
-    """Return one regular expression for names, grouped by what they have in common."""
-    groups = defaultdict(list)
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        groups[parent].append(re.escape(last))
-    return "|".join(
-        (f"{re.escape(parent)}\\." if parent else "") + (f"({'|'.join(last)})" if len(last) > 1 else last[0])
-        for parent, last in groups.items()
-    )
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)

@@ -10,7 +10,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrap
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from peft_aim.layer import AIMHead
+from peft_aim.head import AIMHead
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -51,7 +51,7 @@ def test_defaults_are_the_papers():
         ({"drop_path": 0.2, "temporal": False, "joint": False}, "drop_path=0.2 has nothing to drop"),
         (
             {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False},
-            "Nothing is left to train",
+            "Nothing of AIM is left to train",
         ),
         ({"num_frame": 8}, "AIMConfig has no option num_frame.*newer version.*pip install -U"),
     ],

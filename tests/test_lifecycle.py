@@ -22,7 +22,8 @@ from peft import (
 from torch import nn
 
 from peft_aim import AIMConfig, AIMModel
-from peft_aim.layer import AIMHead, AIMLayer
+from peft_aim.head import AIMHead
+from peft_aim.layer import AIMLayer
 
 
 def config(**options: object) -> AIMConfig:

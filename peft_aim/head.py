@@ -1,0 +1,50 @@
+"""AIMHead: the classification head that an adapter brings along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from peft_aim.adapter import initialize
+from peft_aim.config import AIMConfig
+from peft_aim.tuner_layer import AIMTunerLayer
+
+
+class AIMHead(AIMTunerLayer):
+    """The model's classification head, replaced by the active adapter's own if it has one.
+
+    Args:
+        head: The model's head, or the identity in its place.
+        features: Width of what it takes.
+    """
+
+    adapter_layer_names = ("aim_head",)
+
+    def __init__(self, head: nn.Module, features: int) -> None:
+        super().__init__(head)
+        self.features = features
+        self.aim_head = nn.ModuleDict()
+
+    @property
+    def adapters(self) -> Mapping[str, nn.Module]:
+        """The adapters that have a head of their own."""
+        return self.aim_head
+
+    def update_layer(self, adapter_name: str, config: AIMConfig, like: Tensor) -> None:
+        """Add a fresh head with the adapter's number of classes, on the device and in the dtype of a tensor."""
+        head = nn.Linear(self.features, config.num_labels)
+        if head.weight.device.type != "meta":
+            head.to(like)
+        initialize(head)
+        self.aim_head[adapter_name] = head
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Compute class scores, ``(B*T, features) -> (B*T, classes)``."""
+        adapter = self.current
+        if adapter is None:
+            return self.base_layer(features, *args, **kwargs)
+        head = self.aim_head[adapter]
+        return head(features.to(head.weight.dtype))

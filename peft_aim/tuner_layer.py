@@ -1,0 +1,84 @@
+"""What AIM's two tuner layers, around a block and around the head, have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+WHY_NO_MERGE = (
+    "AIM adapters cannot be merged: they are nonlinear and the temporal one runs the attention once more, so no "
+    "change of the backbone's weights does the same. Keep the adapter beside the backbone, or take it off by unload()."
+)
+
+
+class AIMTunerLayer(nn.Module, BaseTunerLayer):
+    """What all of AIM's layers share: one active adapter, no merging, and the wrapped module's attributes.
+
+    Args:
+        base_layer: The module to wrap.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.merged_adapters: list[str] = []
+
+    @property
+    def adapters(self) -> Mapping[str, Any]:
+        """The adapters that this layer has, by name."""
+        raise NotImplementedError
+
+    @property
+    def current(self) -> str | None:
+        """Name of the adapter in use, None if there is none here or adapters are disabled."""
+        if self.disable_adapters:
+            return None
+        return next((name for name in self.active_adapters if name in self.adapters), None)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter.
+
+        Raises:
+            ValueError: If there are several: which clip length and head should count?
+        """
+        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+            raise ValueError(f"AIM runs one adapter at a time, got {list(adapter_names)}. Activate one of them.")
+        super().set_adapter(adapter_names, inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuse: see the message."""
+        raise ValueError(WHY_NO_MERGE)
+
+    def unmerge(self) -> None:
+        """Refuse: nothing can have been merged."""
+        raise ValueError(WHY_NO_MERGE)
+
+    def detach(self) -> None:
+        """Take off what the layer has put on other modules."""
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Give an adapter the device and dtype of the wrapped module, which has no ``weight`` that PEFT could ask."""
+        like = next((p for p in self.base_layer.parameters() if p.is_floating_point()), None)
+        if like is None or (device is None and like.device.type == "meta"):
+            return
+        for container in (getattr(self, name) for name in self.adapter_layer_names):
+            entry = container[adapter_name] if adapter_name in container else nn.ParameterList()
+            for parameter in [entry] if isinstance(entry, nn.Parameter) else entry.parameters():
+                if parameter.device.type != "meta":
+                    parameter.data = parameter.data.to(device or like.device, like.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """Parents read attributes of their blocks."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":  # not there yet: a copy is being made
+                raise
+            return getattr(self.base_layer, name)
+
+    def __repr__(self) -> str:
+        return f"aim.{super().__repr__()}"
