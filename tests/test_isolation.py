@@ -53,7 +53,7 @@ def test_threads_don_t_see_each_other(name):
 def test_interleaved_calls_get_their_own_gradients(name, kind, monkeypatch):
     model = adapt(name).train()
     if kind != "none" and name == "hf_vit":
-        model.activation_checkpointing_enable({"use_reentrant": kind == "reentrant"})
+        zoo.recompute(model, reentrant=kind == "reentrant")
     elif kind != "none":
         monkeypatch.setattr("timm.models._manipulate.use_reentrant_ckpt", lambda: kind == "reentrant")
         model.set_grad_checkpointing(True)

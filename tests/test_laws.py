@@ -177,7 +177,7 @@ def test_checkpointing_recomputes_and_gives_the_same_gradients(name, monkeypatch
             monkeypatch.setattr("timm.models._manipulate.use_reentrant_ckpt", lambda kind=reentrant: kind)
             model.set_grad_checkpointing(True)
         else:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            zoo.recompute(model, reentrant)
         normed = count_norms(model)
         with warnings.catch_warnings():
             if name == "hf_swin":  # nests a layer's checkpoint in its stage's, which warns without AIM, too

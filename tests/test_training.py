@@ -19,6 +19,9 @@ from transformers import Trainer, TrainingArguments
 from peft_aim import AIMConfig
 
 LABELS = torch.tensor([0, 2])
+CHECKPOINTING = "activation_checkpointing"  # gradient_checkpointing before transformers 5.22
+if CHECKPOINTING not in TrainingArguments.__dataclass_fields__:
+    CHECKPOINTING = "gradient_checkpointing"
 
 
 def adapt(name: str, **options: object) -> PeftModel:
@@ -32,7 +35,7 @@ def trained(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_a_few_steps_learn_two_clips():
     model, clips = adapt("timm_vit"), zoo.make_clips()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
-    for _ in range(60):
+    for _ in range(100):
         loss = F.cross_entropy(model(clips), LABELS)
         loss.backward()
         optimizer.step()
@@ -67,6 +70,7 @@ def test_half_precision_backbone_with_full_precision_adapters(name):
             assert parameter.grad.isfinite().all(), key
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch cannot trace the context managers of PeftModel yet")
 @pytest.mark.parametrize("name", ["timm_vit", "timm_swin", "hf_vit", "hf_dinov3", "open_clip_vit"])
 def test_compiled_as_one_graph(name):
     torch._dynamo.reset()
@@ -134,7 +138,7 @@ class Clips(Dataset):
         return {"labels": index % 3, "pixel_values": zoo.make_clips(batch=1, seed=index)[0]}
 
 
-def arguments(folder: Path, **options: object) -> TrainingArguments:
+def arguments(folder: Path, checkpointing: bool) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=2,
@@ -145,7 +149,7 @@ def arguments(folder: Path, **options: object) -> TrainingArguments:
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
-        **options,
+        **{CHECKPOINTING: checkpointing},
     )
 
 
@@ -156,7 +160,7 @@ def test_trainer_trains_evaluates_and_resumes(tmp_path, checkpointing):
     before = trained(model)
     trainer = Trainer(
         model,
-        arguments(tmp_path, activation_checkpointing=checkpointing),
+        arguments(tmp_path, checkpointing),
         train_dataset=Clips(),
         eval_dataset=Clips(),
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
@@ -171,7 +175,7 @@ def test_trainer_trains_evaluates_and_resumes(tmp_path, checkpointing):
     assert not any(path.name == "model.safetensors" for path in checkpoint.iterdir())
 
     resumed = adapt("hf_vit")
-    Trainer(resumed, arguments(tmp_path, activation_checkpointing=checkpointing), train_dataset=Clips()).train(
+    Trainer(resumed, arguments(tmp_path, checkpointing), train_dataset=Clips()).train(
         resume_from_checkpoint=str(checkpoint)
     )
     for key, tensor in trained(resumed).items():

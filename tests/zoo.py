@@ -49,6 +49,12 @@ def frame_average(model: nn.Module, clips: Tensor) -> Tensor:
     return scores(model(clips.flatten(0, 1))).unflatten(0, clips.shape[:2]).mean(1)
 
 
+def recompute(model: nn.Module, reentrant: bool) -> None:
+    """Switch on transformers' gradient checkpointing, which 5.22 has renamed."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+
+
 def make_clips(batch: int = 2, frames: int = FRAMES, seed: int = 2) -> Tensor:
     return torch.randn(batch, frames, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
