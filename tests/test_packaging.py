@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import pickle
 import subprocess
 import sys
@@ -95,3 +96,14 @@ def test_readme_names_what_is_there():
     readme = (PACKAGE.parent / "README.md").read_text()
     assert 'pip install -e ".[video]" && peft-aim demo' in readme
     assert 'pip install -e ".[test]" && pytest' in readme
+
+
+def test_readme_quotes_what_was_measured():
+    root = PACKAGE.parent
+    rows = json.loads((root / "benchmarks" / "results" / "demo.json").read_text())["rows"]
+    readme = (root / "README.md").read_text()
+    for task in {row["task"] for row in rows}:
+        chance, frozen, aim = (row for row in rows if row["task"] == task)
+        scores = " | ".join(f"{row['top-1']:.1%}" for row in (chance, frozen, aim))
+        assert f"| {scores} | {aim['trained parameters']:,} | {aim['file bytes'] / 1000:.0f} kB |" in readme
+        assert aim["top-1"] >= 0.95 and frozen["top-1"] <= chance["top-1"] + 0.15

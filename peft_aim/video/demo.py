@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -27,11 +28,14 @@ RECIPE = Recipe(epochs=8, batch_size=16, lr=5e-3, drop_path=0.0, crop_scale=(1.0
 FROZEN = {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False}
 
 
-def demo(folder: Path) -> None:
+def demo(folder: Path) -> list[dict[str, Any]]:
     """Run the demo and print what came out.
 
     Args:
         folder: Gets the backbone, the videos, the adapters and ``predictions.png``.
+
+    Returns:
+        The rows of the table that it prints.
 
     Raises:
         RuntimeError: If the adapters give other scores in another process.
@@ -53,8 +57,10 @@ def demo(folder: Path) -> None:
             )
     say("4/4  Load both adapters into a fresh backbone, in another process, and swap them on one batch")
     compare_elsewhere(adapted, folder)
-    print(f"\n{table(reports, folder)}\n\nClips with predictions: {folder / 'predictions.png'}")
+    rows = results(reports, folder)
+    print(f"\n{as_text(rows)}\n\nClips with predictions: {folder / 'predictions.png'}")
     print(f"{time.perf_counter() - began:.0f} seconds in all")
+    return rows
 
 
 def pretrain(folder: Path) -> None:
@@ -126,15 +132,25 @@ def validation_clips(root: Path, preprocessing: Preprocessing) -> list[tuple[Ten
     return [(clips[i]["clips"], clips[i]["labels"]) for i in range(len(clips))]
 
 
-def table(reports: dict[tuple[str, str], Report], folder: Path) -> str:
-    """Return the results as text."""
-    lines = [f"{'task':8} {'':28} {'top-1':>7} {'trained':>9} {'file':>9}"]
+def results(reports: dict[tuple[str, str], Report], folder: Path) -> list[dict[str, Any]]:
+    """Return what came out, a row for each task and model."""
+    rows = []
     for task in TASKS:
-        lines.append(f"{task:8} {'chance':28} {1 / len(TASKS[task]):7.1%}")
+        rows.append({"task": task, "model": "chance", "top-1": 1 / len(TASKS[task])})
         for row, name in (("frozen", "frozen backbone, linear head"), ("aim", "AIM")):
-            report = reports[task, row]
-            size = (folder / f"{task}-{row}" / "adapter_model.safetensors").stat().st_size / 1000
-            lines.append(f"{task:8} {name:28} {report.accuracy:7.1%} {report.trained_parameters:9,} {size:6.0f} kB")
+            report, adapter = reports[task, row], folder / f"{task}-{row}" / "adapter_model.safetensors"
+            sizes = {"trained parameters": report.trained_parameters, "file bytes": adapter.stat().st_size}
+            rows.append({"task": task, "model": name, "top-1": report.accuracy, "videos": report.videos, **sizes})
+    return rows
+
+
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """Lay out rows for a terminal."""
+    lines = [f"{'task':8} {'':28} {'top-1':>7} {'trained':>9} {'file':>9}"]
+    for row in rows:
+        lines.append(f"{row['task']:8} {row['model']:28} {row['top-1']:7.1%}")
+        if "file bytes" in row:
+            lines[-1] += f" {row['trained parameters']:9,} {row['file bytes'] / 1000:6.0f} kB"
     return "\n".join(lines)
 
 

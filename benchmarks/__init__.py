@@ -1,0 +1,1 @@
+"""One question a file; each writes its answer to ``results/*.json``."""

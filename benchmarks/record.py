@@ -1,0 +1,37 @@
+"""Writes a benchmark's numbers with all that one needs to get them again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "peft", "transformers", "timm", "torchvision", "av")
+
+
+def record(name: str, command: str, seed: int, **numbers: Any) -> Path:
+    """Write ``results/<name>.json``.
+
+    Args:
+        name: Name of the benchmark.
+        command: How it was run.
+        seed: Of its random numbers.
+        numbers: What came out.
+    """
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    facts = {
+        "command": command,
+        "commit": commit,
+        "seed": seed,
+        "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**facts, **numbers}, indent=2) + "\n")
+    return path
