@@ -1,4 +1,4 @@
-"""Does AIM learn what single frames don't show? ``python -m benchmarks.demo`` runs ``peft-aim demo`` and keeps its table."""
+"""Does AIM learn what single frames don't show? ``python -m benchmarks.demo`` keeps the table of ``peft-aim demo``."""
 
 from __future__ import annotations
 
