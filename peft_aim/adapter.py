@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def bottleneck(x: Tensor, down: nn.Module, up: nn.Module) -> Tensor:
-    r"""Apply an adapter, ``up(gelu(down(x)))``, in the adapter's precision (paper, section 3.2).
+    r"""Apply an adapter, ``up(gelu(down(x)))``, in the adapter's precision (paper, figure 2a).
 
     Args:
         x: Tokens, in the backbone's dtype.

@@ -103,10 +103,14 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
     mlp = _part(rest, names.mlp, "mlp_module", lambda c: _mixes(c) and c.given == norm2.returned)
     if mlp is None or mlp.returned is None or mlp.given.shape != mlp.returned.shape:
         raise NotABlock("no MLP, from the second norm's output to tokens of the same shape, is called")
+    _check_own(call, (norm1, attention, norm2, mlp))
     known = (attention, mlp)
     others = [_inside(call, c) for c in call.children if _mixes(c) and not any(part in c.walk() for part in known)]
-    if others:
-        raise NotABlock(f"besides attention and MLP it calls {', '.join(others)}")
+    if others and not (names.attention and names.mlp):
+        raise NotABlock(
+            f"besides attention and MLP it calls {', '.join(others)} (if that is all right, name attention_module and "
+            "mlp_module)"
+        )
     width = norm1.module.weight.numel() if getattr(norm1.module, "weight", None) is not None else shape[-1]
     if {shape[-1], attention.given.shape[-1], mlp.given.shape[-1]} != {width}:
         raise NotABlock(f"the last axis of its tokens {shape} is not their width {width}, as its norm shows it")
@@ -128,6 +132,15 @@ def _part(parts: list[Call], name: str | None, option: str, wanted: Callable[[Ca
             return call
     called = ", ".join(part.name.rpartition(".")[2] for part in parts)
     raise NotABlock(f"{option}={name!r} is not called there; {called or 'nothing'} is")
+
+
+def _check_own(block: Call, parts: tuple[Call, ...]) -> None:
+    """Check that the block alone calls its parts, once: AIM hangs its adapters on them."""
+    for part in parts:
+        if not part.name.startswith(f"{block.name}."):
+            raise NotABlock(f"it shares {part.name} with another block")
+        if sum(call.module is part.module for call in block.walk()) > 1:
+            raise NotABlock(f"it calls {_inside(block, part)} more than once")
 
 
 def _behind(parts: list[Call], part: Call) -> list[Call]:

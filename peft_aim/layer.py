@@ -33,7 +33,7 @@ class BranchSettings:
 
 
 class AIMLayer(AIMTunerLayer):
-    r"""A block of an image transformer with AIM's adapters (paper, equations 2 to 5).
+    r"""A block of an image transformer with AIM's adapters (paper, figure 2e).
 
     The block's own forward runs, with the adapters attached to its parts:
 

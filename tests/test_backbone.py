@@ -147,6 +147,56 @@ def test_a_head_behind_a_headless_model():
     assert model(zoo.make_clips()).shape == (2, 3)
 
 
+class Block(nn.Module):
+    """A block with a gate on its attention's result."""
+
+    def __init__(self, attention: nn.Module, gate: bool = False, repeats: int = 1):
+        super().__init__()
+        self.pre, self.attention, self.post = nn.LayerNorm(8), attention, nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.gate = nn.Linear(8, 8) if gate else None
+        self.repeats = repeats
+
+    def forward(self, x):
+        h = self.pre(x)
+        for _ in range(self.repeats):
+            h = self.attention(h, h, h, need_weights=False)[0]
+        x = x + (h if self.gate is None else h * self.gate(x).sigmoid())
+        return x + self.mlp(self.post(x))
+
+
+class Toy(nn.Module):
+    def __init__(self, *blocks: nn.Module):
+        super().__init__()
+        self.stem, self.blocks, self.head = nn.Conv2d(3, 8, 8, 8), nn.Sequential(*blocks), nn.Linear(8, 2)
+        self.image_size = (32, 32)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def attention() -> nn.Module:
+    return nn.MultiheadAttention(8, 2, batch_first=True)
+
+
+def test_a_block_that_structure_does_not_explain_can_be_explained():
+    model, clips = Toy(Block(attention(), gate=True)), zoo.make_clips()
+    with pytest.raises(ValueError, match="besides attention and MLP it calls gate .*name attention_module"):
+        adapt(model)
+    assert adapt(model, attention_module="attention", mlp_module="mlp")(clips).shape == (2, 2)
+
+
+def test_parts_that_are_called_more_often_than_once_are_refused():
+    with pytest.raises(ValueError, match="blocks.0: it calls attention more than once"):
+        adapt(Toy(Block(attention(), repeats=2)))
+    shared = attention()
+    with pytest.raises(ValueError, match="blocks.1: it shares blocks.0.attention with another block"):
+        adapt(Toy(Block(shared), Block(shared)))
+    block = Block(attention())
+    with pytest.raises(ValueError, match="blocks.0: it runs more than once in a forward pass"):
+        adapt(Toy(block, block))
+
+
 def test_explicit_part_names():
     names = {"norm1_module": "norm1", "attention_module": "attn", "norm2_module": "norm2", "mlp_module": "mlp"}
     model = adapt(zoo.build("timm_vit"), **names)
