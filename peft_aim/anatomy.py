@@ -113,7 +113,10 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
         )
     width = norm1.module.weight.numel() if getattr(norm1.module, "weight", None) is not None else shape[-1]
     if {shape[-1], attention.given.shape[-1], mlp.given.shape[-1]} != {width}:
-        raise NotABlock(f"the last axis of its tokens {shape} is not their width {width}, as its norm shows it")
+        raise NotABlock(
+            f"its norm shows tokens of width {width}, but it, its attention and its MLP are called on "
+            f"{shape}, {attention.given.shape} and {mlp.given.shape}"
+        )
     alike = signature(attention.module)
     if alike not in kinds:  # most blocks are copies of each other
         try:

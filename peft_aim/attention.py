@@ -2,7 +2,9 @@
 
 AIM runs a block's own attention once more, over the frames of one place, ``(B*N, T, D)``. Attentions differ in how
 that must be done; each way is a *kind* here, a small callable ``kind(attention, x) -> output``, where the output is
-a tensor or a tuple that starts with one. :func:`find_kind` tries them on a copy of the attention with random weights
+a tensor or a tuple that starts with one. Kinds call ``attention.forward``: hooks on an attention, AIM's spatial
+adapter and recorders of attention maps among them, are for its call in space alone.
+ :func:`find_kind` tries them on a copy of the attention with random weights
 and takes the first that provably is self-attention over the sequence it gets, free of anything that belongs to space.
 """
 
@@ -24,15 +26,32 @@ Kind = Callable[[nn.Module, Tensor], Any]
 
 def plain(attention: nn.Module, x: Tensor) -> Any:
     """Call it on nothing but tokens: masks, biases and rotary embeddings of space are optional and left out."""
-    return attention(x)
+    return attention.forward(x)
 
 
-def multihead(attention: nn.MultiheadAttention, x: Tensor) -> Any:
+def multihead(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """Call torch's own module, which wants query, key and value."""
-    if attention.batch_first:
-        return attention(x, x, x, need_weights=False)
-    x = x.transpose(0, 1)
-    return attention(x, x, x, need_weights=False)[0].transpose(0, 1)
+    x = x if attention.batch_first else x.transpose(0, 1)
+    recorded = off_the_fast_path(attention, x)
+    mixed = attention.forward(recorded, recorded, recorded, need_weights=False)[0]
+    mixed = mixed if recorded is x else mixed.detach()
+    return mixed if attention.batch_first else mixed.transpose(0, 1)
+
+
+def off_the_fast_path(attention: nn.MultiheadAttention, query: Tensor) -> Tensor:
+    """Make torch's own module round alike whether or not something before it is being trained.
+
+    In evaluation mode it takes another kernel when no gradient is asked for. An adapter that is loaded for inference
+    would then not give the very scores that it gave where it was trained.
+
+    Returns:
+        The query, or a copy of which gradients are recorded, if none would be otherwise.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return query
+    if query.requires_grad or any(parameter.requires_grad for parameter in attention.parameters()):
+        return query
+    return query.detach().requires_grad_()
 
 
 @dataclass(frozen=True)
@@ -50,7 +69,7 @@ class Unrotated:
     def __call__(self, attention: nn.Module, x: Tensor) -> Any:
         """Attend along ``(B*N, T, D)``."""
         cos = x.new_ones(x.shape[1], self.width)
-        return attention(x, **{self.argument: (cos, torch.zeros_like(cos))})
+        return attention.forward(x, **{self.argument: (cos, torch.zeros_like(cos))})
 
 
 @dataclass(frozen=True)
@@ -247,9 +266,20 @@ def _random_twin(attention: nn.Module, generator: torch.Generator) -> nn.Module:
     if hasattr(config, "_attn_implementation"):
         config._attn_implementation = "eager"  # the copy runs on the CPU in float64, flash kernels don't
     there = next(twin.parameters(), torch.empty(0)).device.type != "meta"
-    twin = (twin.to("cpu") if there else twin.to_empty(device="cpu")).double()
+    twin = (twin.to("cpu") if there else _materialize(twin)).double()
+    for module in twin.modules():  # hooks are others' business
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
         fan_in = parameter.shape[-1] if parameter.ndim > 1 else 1
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5)
     return twin
+
+
+def _materialize(attention: nn.Module) -> nn.Module:
+    """Give an attention that is on "meta" memory: zeros where nothing random is put later, such as indices."""
+    attention = attention.to_empty(device="cpu")
+    for buffer in attention.buffers():
+        buffer.zero_()
+    return attention

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.anatomy import Anatomy, NotABlock, PartNames, examine, has_attention, is_norm, looks_like_a_block
+from peft_aim.probes import check_alike, check_places_stay, misbuilt
 from peft_aim.trace import Call, Handle, trace
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
@@ -57,9 +59,8 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
     """
     stem_name, stem = _stem(model)
     tower_name, tower = _tower(model, stem_name)
-    _check_all_places_stay(tower)
     size = image_size(tower)
-    images = torch.zeros(1, stem.in_channels, *size, device=stem.weight.device, dtype=stem.weight.dtype)
+    images = torch.zeros(2, stem.in_channels, *size, device=stem.weight.device, dtype=stem.weight.dtype)
     try:
         root, output = trace(tower, images)
     except Exception as error:
@@ -71,6 +72,15 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
     for call in calls:  # names as seen from the whole model
         call.name = ".".join(filter(None, (tower_name, call.name)))
     blocks, refused, seen = _blocks(calls, len(images), names)
+    if blocks:
+        check_alike(model, output)
+        check_places_stay(tower, images, calls, blocks)
+    explained = names.attention and names.mlp  # by the user, whose word counts
+    if blocks and not explained and stem.weight.device.type != "meta":
+        wrong = misbuilt(model, tower, images[:1], blocks)
+        refused.update(wrong)
+        seen.update(wrong)
+        blocks = {name: anatomy for name, anatomy in blocks.items() if name not in wrong}
     if not blocks:
         raise ValueError(_no_blocks(model, seen))
     head = _head(calls, output) if tower is model else None
@@ -104,8 +114,8 @@ def _stem(model: nn.Module) -> tuple[str, nn.Conv2d]:
         if isinstance(module, nn.Conv2d):
             return name, module
     raise ValueError(
-        f"{type(model).__name__} has no Conv2d, so nothing in it turns images into patches. AIM adapts image "
-        "transformers; pass one, of timm, transformers, torchvision or open_clip."
+        f"{type(model).__name__} has no Conv2d, by which AIM finds where images enter a model and become patches. "
+        "Models of text or video, and those that embed patches in another way, cannot be adapted."
     )
 
 
@@ -119,16 +129,6 @@ def _tower(model: nn.Module, stem_name: str) -> tuple[str, nn.Module]:
         if callable_itself and not TEXT_ARGUMENTS & set(inspect.signature(module.forward).parameters):
             return name, module
     raise ValueError(f"No module around {stem_name} in {type(model).__name__} takes images alone.")
-
-
-def _check_all_places_stay(tower: nn.Module) -> None:
-    """Refuse PatchDropout: it keeps other patches of each frame, so that places no longer match along time."""
-    for name, module in tower.named_modules():
-        if type(module).__name__ == "PatchDropout" and module.prob > 0:
-            raise ValueError(
-                f"{name} drops random patches of each frame (prob={module.prob}), so attention along time would mix "
-                f"places. Build the model without it: patch_drop_rate=0 in timm, patch_dropout=0 in open_clip."
-            )
 
 
 def _blocks(calls: list[Call], images: int, names: PartNames) -> tuple[dict, dict, dict]:
@@ -155,14 +155,33 @@ def _blocks(calls: list[Call], images: int, names: PartNames) -> tuple[dict, dic
 
 def _no_blocks(model: nn.Module, seen: dict[str, str]) -> str:
     outermost = [name for name in seen if not any(name.startswith(f"{other}.") for other in seen)]
-    listed = "".join(f"\n  {name}: {seen[name]}" for name in outermost[:8])
-    more = f"\n  ... and {len(outermost) - 8} more" if len(outermost) > 8 else ""
-    found = f"These look like blocks, but:{listed}{more}" if seen else "Nothing in it looks like a block."
+    reasons = listed({name: seen[name] for name in outermost})
+    found = f"These look like blocks, but:{reasons}" if seen else "Nothing in it looks like a block."
     return (
         f"No block that AIM can adapt was found in {type(model).__name__}. AIM needs x + attention(norm1(x)) followed "
         f"by x + mlp(norm2(x)). {found}\nIf its parts are there under unusual names, name them with norm1_module, "
         "attention_module, norm2_module and mlp_module; a convolutional network cannot be adapted."
     )
+
+
+def listed(reasons: dict[str, str]) -> str:
+    """Return lines that name blocks and the reason that they share.
+
+    Example:
+        >>> print(listed({"a": "too small", "b": "too small", "c": "too large"}))
+        <BLANKLINE>
+          a, b: too small
+          c: too large
+    """
+    blocks = defaultdict(list)
+    for name, reason in reasons.items():
+        blocks[reason].append(name)
+    lines = [
+        f"\n  {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}: {reason}"
+        for reason, names in blocks.items()
+    ]
+    more = f"\n  ... and {len(lines) - 8} other reasons" if len(lines) > 8 else ""
+    return "".join(lines[:8]) + more
 
 
 def _pre_norm(calls: list[Call], first_block: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return its exit code: 0, or 1 after an error that the user can mend."""
+    """Run a command; return its exit code: 0, 1 after an error that the user can mend, 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     # peft 0.21 asks transformers 5.23 for this property under its old name
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -20,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"peft-aim {arguments.command} needs {error.name}: pip install 'peft-aim[video]'", file=sys.stderr)
     except ValueError as error:
         print(f"peft-aim {arguments.command}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\npeft-aim {arguments.command}: interrupted", file=sys.stderr)
+        return 130  # as shells do
     return 1
 
 
@@ -45,6 +48,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", required=True, help="folder for the adapter and report.json")
     parser.add_argument("--weights", help="file of weights for a model of timm, instead of downloading them")
     parser.add_argument("--random-weights", action="store_true", help="freeze a backbone of noise, for trying out")
+    parser.add_argument("--overwrite", action="store_true", help="write to OUTPUT although something is in it")
     for option in ("frames", "stride", "epochs", "batch-size", "workers", "seed"):
         parser.add_argument(f"--{option}", type=int)
     for option in ("lr", "weight-decay", "drop-path"):
@@ -71,15 +75,23 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {option.name: getattr(arguments, option.name) for option in fields(Recipe)}
     recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
     _, report = train(
-        arguments.root, arguments.model, arguments.output, recipe, arguments.weights, arguments.random_weights
+        arguments.root,
+        arguments.model,
+        arguments.output,
+        recipe,
+        weights=arguments.weights,
+        random_weights=arguments.random_weights,
+        overwrite=arguments.overwrite,
     )
     print(f"\n{report.trained_parameters:,} parameters trained, saved to {Path(arguments.output).resolve()}")
     if report.accuracy is not None:
         print(f"top-1 {report.accuracy:.1%} on {report.videos} videos of val, {len(report.classes)} classes")
+    for note in report.notes:
+        print(f"Note: {note}")
     if report.skipped:
-        print(f"{len(report.skipped)} files were skipped:")
-        for path, reason in report.skipped.items():
-            print(f"  {path}: {reason}")
+        print(f"Files skipped: {len(report.skipped)}")
+        for reason in report.skipped.values():
+            print(f"  {reason}")
     return 0
 
 

@@ -25,14 +25,12 @@ class ClipCall:
         frames: Number of frames T per clip.
         labels: Labels (B,) taken out of the call: the loss is computed on the averaged scores.
         loss_kwargs: Further arguments of the call that the model would hand to its loss function.
-        time_maps: Attention maps over time, which must not show up among the model's own.
     """
 
     clips: int
     frames: int
     labels: Tensor | None = None
     loss_kwargs: dict[str, Any] = field(default_factory=dict)
-    time_maps: list[Tensor] = field(default_factory=list)
 
 
 class Clips:
@@ -58,6 +56,7 @@ class Clips:
         """
         tower = model.get_submodule(self.survey.tower)
         self._arguments = list(inspect.signature(tower.forward).parameters)
+        self._frozen_norms = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._handles = [
             tower.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -80,40 +79,40 @@ class Clips:
         Raises:
             ValueError: If the tokens don't lead with the batch of frames, or if no call of the model is running.
         """
+        traced = self.call.traced
+        return self._frames_now(tokens) if traced is None else _frames_in(traced, tokens)
+
+    @torch.compiler.disable
+    def _frames_now(self, tokens: Tensor) -> int:
         call = self.call.get()
-        if call is None:
-            frames = self._frames_of.get(StorageWeakRef(tokens.untyped_storage()))
-            if frames is None:
-                raise ValueError(
-                    f"A block with AIM adapters got tokens {tuple(tokens.shape)} outside of a call of the model, so "
-                    "nothing tells which frames belong together. Call the model itself on clips (B, T, C, H, W), not "
-                    "a part or a method of it."
-                )
-        elif tokens.shape[0] != call.clips * call.frames:
+        frames = self._frames_of.get(_storage(tokens)) if call is None else _frames_in(call, tokens)
+        if frames is None:
             raise ValueError(
-                f"A block got tokens {tuple(tokens.shape)} in a call on {call.clips} clips of {call.frames} frames: "
-                f"its batch is not {call.clips * call.frames} images, so frames cannot be told from one another. "
-                "Exclude this block with exclude_modules."
+                f"A block with AIM adapters got tokens {tuple(tokens.shape)} outside of a call of the model, so "
+                "nothing tells which frames belong together. Call the model itself on clips (B, T, C, H, W), not "
+                "a part or a method of it."
             )
-        else:
-            frames = call.frames
         self.remember(tokens, frames)
         return frames
 
     def remember(self, tokens: Tensor, frames: int) -> None:
         """Note T of some tokens, for as long as their memory lives."""
-        if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
-            self._frames_of[StorageWeakRef(tokens.untyped_storage())] = frames
+        if self.call.traced is None:
+            self._remember_now(tokens, frames)
 
-    def note_time_maps(self, output: Any) -> None:
-        """Note the attention maps of a call along time, which a model that records maps takes for its own."""
-        call = self.call.get()
-        if call is not None and isinstance(output, (tuple, list)):
-            call.time_maps.extend(item for item in output[1:] if isinstance(item, Tensor))
+    @torch.compiler.disable
+    def _remember_now(self, tokens: Tensor, frames: int) -> None:
+        if not torch.is_inference_mode_enabled():
+            self._frames_of[_storage(tokens)] = frames
 
     def _enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         self.call.set(None)
         self._forget_the_dead()
+        if getattr(model, "_is_replica", False):
+            raise ValueError(
+                "nn.DataParallel copies a model without its adapters' hooks. Use one process per device instead "
+                "(accelerate launch, torchrun), or a single device (CUDA_VISIBLE_DEVICES=0)."
+            )
         if kwargs.get("adapter_names") is not None:
             raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
         clips = first_argument(self._arguments[0], args, kwargs)
@@ -125,6 +124,8 @@ class Clips:
         if clips.ndim == 4:
             clips = clips.unsqueeze(1)
         self._check(clips)
+        for norm in self._frozen_norms:
+            norm.eval()
         call = ClipCall(*clips.shape[:2])
         images = clips.flatten(0, 1)
         if images.is_floating_point() and not images.requires_grad and _checkpoints(model):
@@ -132,6 +133,7 @@ class Clips:
             images = images.detach().requires_grad_()
         args, kwargs = with_first_argument(images, self._arguments[0], args, kwargs)
         args, kwargs = self._take_labels(call, args, kwargs)
+        _check_per_image(call, kwargs)
         self.call.set(call)
         return args, kwargs
 
@@ -140,7 +142,7 @@ class Clips:
         self.call.set(None)
         if call is None or output is None:  # the call has failed
             return None
-        output = map_tensors(lambda t: per_clip(t, call.clips, call.frames), output, without=call.time_maps)
+        output = map_tensors(lambda t: per_clip(t, call.clips, call.frames), output)
         return output if call.labels is None else self._with_loss(model, call, output)
 
     def _check(self, clips: Tensor) -> None:
@@ -162,6 +164,12 @@ class Clips:
             )
         if 0 in shape[:2]:
             raise ValueError(f"Got clips {shape}: there is no frame in them.")
+        if not clips.is_floating_point():
+            raise ValueError(
+                f"Got clips of {clips.dtype}. Pass floats, normalized as the backbone's images were: clips / 255, "
+                "less the mean, over the deviation of each channel (timm.data.resolve_model_data_config, or "
+                "transformers.AutoImageProcessor, has them)."
+            )
 
     def _take_labels(self, call: ClipCall, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Keep the labels from a model that would compare them with the scores of single frames."""
@@ -183,6 +191,11 @@ class Clips:
     def _with_loss(self, model: nn.Module, call: ClipCall, output: Any) -> Any:
         """Add the loss that the model's own function gives for the averaged scores."""
         scores = output[0] if isinstance(output, (tuple, list)) else output["logits"]
+        if scores.ndim != 2:
+            raise ValueError(
+                f"labels= is for models that return class scores (B, classes); {type(model).__name__} returned "
+                f"{tuple(scores.shape)}. Leave labels out and compute the loss from the output."
+            )
         config = copy.copy(model.config)
         head = model.get_submodule(self.survey.head) if self.survey.head else model
         if getattr(head, "current", None) is not None:  # the adapter's own, with classes of its own
@@ -213,7 +226,7 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
 
     Shape:
         ``(B*T,)`` and ``(B*T, D)`` are averaged, to ``(B,)`` and ``(B, D)``; ``(B*T, N, D) -> (B, T*N, D)``;
-        ``(B*T, ...) -> (B, T, ...)``; a scalar stays.
+        ``(B*T, ...) -> (B, T, ...)``, as are integers, of which there is no average; a scalar stays.
 
     Raises:
         ValueError: If the tensor does not lead with the batch of images.
@@ -230,9 +243,34 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
             f"{frames} frames): its first axis is not the batch, so it cannot be averaged over frames."
         )
     tensor = tensor.unflatten(0, (clips, -1))
-    if tensor.ndim <= 3:
+    if tensor.ndim <= 3 and tensor.is_floating_point():
         return tensor.mean(1)
     return tensor.flatten(1, 2) if tensor.ndim == 4 else tensor
+
+
+def _check_per_image(call: ClipCall, kwargs: dict[str, Any]) -> None:
+    """Refuse tensors, masks for example, that have one entry per clip: the model would read them as per image."""
+    for name, value in kwargs.items():
+        per_clip = isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == call.clips
+        if per_clip and call.frames > 1 and name not in call.loss_kwargs:
+            raise ValueError(
+                f"{name} has the shape {tuple(value.shape)}, one entry per clip, but the model takes one per image. "
+                f"Repeat it for the {call.frames} frames of a clip: {name}.repeat_interleave({call.frames}, dim=0)."
+            )
+
+
+def _frames_in(call: ClipCall, tokens: Tensor) -> int:
+    if tokens.shape[0] != call.clips * call.frames:
+        raise ValueError(
+            f"A block got tokens {tuple(tokens.shape)} in a call on {call.clips} clips of {call.frames} frames: "
+            f"its batch is not {call.clips * call.frames} images, so frames cannot be told from one another. "
+            "Exclude this block with exclude_modules."
+        )
+    return call.frames
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 def mixed_batch_message(adapter_names: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -84,9 +85,10 @@ class AIMConfig(PeftConfig):
     init_weights: bool = field(default=True, metadata={"help": "False: a random adapter, for tests."})
     backbone_fingerprint: str | None = field(default=None, metadata={"help": "The weights it was trained on."})
 
-    # No options, so neither compared nor saved: the folder it was loaded from, the fingerprint of the backbone it is
-    # being saved from, and what each module of the model at hand gets.
+    # No options, so neither compared nor saved: the folder it was loaded from, whether weights are to follow from
+    # there, the fingerprint of the backbone it is being saved from, and what each module of the model at hand gets.
     folder: ClassVar[str | None] = None
+    awaits_weights: ClassVar[bool] = False
     saved_from: ClassVar[str | None] = None
     branches: ClassVar[dict[str, list[str]]] = {}
 
@@ -113,7 +115,8 @@ class AIMConfig(PeftConfig):
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
         """Load a saved configuration, and remember its folder: the weights beside it are checked before they are used.
 
-        To start a fresh adapter from saved settings instead, pass ``dataclasses.replace(config)``.
+        To start a fresh adapter from saved settings instead, pass ``dataclasses.replace(config,
+        backbone_fingerprint=None)``.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         config.folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
@@ -236,7 +239,15 @@ def _is_list_of(kind: type, value: Any) -> bool:
 
 def _patterns(name: str, value: Any) -> str | set[str] | None:
     """Names of modules in one of the two forms that PEFT knows: a regular expression, or a set of suffixes."""
-    if value is None or (isinstance(value, str) and value):
+    if value is None:
+        return None
+    if isinstance(value, str) and value:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(
+                f"{name}={value!r} is no regular expression: {error}. For names as they are, give a list: [{value!r}]."
+            ) from None
         return value
     if isinstance(value, (list, tuple, set)) and _is_list_of(str, list(value)):
         return set(value)

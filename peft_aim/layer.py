@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from peft_aim.adapter import add_temporal_embedding, bottleneck, drop_path, from_time, initialize, to_time
 from peft_aim.anatomy import Anatomy
+from peft_aim.attention import off_the_fast_path
 from peft_aim.clips import Clips
 from peft_aim.config import AIMConfig
 from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
-from peft_aim.per_thread import PerThread
 from peft_aim.tuner_layer import AIMTunerLayer
 
 
@@ -71,7 +71,6 @@ class AIMLayer(AIMTunerLayer):
         self.anatomy = anatomy
         self.clips = clips
         self.embeds_before_norm = pre_norm is not None
-        self._runs_along_time = PerThread()
         self.aim_temporal_embedding = nn.ParameterDict()
         for name in self.adapter_layer_names[1:]:  # flat containers: PEFT finds the adapter's name in a key only there
             setattr(self, name, nn.ModuleDict())
@@ -83,7 +82,10 @@ class AIMLayer(AIMTunerLayer):
             mlp.register_forward_hook(self._add_joint, with_kwargs=True),
         ]
         if isinstance(attention, nn.MultiheadAttention):
-            self._handles.append(attention.register_forward_pre_hook(_stay_off_the_fast_path))
+            self._handles += [
+                attention.register_forward_pre_hook(_leave_the_fast_path, with_kwargs=True),
+                attention.register_forward_hook(_forget_the_record, with_kwargs=True),
+            ]
         if pre_norm is not None:
             self._handles.append(pre_norm.register_forward_pre_hook(self._embed_before_norm))
 
@@ -139,19 +141,13 @@ class AIMLayer(AIMTunerLayer):
         h = to_time(block.get_submodule(anatomy.norm1)(tokens), frames)  # (B*N, T, D)
         if adapter in self.aim_temporal_in_up:
             h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
-        self._runs_along_time.set(True)
-        try:
-            output = anatomy.attend(block.get_submodule(anatomy.attention), h)
-        finally:
-            self._runs_along_time.set(None)
-        self.clips.note_time_maps(output)
-        mixed = first_tensor(output)
+        mixed = first_tensor(anatomy.attend(block.get_submodule(anatomy.attention), h))
         mixed = bottleneck(mixed, self.aim_temporal_down[adapter], self.aim_temporal_up[adapter])
         return drop_path(from_time(mixed, like=tokens), self.aim_settings[adapter].drop_path, self.training)
 
     def _add_spatial(self, attention: nn.Module, args: tuple, output: Any) -> Any:
         adapter = self.current
-        if adapter is None or adapter not in self.aim_spatial_up or self._runs_along_time.get():
+        if adapter is None or adapter not in self.aim_spatial_up:
             return None
         a = first_tensor(output)
         a = a + bottleneck(a, self.aim_spatial_down[adapter], self.aim_spatial_up[adapter])
@@ -198,14 +194,18 @@ class AIMLayer(AIMTunerLayer):
         return down, up
 
 
-def _stay_off_the_fast_path(attention: nn.Module, args: tuple) -> tuple | None:
-    """Make torch's MultiheadAttention round alike whether or not something in it is being trained.
+def _leave_the_fast_path(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Keep torch's own attention off another kernel in the block's call, as :func:`multihead` does along time."""
+    query = first_argument("query", args, kwargs)
+    recorded = off_the_fast_path(attention, query)
+    if recorded is query:
+        return args, kwargs
+    # It tells self-attention by identity.
+    args = tuple(recorded if value is query else value for value in args)
+    return args, {name: recorded if value is query else value for name, value in kwargs.items()}
 
-    In evaluation mode it takes another kernel when no gradient is asked for. An adapter that is loaded for inference
-    would then not give the very scores that it gave where it was trained.
-    """
-    recording = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if not recording or any(isinstance(t, Tensor) and t.requires_grad for t in args):
-        return None
-    recorded = args[0].detach().requires_grad_()
-    return tuple(recorded if t is args[0] else t for t in args)  # it tells self-attention by identity
+
+def _forget_the_record(attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    query = first_argument("query", args, kwargs)
+    recorded = query.is_leaf and query.requires_grad
+    return replace_first(output, first_tensor(output).detach()) if recorded else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from peft_aim.fingerprint import fingerprint, same_weights
 from peft_aim.head import AIMHead
 from peft_aim.layer import AIMLayer
 from peft_aim.saved import check_shapes, frozen_weights, saved_shapes, shapes_of
-from peft_aim.targets import as_regex, branches, check_head, select_blocks
+from peft_aim.targets import as_regex, branches, check_free, check_head, check_modules_to_save, select_blocks
 from peft_aim.tuner_layer import WHY_NO_MERGE, AIMTunerLayer
 
 
@@ -51,6 +52,18 @@ class AIMModel(BaseTuner):
     tuner_layer_cls = AIMTunerLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's): blocks are found by structure
 
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        check_free(model, adapter_name)
+        configs = getattr(model, "peft_config", None)
+        before = dict(configs or {})
+        try:
+            super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        except Exception:
+            if configs is not None:  # other adapters go on using these
+                configs.clear()
+                configs.update(before)
+            raise
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put an adapter into the model, or leave the model as it was.
 
@@ -60,6 +73,10 @@ class AIMModel(BaseTuner):
         Raises:
             ValueError: If the file does not hold just this adapter's weights.
         """
+        self._remove(adapter_name)  # PEFT's add_adapter replaces one of the same name
+        config = copy.copy(self.peft_config[adapter_name])  # the user may have further plans for it
+        config.awaits_weights = config.folder is not None or config.backbone_fingerprint is not None
+        self.peft_config[adapter_name] = config
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._check_saved_weights(adapter_name)
@@ -79,6 +96,7 @@ class AIMModel(BaseTuner):
             peft_config.branches = {name: branches(peft_config) for name in blocks}
         if peft_config.temporal_embedding:
             peft_config.branches.setdefault(found.first_block, []).append("temporal_embedding")
+        check_modules_to_save(self.model, found, peft_config)
         if peft_config.num_labels:
             check_head(self.model, found, peft_config)
             peft_config.branches[found.head] = ["head"]
@@ -167,12 +185,16 @@ class AIMModel(BaseTuner):
         if not self.peft_config:
             self._unload_and_optionally_merge(merge=False)
             return
+        self._remove(adapter_name)
+        self._unwrap(lambda module: not module._get_available_adapters())
+
+    def _remove(self, adapter_name: str) -> None:
+        """Delete an adapter's weights wherever there are any."""
         for module in list(self.model.modules()):
             if isinstance(module, AIMTunerLayer):
-                module.delete_adapter(adapter_name)
-            elif isinstance(module, ModulesToSaveWrapper):
+                module.remove(adapter_name)
+            elif isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
                 module.delete_adapter(adapter_name, new_active_adapters=self.active_adapters)
-        self._unwrap(lambda module: not module._get_available_adapters())
 
     def _check_saved_weights(self, adapter_name: str) -> None:
         config: AIMConfig = self.peft_config[adapter_name]
@@ -218,7 +240,13 @@ class AIMModel(BaseTuner):
         """Translate saved names into the model's, after a check that they are just those of the adapter."""
         expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
         found = {name.replace(f".modules_to_save.{adapter_name}", ""): t for name, t in state_dict.items()}
-        check_shapes(shapes_of(expected), shapes_of(found), f"The state dict for the adapter {adapter_name!r}")
+        try:
+            check_shapes(shapes_of(expected), shapes_of(found), f"The state dict for the adapter {adapter_name!r}")
+        except ValueError:
+            if config.awaits_weights and isinstance(model.base_model, AIMModel):  # it was put in to be loaded
+                model.base_model._take_out(adapter_name)
+            raise
+        config.awaits_weights = False
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     @contextmanager

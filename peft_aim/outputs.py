@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,24 +60,35 @@ def replace_first(output: Any, tensor: Tensor) -> Any:
     return type(output)((tensor, *output[1:])) if isinstance(output, (tuple, list)) else tensor
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], output: Any, without: list[Tensor]) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], output: Any) -> Any:
     """Apply a function to every tensor of a nested output, keeping its types.
 
     Args:
         function: What to do with a tensor.
         output: The nested output; what is neither tensor nor container passes unchanged.
-        without: Tensors to leave out of the tuples and lists that hold them, found by identity.
 
     Example:
-        >>> map_tensors(lambda t: t, {"a": (1, [])}, without=[])
+        >>> map_tensors(lambda t: t, {"a": (1, [])})
         {'a': (1, [])}
     """
     if isinstance(output, Tensor):
         return function(output)
     if isinstance(output, Mapping):
-        return type(output)(**{key: map_tensors(function, value, without) for key, value in output.items()})
+        return type(output)(**{key: map_tensors(function, value) for key, value in output.items()})
     if isinstance(output, (tuple, list)):
-        kept = [item for item in output if not any(item is tensor for tensor in without)]
-        items = [map_tensors(function, item, without) for item in kept]
+        items = [map_tensors(function, item) for item in output]
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     return output
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Iterate over the tensors of a nested output.
+
+    Example:
+        >>> import torch
+        >>> list(tensors_in({"a": (torch.ones(1), None)}))
+        [tensor([1.])]
+    """
+    found: list[Tensor] = []
+    map_tensors(found.append, output)
+    return iter(found)

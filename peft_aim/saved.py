@@ -66,10 +66,10 @@ def saved_shapes(folder: str) -> Shapes | None:
         folder: A folder made by ``save_pretrained``.
 
     Returns:
-        None if there are no weights in it, or if it is no folder on this machine.
+        None if it is no folder on this machine.
 
     Raises:
-        ValueError: If the file is broken.
+        ValueError: If there is no file of weights in it, or if it is broken.
     """
     path = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
     if os.path.isfile(path):
@@ -81,6 +81,11 @@ def saved_shapes(folder: str) -> Shapes | None:
     path = os.path.join(folder, WEIGHTS_NAME)
     if os.path.isfile(path):
         return shapes_of(torch.load(path, map_location="meta", weights_only=True))
+    if os.path.isdir(folder):
+        raise ValueError(
+            f"{folder} has no {SAFETENSORS_WEIGHTS_NAME} in it, nothing was loaded. Get the file again; to start a "
+            "fresh adapter from these options, pass dataclasses.replace(config, backbone_fingerprint=None)."
+        )
     return None
 
 

@@ -6,11 +6,13 @@ import re
 from collections import defaultdict
 from types import SimpleNamespace
 
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
-from peft_aim.backbone import Survey
+from peft_aim.backbone import Survey, listed
 from peft_aim.config import AIMConfig
+from peft_aim.tuner_layer import AIMTunerLayer
 
 
 def branches(config: AIMConfig) -> list[str]:
@@ -37,17 +39,17 @@ def select_blocks(model: nn.Module, found: Survey, config: AIMConfig) -> list[st
     elif not found.refused:
         targets = names
     else:
-        listed = "".join(f"\n  {name}: {reason}" for name, reason in found.refused.items())
         raise ValueError(
-            f"AIM can adapt {len(names)} blocks of {type(model).__name__}, but not these:{listed}\nTo adapt the "
+            f"AIM can adapt {len(names)} blocks of {type(model).__name__}, but not these:"
+            f"{listed(found.refused)}\nTo adapt the "
             f"others alone, say so: target_modules={as_regex(names)!r}."
         )
     layers = _layers(model, found, config)
     selected = [name for name in targets if not _matches(config.exclude_modules, name) and names.index(name) in layers]
     if not selected:
         raise ValueError(
-            f"No block is left: exclude_modules={config.exclude_modules!r} and layers_to_transform="
-            f"{config.layers_to_transform!r} leave out all of {as_regex(names)!r}."
+            f"No block is left: target_modules={config.target_modules!r}, exclude_modules={config.exclude_modules!r} "
+            f"and layers_to_transform={config.layers_to_transform!r} together leave out all of {as_regex(names)!r}."
         )
     return selected
 
@@ -58,7 +60,7 @@ def _targets(model: nn.Module, found: Survey, config: AIMConfig) -> list[str]:
     wrong = [name for name in matched if name not in found.blocks]
     if wrong or not matched:
         what = f"{', '.join(wrong[:4])}, which AIM cannot adapt as a block" if wrong else "no module"
-        reasons = "".join(f"\n  {name}: {found.refused[name]}" for name in wrong if name in found.refused)
+        reasons = listed({name: found.refused[name] for name in wrong if name in found.refused})
         raise ValueError(
             f"target_modules={config.target_modules!r} matches {what}.{reasons}\nThe blocks of this "
             f"{type(model).__name__} are {as_regex(list(found.blocks))!r}."
@@ -83,6 +85,55 @@ def _layers(model: nn.Module, found: Survey, config: AIMConfig) -> list[int]:
 def _matches(patterns: str | set[str] | None, name: str) -> bool:
     """Match a name against a regular expression, or suffixes, as PEFT does."""
     return patterns is not None and bool(check_target_module_exists(SimpleNamespace(target_modules=patterns), name))
+
+
+def check_free(model: nn.Module, adapter_name: str) -> None:
+    """Check that nothing of PEFT's is in a model that AIM would get in the way of.
+
+    Raises:
+        ValueError: If it is a PeftModel, has layers of another method, or an adapter of this name.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, (PeftModel, BaseTuner)):
+            raise ValueError(
+                f"The backbone {'is' if not name else f'holds, as {name!r},'} a {type(module).__name__} already. For "
+                "another AIM adapter on it call its add_adapter(name, config); otherwise pass the model that its "
+                "unload() (or merge_and_unload()) gives back."
+            )
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, AIMTunerLayer):
+            raise ValueError(
+                f"{name!r} is a {type(module).__name__} of another PEFT method, which would train and be switched "
+                "along with AIM, but not be saved. Merge or unload that adapter first: merge_and_unload()."
+            )
+        if isinstance(module, AIMTunerLayer) and adapter_name in module.adapters:
+            raise ValueError(
+                f"{type(model).__name__} has an adapter {adapter_name!r} already. Choose another adapter_name, or "
+                "call unload() on the adapted model first."
+            )
+
+
+def check_modules_to_save(model: nn.Module, found: Survey, config: AIMConfig) -> None:
+    """Check that modules to train as a whole exist, and that AIM has no hooks on what PEFT would make copies of.
+
+    Raises:
+        ValueError: If one does not exist, is a part of an adapted block or holds one.
+    """
+    names = [name.replace("base_layer.", "") for name, _ in model.named_modules()]
+    hooked = [found.pre_norm] if found.pre_norm and config.temporal_embedding else []
+    for block in (name for name in found.blocks if name in config.branches):
+        anatomy = found.blocks[block]
+        parts = {name for name in names if name.rpartition(".")[0] == block}
+        hooked += [block, *parts, f"{block}.{anatomy.attention}", f"{block}.{anatomy.mlp}"]
+    for wanted in config.modules_to_save or []:
+        matched = [name for name in names if name.endswith(wanted)]  # as PEFT does
+        wrong = [name for name in matched if any(part == name or part.startswith(f"{name}.") for part in hooked)]
+        if not matched or wrong:
+            what = f"{wrong[0]}, which belongs to what AIM adapts" if wrong else "no module"
+            outside = [name for name, _ in model.named_children() if not any(b.startswith(name) for b in found.blocks)]
+            raise ValueError(
+                f"modules_to_save={config.modules_to_save} matches {what}. It is for modules outside of adapted "
+                f"blocks, the final norm above all. At its top this {type(model).__name__} has {', '.join(outside)}."
+            )
 
 
 def check_head(model: nn.Module, found: Survey, config: AIMConfig) -> None:

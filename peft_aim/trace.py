@@ -61,12 +61,13 @@ class Call:
 
 
 @torch.no_grad()
-def trace(model: nn.Module, images: Tensor) -> tuple[Call, Any]:
-    """Run a model once, in evaluation mode, and record the tree of its calls.
+def trace(model: nn.Module, images: Tensor, training: bool = False) -> tuple[Call, Any]:
+    """Run a model once and record the tree of its calls.
 
     Args:
         model: The model.
         images: Its only argument, ``(B, C, H, W)``.
+        training: Whether it runs as in training.
 
     Returns:
         The call of the model itself, and what it returned.
@@ -77,7 +78,7 @@ def trace(model: nn.Module, images: Tensor) -> tuple[Call, Any]:
         [('0', (1, 4)), ('1', (1, 2))]
     """
     recorder = _Recorder()
-    with _evaluation(model), recorder.attached(model):
+    with running(model, training), recorder.attached(model):
         output = model(images)
     return recorder.root, output
 
@@ -120,12 +121,17 @@ class _Recorder:
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and every module back into its own mode afterwards."""
+def running(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode, and every module back into its own mode afterwards.
+
+    In training, too, running statistics stay as they are, and nothing is checkpointed.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    for module, _ in modes:
+        changes = hasattr(module, "running_mean") or getattr(module, "gradient_checkpointing", False)
+        module.training = training and not changes
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, mode in modes:
+            module.training = mode

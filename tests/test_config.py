@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -88,5 +89,5 @@ def test_a_config_of_a_newer_version_is_refused(tmp_path):
 def test_a_replaced_config_forgets_where_it_came_from(tmp_path):
     AIMConfig().save_pretrained(tmp_path)
     config = AIMConfig.from_pretrained(tmp_path)
-    assert config.folder == str(tmp_path) + "/"
+    assert config.folder == os.path.join(tmp_path, "")
     assert replace(config).folder is None

@@ -198,7 +198,7 @@ def test_train_saves_an_adapter_that_loads(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert code == 0
     assert "on 4 videos of val, 2 classes" in printed
-    assert "1 files were skipped" in printed and "empty.mp4" in printed
+    assert "Files skipped: 1" in printed and "empty.mp4" in printed
     report = json.loads((output / "report.json").read_text())
     assert report["videos"] == 4 and list(report["skipped"]) == [str(folder / "train" / "dark" / "empty.mp4")]
     backbone, _ = load_backbone("test_vit", str(tmp_path / "weights.safetensors"))

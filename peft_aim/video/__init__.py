@@ -2,5 +2,5 @@
 
 ``decode`` reads frames, ``sampling`` says which, ``folder`` finds the files, ``transforms`` prepares clips,
 ``backbones`` loads the image model, ``train`` puts them together with transformers' Trainer, and ``demo`` (with
-``digits`` and ``picture``) shows it all on videos that it draws itself.
+``digits``, ``swap`` and ``picture``) shows it all on videos that it draws itself.
 """

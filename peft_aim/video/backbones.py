@@ -69,7 +69,7 @@ def _from_transformers(name: str) -> tuple[nn.Module, Preprocessing]:
         processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"transformers cannot load {name!r} as an image classifier: {error}") from error
-    size = processor.size
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     side = size.get("shortest_edge", size.get("height")), size.get("shortest_edge", size.get("width"))
     resampling = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(int(getattr(processor, "resample", 2)), "bilinear")
     return model, Preprocessing(side, tuple(processor.image_mean), tuple(processor.image_std), resampling)

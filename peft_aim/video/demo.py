@@ -53,7 +53,7 @@ def demo(folder: Path) -> list[dict[str, Any]]:
         for row, options in (("frozen", FROZEN), ("aim", {})):
             say(f"3/4  Task {task!r}: {'AIM' if row == 'aim' else 'a linear head on the frozen backbone'}")
             adapted[task], reports[task, row] = train(
-                folder / task, str(folder / "backbone"), folder / f"{task}-{row}", RECIPE, **options
+                folder / task, str(folder / "backbone"), folder / f"{task}-{row}", RECIPE, overwrite=True, **options
             )
     say("4/4  Load both adapters into a fresh backbone, in another process, and swap them on one batch")
     compare_elsewhere(adapted, folder)

@@ -34,13 +34,15 @@ def class_names(root: Path) -> list[str]:
     """Return the classes of a folder of videos: the names of the folders in its split ``train``, sorted.
 
     Raises:
-        ValueError: If there are none, with the layout that is expected.
+        ValueError: If there are none, with the layout that is expected, or if there is only one.
     """
-    classes = sorted(path.name for path in (root / "train").glob("*") if path.is_dir())
+    classes = sorted(path.name for path in (root / "train").glob("[!.]*") if path.is_dir())
     if not classes:
         raise ValueError(
             f"{root} has no folders train/<class> in it. Videos are expected as {root}/train/<class>/*.mp4."
         )
+    if len(classes) == 1:
+        raise ValueError(f"{root / 'train'} has one class only, {classes[0]!r}: there is nothing to tell apart.")
     return classes
 
 
@@ -55,7 +57,7 @@ def scan(root: Path, split: str, classes: list[str]) -> Scan:
     Raises:
         ValueError: If the split has a class that training doesn't know, or no video that can be read.
     """
-    unknown = sorted({path.name for path in (root / split).glob("*") if path.is_dir()} - set(classes))
+    unknown = sorted({path.name for path in (root / split).glob("[!.]*") if path.is_dir()} - set(classes))
     if unknown:
         raise ValueError(f"{root / split} has the classes {unknown}, which {root / 'train'} doesn't have: {classes}.")
     files = [

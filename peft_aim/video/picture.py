@@ -58,4 +58,5 @@ def draw_predictions(path: Path, rows: list[Row], preprocessing: Preprocessing) 
         for axis, image in zip(axes, to_image(row.clip, preprocessing), strict=False):
             axis.imshow(image.numpy())
         axes[-1].text(0, 0.5, row.text, va="center", color="tab:green" if row.is_right else "tab:red")
+    grid[0, -1].set_title("prediction", loc="left")
     figure.savefig(path, dpi=110)

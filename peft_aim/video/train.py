@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from peft_aim.config import AIMConfig
 from peft_aim.video import sampling
 from peft_aim.video.backbones import load_backbone
-from peft_aim.video.folder import VideoFolder, class_names, scan
+from peft_aim.video.folder import Scan, VideoFolder, class_names, scan
 from peft_aim.video.transforms import Preprocessing, for_evaluation, for_training
 
 
@@ -37,6 +38,9 @@ class Recipe:
         flip: Mirror half of the training clips. Not for classes that tell left from right.
         workers: Processes that read videos beside the training process.
         seed: Of all random numbers.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     frames: int = 8
@@ -50,6 +54,23 @@ class Recipe:
     flip: bool = False
     workers: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least, greatest = self.crop_scale
+        wanted = {
+            "frames": (self.frames >= 1, "1 or more"),
+            "stride": (self.stride is None or self.stride >= 1, "1 or more; leave it out for one frame per segment"),
+            "epochs": (self.epochs >= 1, "1 or more"),
+            "batch_size": (self.batch_size >= 1, "1 or more"),
+            "lr": (0 < self.lr < math.inf, "a positive number"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
+            "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
+            "crop_scale": (0 < least <= greatest <= 1, "two numbers in (0, 1], the smaller one first"),
+            "workers": (self.workers >= 0, "0 or more"),
+        }
+        for name, (good, wish) in wanted.items():
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)!r} is out of range: give {wish}.")
 
     def sample(self, count: int, random: bool) -> list[int]:
         """Choose the frames of a clip from a video of ``count`` frames."""
@@ -67,6 +88,7 @@ class Report:
         videos: Number of validation videos behind it.
         trained_parameters: Number of parameters trained.
         skipped: Files that could not be read, with the reason.
+        notes: What else is worth knowing of the videos.
         classes: Names of the classes.
         recipe: How it was trained.
     """
@@ -75,6 +97,7 @@ class Report:
     videos: int
     trained_parameters: int
     skipped: dict[str, str]
+    notes: list[str]
     classes: list[str]
     recipe: Recipe = field(repr=False)
 
@@ -86,6 +109,7 @@ def train(
     recipe: Recipe,
     weights: str | None = None,
     random_weights: bool = False,
+    overwrite: bool = False,
     **aim_options: Any,
 ) -> tuple[PeftModel, Report]:
     """Train an adapter on ``root/{train,val}/<class>/*`` and save it, with a report, to a folder.
@@ -93,28 +117,32 @@ def train(
     Args:
         root: The folder of videos; without a split ``val`` nothing is evaluated.
         model: Name of the image model, see :func:`peft_aim.video.backbones.load_backbone`.
-        output: Folder for the adapter and ``report.json``.
+        output: New or empty folder for the adapter and ``report.json``.
         recipe: How to train.
         weights: A file of weights for the image model.
         random_weights: Train on a backbone of noise, knowingly.
+        overwrite: Write to ``output`` although there is something in it.
         aim_options: Options of :class:`peft_aim.AIMConfig`.
 
     Returns:
         The adapted model, and what came out.
 
     Raises:
-        ValueError: If there are no videos, or no such model.
+        ValueError: If there are no videos, no such model, or something in the output folder.
     """
     torch.manual_seed(recipe.seed)
     root, output = Path(root), Path(output)
+    check_output(output, overwrite)
     classes = class_names(root)
     splits = {split: scan(root, split, classes) for split in ("train", "val") if (root / split).is_dir()}
     backbone, preprocessing = load_backbone(model, weights, random_weights)
+    drops = aim_options.get("temporal", True) or aim_options.get("joint", True)
     config = AIMConfig(
-        num_frames=recipe.frames, id2label=dict(enumerate(classes)), drop_path=recipe.drop_path, **aim_options
+        num_frames=recipe.frames,
+        id2label=dict(enumerate(classes)),
+        drop_path=recipe.drop_path if drops else 0.0,
+        **aim_options,
     )
-    if not (config.temporal or config.joint):
-        config.drop_path = 0.0
     adapted = get_peft_model(backbone, config)
     datasets = {
         split: dataset(found.videos, recipe, preprocessing, split == "train") for split, found in splits.items()
@@ -125,12 +153,35 @@ def train(
         videos=videos,
         trained_parameters=adapted.get_nb_trainable_parameters()[0],
         skipped={str(path): reason for found in splits.values() for path, reason in found.broken.items()},
+        notes=notes_on(splits, classes),
         classes=classes,
         recipe=recipe,
     )
-    adapted.save_pretrained(str(output))
     (output / "report.json").write_text(json.dumps({"model": model, **asdict(report)}, indent=2))
     return adapted, report
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Check that nothing is lost by writing to a folder.
+
+    Raises:
+        ValueError: If it is a file, or has something in it that is not to be overwritten.
+    """
+    if output.is_file():
+        raise ValueError(f"The output {output} is a file. Give a folder.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"The output {output} is not empty. Give another folder, or allow it with --overwrite.")
+
+
+def notes_on(splits: dict[str, Scan], classes: list[str]) -> list[str]:
+    """Return what a user should know of the videos before trusting the accuracy."""
+    notes = [] if "val" in splits else ["There is no split val, so nothing was evaluated."]
+    for split, found in splits.items():
+        labels = {label for _, label, _ in found.videos}
+        absent = [name for label, name in enumerate(classes) if label not in labels]
+        if absent:
+            notes.append(f"No video of {split} that could be read is of the classes {absent}.")
+    return notes
 
 
 def dataset(videos: list, recipe: Recipe, preprocessing: Preprocessing, training: bool) -> VideoFolder:
@@ -142,7 +193,7 @@ def dataset(videos: list, recipe: Recipe, preprocessing: Preprocessing, training
 
 
 def fit(model: PeftModel, datasets: dict[str, VideoFolder], recipe: Recipe, output: Path) -> tuple[float | None, int]:
-    """Train an adapted model; return its accuracy on the split ``val`` and the number of videos behind it."""
+    """Train an adapter and save it; return its accuracy on the split ``val`` and the number of videos behind it."""
     arguments = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=recipe.epochs,
@@ -170,6 +221,7 @@ def fit(model: PeftModel, datasets: dict[str, VideoFolder], recipe: Recipe, outp
         compute_metrics=top1,
     )
     trainer.train()
+    model.save_pretrained(str(output))
     if "val" not in datasets:
         return None, 0
     metrics = trainer.evaluate()
