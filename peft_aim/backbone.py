@@ -77,7 +77,8 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
         check_places_stay(tower, images, calls, blocks)
     explained = names.attention and names.mlp  # by the user, whose word counts
     if blocks and not explained and stem.weight.device.type != "meta":
-        wrong = misbuilt(model, tower, images[:1], blocks)
+        drawn = torch.randn(images[:1].shape, generator=torch.Generator().manual_seed(0)).to(images)
+        wrong = misbuilt(model, tower, drawn, blocks)
         refused.update(wrong)
         seen.update(wrong)
         blocks = {name: anatomy for name, anatomy in blocks.items() if name not in wrong}

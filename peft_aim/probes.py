@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,27 +71,28 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[st
     Args:
         model: The model that the names belong to.
         tower: The part of it that takes images.
-        images: Images ``(B, C, H, W)``.
+        images: Images ``(B, C, H, W)``, not blank.
         blocks: Its blocks.
 
     Returns:
         What was observed, by the names of such blocks.
     """
-    silent = _probe(model, tower, images, blocks, attention=torch.zeros_like, norm1=torch.zeros_like)
-    stirred = _probe(model, tower, images, blocks, attention=_noise)
-    first = next(iter(blocks))
+    first, *others = blocks
+    silent = _probe(model, tower, images, blocks, stirred=())
+    stirred = _probe(model, tower, images, blocks, stirred=blocks)
+    behind = _probe(model, tower, images, blocks, stirred=(first,))
     wrong = {}
     for name in blocks:
-        quiet, loud = silent[name], stirred[name]
+        quiet = silent[name]
         if quiet.attended.count_nonzero():
             wrong[name] = "its attention is not called on what its first norm returns"
-        elif not _same(quiet.given, quiet.between):
+        elif not _passes(quiet.given, quiet.between):
             wrong[name] = "its second norm doesn't get its input plus what its attention returns"
-        elif not _same(quiet.between, quiet.returned):
+        elif not _passes(quiet.between, quiet.returned):
             wrong[name] = "it doesn't return what its second norm got plus what its MLP returns"
-        elif _same(loud.given, loud.between):
+        elif torch.equal(stirred[name].given, stirred[name].between.view_as(quiet.given)):
             wrong[name] = "its second norm doesn't see what its attention adds, as in a parallel block"
-        elif name != first and _same(quiet.given, loud.given):
+        elif name in others and torch.equal(quiet.given, behind[name].given):
             wrong[name] = f"it doesn't come behind {first}, where the temporal embedding is added"
     return wrong
 
@@ -108,26 +109,22 @@ class _Seen:
 
 @torch.no_grad()
 def _probe(
-    model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[str, Anatomy], attention: Any, norm1: Any = None
+    model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[str, Anatomy], stirred: Collection[str]
 ) -> dict[str, _Seen]:
-    """Run with the outputs of MLPs silenced, and those of attentions and first norms replaced by functions of them."""
+    """Run with first norms, attentions and MLPs silenced, but with noise from the attentions of some blocks."""
     seen: dict[str, _Seen] = defaultdict(_Seen)
     handles = []
     for name, anatomy in blocks.items():
         block = model.get_submodule(name)
-        part = {key: block.get_submodule(getattr(anatomy, key)) for key in ("norm1", "attention", "norm2", "mlp")}
-        handles += [
-            block.register_forward_pre_hook(_noting(block, seen[name], "given"), with_kwargs=True),
-            part["attention"].register_forward_pre_hook(
-                _noting(part["attention"], seen[name], "attended"), with_kwargs=True
-            ),
-            part["norm2"].register_forward_pre_hook(_noting(part["norm2"], seen[name], "between"), with_kwargs=True),
-            part["attention"].register_forward_hook(_replacing(attention)),
-            part["mlp"].register_forward_hook(_replacing(torch.zeros_like)),
-            block.register_forward_hook(_noting_output(seen[name])),
-        ]
-        if norm1 is not None:
-            handles.append(part["norm1"].register_forward_hook(_replacing(norm1)))
+        norm1, attention, norm2, mlp = (
+            block.get_submodule(part) for part in (anatomy.norm1, anatomy.attention, anatomy.norm2, anatomy.mlp)
+        )
+        for module, field in ((block, "given"), (attention, "attended"), (norm2, "between")):
+            handles.append(module.register_forward_pre_hook(_noting(module, seen[name], field), with_kwargs=True))
+        for module in (norm1, attention, mlp):
+            noisy = module is attention and name in stirred
+            handles.append(module.register_forward_hook(_replacing(_noise if noisy else torch.zeros_like)))
+        handles.append(block.register_forward_hook(_noting_output(seen[name])))
     try:
         with running(tower, training=False):
             tower(images)
@@ -166,5 +163,10 @@ def _noise(tensor: Tensor) -> Tensor:
     return 1000 * torch.randn(tensor.shape, generator=generator).to(tensor)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten())
+def _passes(given: Tensor, taken: Tensor) -> bool:
+    """Whether tokens pass unchanged, but for a constant factor on each channel."""
+    if given.numel() != taken.numel():
+        return False
+    x, y = (tokens.flatten(0, -2).double() for tokens in (given, taken.view_as(given)))
+    factor = (x * y).sum(0) / x.square().sum(0).clamp(min=1e-200)
+    return bool(factor.any()) and torch.allclose(factor * x, y, rtol=1e-2, atol=1e-4 * float(y.abs().max()))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import timm
 import torch
 import torchvision
 import transformers as tf
 import zoo
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from peft_aim import AIMConfig
@@ -109,12 +112,37 @@ def test_partly_adaptable_models_want_a_word_from_the_user():
     assert adapted(torch.zeros(1, 2, 3, 32, 32)).shape == (1, 1000)
 
 
-def test_dropped_patches_are_refused():
-    model = timm.create_model("vit_tiny_patch16_224", depth=1, patch_drop_rate=0.5)
-    with pytest.raises(
-        ValueError, match=r"sees tokens \(2, 99, 192\) in training .* \(2, 197, 192\) .*patch_drop_rate=0"
-    ):
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
+def test_dropped_patches_are_refused(name):
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 1}
+    model = timm.create_model(name, **size, patch_drop_rate=0.5)
+    with pytest.raises(ValueError, match=r"blocks.0 sees tokens \(2, .* in training .* evaluation.*patch_drop_rate=0"):
         adapt(model)
+
+
+def test_patches_masked_at_random_are_refused():
+    with pytest.raises(ValueError, match="ViTMAEModel returns other values for one image than for its copy"):
+        adapt(tf.ViTMAEModel(tf.ViTMAEConfig(**zoo.SMALL)))
+
+
+def test_the_look_at_a_model_leaves_no_trace():
+    model = nn.Sequential(nn.BatchNorm2d(3), zoo.build("timm_vit")).train()
+    model[1].image_size = (32, 32)
+    before, drawn = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    survey(model, PartNames())
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_hooks_of_others_fire_for_the_blocks_own_call_alone():
+    model, seen = zoo.build("timm_vit"), []
+    model.blocks[0].attn.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
+    adapted = adapt(model)
+    seen.clear()
+    adapted(zoo.make_clips())
+    assert seen == [(8, 17, 32)]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +205,50 @@ class Toy(nn.Module):
         return self.head(self.blocks(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
 
 
+class NoResidual(Block):
+    def forward(self, x):
+        h = self.pre(x)
+        return self.mlp(self.post(self.attention(h, h, h)[0]))
+
+
+class OpenEnd(Block):
+    def forward(self, x):
+        h = self.pre(x)
+        return self.mlp(self.post(x + self.attention(h, h, h)[0]))
+
+
+class Parallel(Block):
+    def forward(self, x):
+        h = self.pre(x)
+        return x + self.attention(h, h, h)[0] + self.mlp(self.post(x))
+
+
+class Flipped(Block):
+    def forward(self, x):
+        h = x.flip(1) + 0 * self.pre(x)
+        x = x + self.attention(h, h, h)[0]
+        return x + self.mlp(self.post(x))
+
+
+class ByKeyword(Block):
+    """Not an image's usual block, but a sound one: attention by keyword, and a learned scale on the skip."""
+
+    def forward(self, x):
+        h = self.pre(x)
+        x = 0.5 * x + self.attention(query=h, key=h, value=h)[0]
+        return x + self.mlp(self.post(x))
+
+
+class TwoTrunks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = Toy(Block(attention())), Toy(Block(attention()))
+        self.image_size = (32, 32)
+
+    def forward(self, x):
+        return self.one(x) + self.other(x)
+
+
 def attention() -> nn.Module:
     return nn.MultiheadAttention(8, 2, batch_first=True)
 
@@ -186,6 +258,76 @@ def test_a_block_that_structure_does_not_explain_can_be_explained():
     with pytest.raises(ValueError, match="besides attention and MLP it calls gate .*name attention_module"):
         adapt(model)
     assert adapt(model, attention_module="attention", mlp_module="mlp")(clips).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (NoResidual, "its second norm doesn't get its input plus what its attention returns"),
+        (OpenEnd, "it doesn't return what its second norm got plus what its MLP returns"),
+        (Parallel, "its second norm doesn't see what its attention adds, as in a parallel block"),
+        (Flipped, "its attention is not called on what its first norm returns"),
+    ],
+)
+def test_blocks_that_add_up_otherwise_are_refused(block, reason):
+    with pytest.raises(ValueError, match=f"blocks.0: {reason}"):
+        adapt(Toy(block(attention())))
+
+
+def test_blocks_may_call_by_keyword_and_scale_their_skip():
+    model, clips = adapt(Toy(ByKeyword(attention())), init_weights=False), zoo.make_clips()
+    scores = model(clips)
+    scores.sum().backward()
+    assert not torch.allclose(scores, model(clips.flip(1)))
+
+
+def test_trunks_beside_each_other_are_refused():
+    """The temporal embedding would reach one of them only."""
+    with pytest.raises(ValueError, match="other.blocks.0: it doesn't come behind one.blocks.0, where the temporal"):
+        adapt(TwoTrunks())
+
+
+@pytest.mark.parametrize("name", ["timm_swin", "timm_beit", "hf_swin", "torchvision_swin", "torchvision_vit"])
+def test_backbones_without_memory_are_adapted_alike(name):
+    with torch.device("meta"):
+        empty = zoo.ZOO[name]()
+    adapted, expected = adapt(empty, num_labels=3), adapt(zoo.build(name), num_labels=3)
+    assert adapted.get_nb_trainable_parameters() == expected.get_nb_trainable_parameters()
+    kinds = [list(model.base_model.model.aim_clips.survey.blocks.values()) for model in (adapted, expected)]
+    assert kinds[0] == kinds[1]
+
+
+def test_what_peft_has_put_in_before_is_refused():
+    clips = zoo.make_clips()
+    model = get_peft_model(zoo.build("timm_vit"), LoraConfig(target_modules=["qkv"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's own, of a second time
+        with pytest.raises(ValueError, match="The backbone is a PeftModel already.*merge_and_unload"):
+            adapt(model)
+        with pytest.raises(ValueError, match="'blocks.0.attn.qkv' is a Linear of another PEFT method"):
+            adapt(model.base_model.model)
+    model = adapt(zoo.build("timm_vit"))
+    before = model(clips)
+    for again in (model, model.base_model.model):
+        with pytest.raises(ValueError, match="already"), pytest.warns(UserWarning, match="for a second time"):
+            adapt(again, target_modules=["nowhere"])
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(model(clips), before)
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn", "norm1", "mlp", "blocks.1", "blocks"])
+def test_adapted_blocks_cannot_be_saved_as_a_whole(name):
+    with pytest.raises(ValueError, match=r"matches blocks.*, which belongs to what AIM adapts.*At its top .* norm"):
+        adapt(zoo.build("timm_vit"), modules_to_save=[name])
+
+
+def test_modules_to_save_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="matches no module"):
+        adapt(zoo.build("timm_vit"), modules_to_save=["nowhere"])
+    with pytest.raises(ValueError, match="matches norm_pre"):
+        adapt(zoo.build("timm_clip"), modules_to_save=["norm_pre"])
+    model = adapt(zoo.build("timm_vit"), modules_to_save=["blocks.2"], layers_to_transform=[0, 1])
+    assert any("blocks.2" in key and p.requires_grad for key, p in model.named_parameters())
 
 
 def test_parts_that_are_called_more_often_than_once_are_refused():

@@ -197,6 +197,52 @@ def test_tensors_of_other_shapes_are_refused(shape, message):
         adapt("timm_vit")(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_clips_that_were_not_normalized_are_refused(dtype):
+    with pytest.raises(
+        ValueError, match=f"Got clips of {dtype}. Pass floats, normalized as .*resolve_model_data_config"
+    ):
+        adapt("timm_vit")(zoo.make_clips().to(dtype))
+
+
+def test_masks_per_clip_are_refused():
+    backbone = tf.ViTModel(tf.ViTConfig(**zoo.SMALL), use_mask_token=True)
+    model, mask = adapt(backbone), torch.zeros(2, 16, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"bool_masked_pos has the shape \(2, 16\).*repeat_interleave\(4, dim=0\)"):
+        model(zoo.make_clips(), bool_masked_pos=mask)
+    output = model(zoo.make_clips(), bool_masked_pos=mask.repeat_interleave(4, dim=0))
+    assert output.pooler_output.shape == (2, 32)
+
+
+def test_labels_of_something_else_than_a_class_are_refused():
+    backbone = tf.BeitForSemanticSegmentation(
+        tf.BeitConfig(**{**zoo.SMALL, "num_hidden_layers": 4}, num_labels=5, out_indices=[1, 2, 3, 4])
+    )
+    with pytest.raises(ValueError, match=r"labels= is for models that return class scores .*returned \(2, 4, 5"):
+        adapt(backbone.eval())(zoo.make_clips(), labels=torch.zeros(2, 32, 32, dtype=torch.long))
+
+
+def test_integers_are_not_averaged():
+    class Guess(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = zoo.build("timm_vit")
+
+        def forward(self, x):
+            scores = self.backbone(x)
+            return scores, scores.argmax(-1)
+
+    scores, guesses = adapt(Guess())(zoo.make_clips())
+    assert scores.shape == (2, 5) and guesses.shape == (2, 4)
+
+
+def test_replicas_of_data_parallel_are_refused():
+    model = adapt("timm_vit")
+    replica = model.base_model.model._replicate_for_data_parallel()
+    with pytest.raises(ValueError, match="nn.DataParallel copies .*accelerate launch"):
+        replica(zoo.make_clips())
+
+
 def test_something_else_than_a_tensor_is_refused():
     with pytest.raises(ValueError, match=r"got list where clips belong.*as x="):
         adapt("timm_vit")([zoo.make_clips()])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 import zoo
 from peft import get_peft_model
+from timm.models import checkpoint_seq as timm_checkpoint_seq
 from torch import nn
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import checkpoint
 
 from peft_aim import AIMConfig
 
@@ -71,29 +74,63 @@ def test_interleaved_calls_get_their_own_gradients(name, kind, monkeypatch):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_segments_of_several_blocks_can_be_recomputed(reentrant, monkeypatch):
-    """As timm's checkpoint_seq(every=2) and torch's checkpoint_sequential do."""
-    clips, other = zoo.make_clips(2, 4), zoo.make_clips(4, 2)
-    model = adapt("timm_vit").train()
+    """A block behind the first of its segment gets tokens that no call has seen."""
+    model, clips, runs = adapt("timm_vit").train(), zoo.make_clips(2, 4), []
     loss(model, clips).backward()
     expected = gradients(model)
+    in_pairs = partial(timm_checkpoint_seq, every=2, use_reentrant=reentrant)
+    monkeypatch.setattr("timm.models.vision_transformer.checkpoint_seq", in_pairs)
+    model.set_grad_checkpointing(True)
+    model.base_model.model.blocks[1].attn.register_forward_pre_hook(lambda *_: runs.append(1))
+    first = loss(model, clips)
+    loss(model, zoo.make_clips(4, 2))
+    assert len(runs) == 2
+    first.backward()
+    assert len(runs) == 3
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients(model), expected, strict=True))
+
+
+@torch.no_grad()
+def test_threads_don_t_see_each_other_in_blocks_that_are_compiled():
+    """The one thread waits between blocks until the other is there, too."""
+    model, clips, other = adapt("timm_vit"), zoo.make_clips(2, 4, seed=1), zoo.make_clips(4, 2, seed=2)
+    expected = model(clips), model(other)
+    meet = threading.Barrier(2)
+
+    class Meet(nn.Module):
+        def forward(self, x):
+            if threading.current_thread() is not threading.main_thread():
+                meet.wait(60)
+            return x
 
     backbone = model.base_model.model
+    for block in backbone.blocks:
+        block.compile(backend="eager")
+    first, *rest = backbone.blocks
+    backbone.blocks = nn.Sequential(first, Meet(), *rest)
 
-    class Segmented(nn.Module):
-        def __init__(self, blocks):
-            super().__init__()
-            self.blocks = blocks
+    def run(clips):
+        with torch.no_grad():
+            return model(clips)
 
-        def forward(self, x):
-            return checkpoint_sequential(self.blocks, 1, x, use_reentrant=reentrant)
+    alone = run(clips), run(other)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(run, (clips, other)))
+    for results in (alone, together):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(results, expected, strict=True))
 
-    # timm iterates over blocks as a sequence, so one that checkpoints them all as one segment has to be a sequence
-    monkeypatch.setattr(backbone, "blocks", nn.Sequential(Segmented(backbone.blocks)))
-    backbone.grad_checkpointing = reentrant
-    monkeypatch.setattr("timm.models.vision_transformer.checkpoint_seq", lambda blocks, x, **_: blocks(x))
-    first = loss(model, clips)
-    loss(model, other)
-    first.backward()
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by torch.compile
+def test_compiled_blocks_can_be_recomputed():
+    model, clips = adapt("timm_vit").train(), zoo.make_clips(2, 4)
+    loss(model, clips).backward()
+    expected = gradients(model)
+    model.set_grad_checkpointing(True)
+    for block in model.base_model.model.blocks:
+        block.compile(backend="eager")
+    value = loss(model, clips)
+    loss(model, zoo.make_clips(4, 2))
+    value.backward()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients(model), expected, strict=True))
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 import warnings
 
 import pytest
 import torch
 import zoo
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from peft_aim import AIMConfig
+from peft_aim.fingerprint import fingerprint, same_weights
+from peft_aim.layer import AIMLayer
 
 UP = "base_model.model.blocks.0.aim_spatial_up.weight"
 EMBEDDING = "base_model.model.blocks.0.aim_temporal_embedding"
@@ -117,6 +120,32 @@ def test_truncated_files_are_refused(folder):
     assert same_model(backbone, untouched)
 
 
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_damaged_files_are_refused_with_a_config_that_was_loaded_before(folder, damage):
+    backbone = zoo.build("timm_vit")
+    untouched = copy.deepcopy(backbone)
+    bad = damaged(folder, damage)
+    with pytest.raises(ValueError, match=DAMAGES[damage]):
+        PeftModel.from_pretrained(backbone, bad, config=PeftConfig.from_pretrained(bad))
+    assert same_model(backbone, untouched)
+
+
+def test_a_folder_without_weights_is_refused(folder):
+    model = PeftModel.from_pretrained(zoo.build("timm_vit"), folder / "good", adapter_name="good")
+    (folder / "empty").mkdir()
+    shutil.copy(folder / "good" / "adapter_config.json", folder / "empty")
+    with pytest.raises(ValueError, match="empty.* has no adapter_model.safetensors in it, nothing was loaded"):
+        model.load_adapter(folder / "empty", "bad")
+    assert set(model.peft_config) == {"good"}
+
+
+def test_a_fresh_adapter_from_saved_options(folder):
+    loaded = AIMConfig.from_pretrained(folder / "good")
+    fresh = dataclasses.replace(loaded, backbone_fingerprint=None, id2label=None, num_labels=7)
+    model = get_peft_model(zoo.ZOO["timm_vit"]().eval(), fresh)
+    assert model(zoo.make_clips()).shape == (2, 7)
+
+
 def test_adapters_of_another_width_are_refused(folder, tmp_path):
     zoo_vit = zoo.ZOO["timm_deit"]().eval()  # two blocks of the same names and width, but without the third
     with pytest.raises(ValueError, match=r"unexpected \(\d+\): blocks.2"):
@@ -157,15 +186,27 @@ def test_another_head_is_no_other_backbone(folder):
     assert fingerprints(backbone, folder / "good") == []
 
 
-@pytest.mark.parametrize("which", ["all", "one", "scaled"])
+def test_large_tensors_have_a_fingerprint_too():
+    """Of more elements than a float32 can count: the token embedding of CLIP."""
+    table = torch.randn(49408, 512)
+    assert same_weights(fingerprint([("w", table)]), fingerprint([("w", table.bfloat16())]))
+    assert not same_weights(fingerprint([("w", table)]), fingerprint([("w", table.flip(0))]))
+
+
+@pytest.mark.parametrize("which", ["all", "one", "scaled", "a little", "rows"])
 def test_other_weights_are_warned_of_with_both_fingerprints(folder, which):
     backbone = zoo.build("timm_vit")
     if which == "all":
         backbone = zoo.ZOO["timm_vit"]().eval()
     elif which == "one":
         nn.init.normal_(backbone.blocks[1].mlp.fc1.weight)
-    else:
+    elif which == "scaled":
         backbone.blocks[1].mlp.fc1.weight.data.mul_(1.2)
+    elif which == "rows":
+        backbone.blocks[1].mlp.fc1.weight.data = backbone.blocks[1].mlp.fc1.weight.data.flip(0)
+    else:
+        for parameter in backbone.parameters():
+            parameter.data.mul_(1 + 0.03 * torch.randn_like(parameter))
     (message,) = fingerprints(backbone, folder / "good")
     stored = PeftModel.from_pretrained(zoo.build("timm_vit"), folder / "good").peft_config["default"]
     assert f"trained on a backbone with the fingerprint {stored.backbone_fingerprint}, but this" in message
@@ -185,9 +226,11 @@ def test_the_fingerprint_is_that_of_the_weights_when_saved(tmp_path):
 
 def test_a_config_can_be_used_for_two_backbones(tmp_path):
     shared = config()
-    for name in ("timm_vit", "timm_vit"):
-        model = get_peft_model(zoo.ZOO[name]().eval(), shared)  # other weights each time, and no warning
+    for name, blocks in (("timm_deit", 2), ("timm_vit", 3), ("hf_vit", 2)):
+        model = get_peft_model(zoo.ZOO[name]().eval(), shared)
         model.save_pretrained(tmp_path / name)
+        assert sum(isinstance(module, AIMLayer) for module in model.modules()) == blocks
+    assert shared.target_modules is None
 
 
 def test_an_adapter_loaded_for_inference_keeps_its_fingerprint(folder, tmp_path):
