@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from peft_aim.adapter import add_temporal_embedding, bottleneck, drop_path, from_time, initialize, to_time
 from peft_aim.anatomy import Anatomy
 from peft_aim.attention import off_the_fast_path
-from peft_aim.clips import Clips
 from peft_aim.config import AIMConfig
+from peft_aim.frames import Frames
 from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 from peft_aim.tuner_layer import AIMTunerLayer
 
@@ -48,7 +48,7 @@ class AIMLayer(AIMTunerLayer):
     Args:
         block: The block.
         anatomy: Its parts.
-        clips: Tells how many frames the tokens at hand belong to.
+        frames: Tells how many frames the clips have that tokens belong to.
         pre_norm: The norm between position embedding and this block, if there is one, for the first block: there the
             temporal embedding is added before it.
     """
@@ -66,10 +66,10 @@ class AIMLayer(AIMTunerLayer):
     )
     other_param_names = ("aim_settings",)
 
-    def __init__(self, block: nn.Module, anatomy: Anatomy, clips: Clips, pre_norm: nn.Module | None = None) -> None:
+    def __init__(self, block: nn.Module, anatomy: Anatomy, frames: Frames, pre_norm: nn.Module | None = None) -> None:
         super().__init__(block)
         self.anatomy = anatomy
-        self.clips = clips
+        self.frames = frames
         self.embeds_before_norm = pre_norm is not None
         self.aim_temporal_embedding = nn.ParameterDict()
         for name in self.adapter_layer_names[1:]:  # flat containers: PEFT finds the adapter's name in a key only there
@@ -120,14 +120,14 @@ class AIMLayer(AIMTunerLayer):
         if adapter is None:
             return self.base_layer(*args, **kwargs)
         tokens = first_argument(self._block_input, args, kwargs)
-        frames = self.clips.frames(tokens)
+        frames = self.frames.of(tokens)
         if adapter in self.aim_temporal_embedding and not self.embeds_before_norm:
             tokens = add_temporal_embedding(tokens, self.aim_temporal_embedding[adapter], frames)
         if adapter in self.aim_temporal_up:
             tokens = tokens + self._checkpointed(partial(self._attend_along_time, adapter, frames), tokens)
         args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
         output = self.base_layer(*args, **kwargs)
-        self.clips.remember(first_tensor(output), frames)  # a recomputed segment may go on to the next block
+        self.frames.remember(first_tensor(output), frames)  # a recomputed segment may go on to the next block
         return output
 
     def detach(self) -> None:
@@ -167,7 +167,7 @@ class AIMLayer(AIMTunerLayer):
         if adapter is None or adapter not in self.aim_temporal_embedding:
             return None
         embedding = self.aim_temporal_embedding[adapter]
-        return (add_temporal_embedding(args[0], embedding, self.clips.frames(args[0])), *args[1:])
+        return (add_temporal_embedding(args[0], embedding, self.frames.of(args[0])), *args[1:])
 
     def _checkpointed(self, function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         """Recompute in backward what runs before the block, if the block recomputes itself.

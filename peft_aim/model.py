@@ -137,7 +137,7 @@ class AIMModel(BaseTuner):
         if name == found.head:
             return AIMHead(target, found.features)
         pre_norm = self.model.get_submodule(found.pre_norm) if name == found.first_block and found.pre_norm else None
-        return AIMLayer(target, found.blocks[name], clips, pre_norm)
+        return AIMLayer(target, found.blocks[name], clips.frames, pre_norm)
 
     def _clips(self, names: PartNames) -> Clips:
         """Return the hooks around the image model, made with the first adapter; later ones share them."""

@@ -169,5 +169,5 @@ def test_nothing_is_kept_of_past_calls():
     with torch.no_grad():
         model(zoo.make_clips(1, 1))
         model(zoo.make_clips(1, 1))
-    kept = model.base_model.model.aim_clips._frames_of
+    kept = model.base_model.model.aim_clips.frames._of_storage
     assert len(kept) <= 2 * 3  # at the most, tokens into and out of each block of the last call

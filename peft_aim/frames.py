@@ -1,0 +1,108 @@
+"""Tells which tokens are frames of one clip: how many frames each clip has in the call that is running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from peft_aim.per_thread import PerThread
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Shape of the clips of one call.
+
+    Attributes:
+        clips: Number of clips B.
+        frames: Number of frames T per clip.
+    """
+
+    clips: int
+    frames: int
+
+    def check(self, tokens: Tensor) -> None:
+        """Check that tokens ``(B*T, *N, D)`` lead with the batch of frames.
+
+        Raises:
+            ValueError: If they don't, as in a block that splits images into parts of its own.
+        """
+        if tokens.shape[0] != self.clips * self.frames:
+            raise ValueError(
+                f"A block got tokens {tuple(tokens.shape)} in a call on {self.clips} clips of {self.frames} frames: "
+                f"its batch is not {self.clips * self.frames} images, so frames cannot be told from one another. "
+                "Exclude this block with exclude_modules."
+            )
+
+
+class Frames:
+    """Knows T, the number of frames of a clip, for any tokens that a block may get.
+
+    While the model runs, that is the T of the thread's call. In backward, when gradient checkpointing runs a block
+    again, the call is over and others may have come since; then T is what these very tokens had.
+    """
+
+    def __init__(self) -> None:
+        self._running = PerThread()
+        self._of_storage: dict[StorageWeakRef, int] = {}
+
+    def begin(self, shape: ClipShape | None) -> None:
+        """Note that this thread begins a call on clips of a shape; None if it doesn't know yet."""
+        self._running.set(shape)
+        if not torch.compiler.is_compiling():
+            self._forget_the_dead()
+
+    def end(self) -> ClipShape | None:
+        """Note that this thread's call is over; return its shape, None if it had not come so far."""
+        shape = self._running.get()
+        self._running.set(None)
+        return shape
+
+    def of(self, tokens: Tensor) -> int:
+        """Return the number of frames T of the clips that a block's tokens ``(B*T, *N, D)`` belong to.
+
+        Raises:
+            ValueError: If the tokens don't lead with the batch of frames, or if no call of the model is running.
+        """
+        traced = self._running.traced
+        if traced is None:
+            return self._of_now(tokens)
+        traced.check(tokens)
+        return traced.frames
+
+    def remember(self, tokens: Tensor, frames: int) -> None:
+        """Note T of some tokens, for as long as their memory lives."""
+        if self._running.traced is None:
+            self._remember_now(tokens, frames)
+
+    @torch.compiler.disable
+    def _of_now(self, tokens: Tensor) -> int:
+        shape = self._running.get()
+        if shape is not None:
+            shape.check(tokens)
+        frames = shape.frames if shape else self._of_storage.get(StorageWeakRef(tokens.untyped_storage()))
+        if frames is None:
+            raise ValueError(
+                f"A block with AIM adapters got tokens {tuple(tokens.shape)} outside of a call of the model, so "
+                "nothing tells which frames belong together. Call the model itself on clips (B, T, C, H, W), not "
+                "a part or a method of it."
+            )
+        self.remember(tokens, frames)
+        return frames
+
+    @torch.compiler.disable
+    def _remember_now(self, tokens: Tensor, frames: int) -> None:
+        if not torch.is_inference_mode_enabled():
+            self._of_storage[StorageWeakRef(tokens.untyped_storage())] = frames
+
+    def _forget_the_dead(self) -> None:
+        for storage in list(self._of_storage):  # other threads may add meanwhile
+            if storage.expired():
+                self._of_storage.pop(storage, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles know nothing of running calls."""
+        return {**self.__dict__, "_of_storage": {}}
