@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from peft import PeftConfig
@@ -63,27 +63,27 @@ class AIMConfig(PeftConfig):
         ValueError: num_frames=0 is not a positive integer. Give the number of frames per clip, 8 for example.
     """
 
-    num_frames: int = field(default=8, metadata={"help": "Frames T that the temporal embedding is made for."})
-    bottleneck_ratio: float = field(default=0.25, metadata={"help": "Bottleneck width over token width."})
-    spatial: bool = field(default=True, metadata={"help": "Adapter behind the spatial attention."})
-    temporal: bool = field(default=True, metadata={"help": "Attention along time with an adapter behind it."})
-    joint: bool = field(default=True, metadata={"help": "Adapter beside the MLP."})
-    temporal_adapters: int = field(default=1, metadata={"help": "1, or 2: one more before temporal attention."})
-    scale: float = field(default=0.5, metadata={"help": "Factor on the joint adapter."})
-    drop_path: float = field(default=0.0, metadata={"help": "Final rate of stochastic depth over the blocks."})
-    temporal_embedding: bool = field(default=True, metadata={"help": "Learned embedding of the frame's index."})
-    num_labels: int | None = field(default=None, metadata={"help": "Classes of the adapter's own head."})
-    id2label: dict[int, str] | None = field(default=None, metadata={"help": "Class names of that head."})
-    target_modules: str | list[str] | set[str] | None = field(default=None, metadata={"help": "Blocks to adapt."})
-    exclude_modules: str | list[str] | set[str] | None = field(default=None, metadata={"help": "Blocks to skip."})
-    layers_to_transform: int | list[int] | None = field(default=None, metadata={"help": "Block indices."})
-    norm1_module: str | None = field(default=None, metadata={"help": "Norm before attention, in a block."})
-    attention_module: str | None = field(default=None, metadata={"help": "Attention, in a block."})
-    norm2_module: str | None = field(default=None, metadata={"help": "Norm before the MLP, in a block."})
-    mlp_module: str | None = field(default=None, metadata={"help": "MLP, in a block."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Further modules to train."})
-    init_weights: bool = field(default=True, metadata={"help": "False: a random adapter, for tests."})
-    backbone_fingerprint: str | None = field(default=None, metadata={"help": "The weights it was trained on."})
+    num_frames: int = 8
+    bottleneck_ratio: float = 0.25
+    spatial: bool = True
+    temporal: bool = True
+    joint: bool = True
+    temporal_adapters: int = 1
+    scale: float = 0.5
+    drop_path: float = 0.0
+    temporal_embedding: bool = True
+    num_labels: int | None = None
+    id2label: dict[int, str] | None = None
+    target_modules: str | list[str] | set[str] | None = None
+    exclude_modules: str | list[str] | set[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    norm1_module: str | None = None
+    attention_module: str | None = None
+    norm2_module: str | None = None
+    mlp_module: str | None = None
+    modules_to_save: list[str] | None = None
+    init_weights: bool = True
+    backbone_fingerprint: str | None = None
 
     # No options, so neither compared nor saved: the folder it was loaded from, whether weights are to follow from
     # there, the fingerprint of the backbone it is being saved from, and what each module of the model at hand gets.

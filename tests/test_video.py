@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers as tf
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import save_file
@@ -23,6 +24,7 @@ from peft_aim.video.backbones import load_backbone
 from peft_aim.video.decode import BrokenVideo, index_frames, read_frames
 from peft_aim.video.folder import VideoFolder, class_names, scan
 from peft_aim.video.sampling import one_per_segment, strided
+from peft_aim.video.train import ClipTrainer, Recipe, check_output, notes_on, train
 from peft_aim.video.transforms import Preprocessing, for_evaluation, for_training
 
 GREY = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3)
@@ -226,6 +228,81 @@ def test_models_that_cannot_be_had_are_explained(folder, tmp_path, arguments, me
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["train", str(folder), "--output", str(tmp_path / "out"), *arguments]) == 1
     assert re.search(message, capsys.readouterr().err, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 0}, "stride=0 is out of range: give 1 or more"),
+        ({"epochs": 0}, "epochs=0 is out of range"),
+        ({"frames": 0}, "frames=0 is out of range"),
+        ({"batch_size": 0}, "batch_size=0 is out of range"),
+        ({"lr": float("nan")}, "lr=nan is out of range: give a positive number"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 is out of range"),
+        ({"drop_path": 1.0}, r"drop_path=1.0 is out of range: give in \[0, 1\)"),
+        ({"crop_scale": (2.0, 1.0)}, r"crop_scale=\(2.0, 1.0\) is out of range: give two numbers in \(0, 1\]"),
+        ({"workers": -1}, "workers=-1 is out of range"),
+    ],
+    ids=str,
+)
+def test_recipes_are_validated(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+def test_nothing_is_overwritten_unasked(folder, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    arguments = ["train", str(folder), "--model", "test_vit", "--random-weights", "--output"]
+    assert main([*arguments, str(tmp_path / "full")]) == 1
+    assert "full is not empty. Give another folder, or allow it with --overwrite." in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "file")]) == 1
+    assert "file is a file. Give a folder." in capsys.readouterr().err
+    check_output(tmp_path / "full", overwrite=True)
+    check_output(tmp_path / "new", overwrite=False)
+
+
+def test_what_limits_the_accuracy_is_noted(folder, capsys):
+    for path in (folder / "val" / "dark").iterdir():
+        path.unlink()
+    splits = {split: scan(folder, split, ["dark", "light"]) for split in ("train", "val")}
+    assert notes_on(splits, ["dark", "light"]) == ["No video of val that could be read is of the classes ['dark']."]
+    del splits["val"]
+    assert notes_on(splits, ["dark", "light"]) == ["There is no split val, so nothing was evaluated."]
+
+
+def test_one_class_is_refused_and_hidden_folders_are_no_class(folder):
+    (folder / "train" / ".cache").mkdir()
+    assert class_names(folder) == ["dark", "light"]
+    shutil.rmtree(folder / "train" / "dark")
+    with pytest.raises(ValueError, match="train has one class only, 'light': there is nothing to tell apart"):
+        class_names(folder)
+
+
+def test_an_adapter_is_saved_before_anything_can_go_wrong_in_evaluation(folder, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClipTrainer, "evaluate", interrupt)
+    short = ["--model", "test_vit", "--random-weights", "--frames", "2", "--epochs", "1", "--workers", "0"]
+    assert main(["train", str(folder), *short, "--output", str(tmp_path / "out")]) == 130
+    assert "peft-aim train: interrupted" in capsys.readouterr().err
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_a_linear_head_alone_can_be_trained(folder, tmp_path):
+    recipe = Recipe(frames=2, epochs=1, workers=0)
+    none = {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False}
+    model, report = train(folder, "test_vit", tmp_path / "out", recipe, random_weights=True, **none)
+    assert report.trained_parameters == 2 * model.base_model.model.num_features + 2
+
+
+def test_transformers_models_get_the_crop_that_their_processor_takes(tmp_path):
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    tf.DeiTForImageClassification(tf.DeiTConfig(**small)).save_pretrained(tmp_path)
+    tf.DeiTImageProcessor().save_pretrained(tmp_path)
+    assert load_backbone(str(tmp_path))[1].size == (224, 224)
 
 
 # The demo.
