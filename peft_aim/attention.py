@@ -2,10 +2,12 @@
 
 AIM runs a block's own attention once more, over the frames of one place, ``(B*N, T, D)``. Attentions differ in how
 that must be done; each way is a *kind* here, a small callable ``kind(attention, x) -> output``, where the output is
-a tensor or a tuple that starts with one. Kinds call ``attention.forward``: hooks on an attention, AIM's spatial
-adapter and recorders of attention maps among them, are for its call in space alone.
- :func:`find_kind` tries them on a copy of the attention with random weights
-and takes the first that provably is self-attention over the sequence it gets, free of anything that belongs to space.
+a tensor or a tuple that starts with one. :func:`find_kind` tries the kinds on a copy of the attention with random
+weights and takes the first that provably is self-attention over the sequence it gets, free of anything that belongs to
+space.
+
+Kinds call ``attention.forward``: hooks on an attention, AIM's spatial adapter and recorders of attention maps among
+them, are for its call in space alone.
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ class Clips:
         """Take the hooks off a model from which all adapters are gone, and let train again what did before."""
         for handle in self._handles:
             handle.remove()
+        for norm in self._frozen_norms:
+            norm.train(model.training)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self._trainable)
 
@@ -79,7 +81,7 @@ class Clips:
             images = images.detach().requires_grad_()
         args, kwargs = with_first_argument(images, self._arguments[0], args, kwargs)
         labels, args, kwargs = take_labels(self._arguments, shape.clips, args, kwargs)
-        _check_per_image(shape, {name: kwargs[name] for name in kwargs if name in self._arguments})
+        _check_per_image(shape, {**dict(zip(self._arguments, args, strict=False)), **kwargs})
         self._labels.set(labels)
         self.frames.begin(shape)
         return args, kwargs
@@ -152,10 +154,10 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
 
 
 def _check_per_image(shape: ClipShape, given: dict[str, Any]) -> None:
-    """Refuse tensors, masks for example, that have one entry per clip: the model would read them as per image."""
+    """Refuse masks and the like that have one entry per clip: the model would read them as per image."""
     for name, value in given.items():
-        per_clip = isinstance(value, Tensor) and 1 < value.ndim < 5 and value.shape[0] == shape.clips
-        if per_clip and shape.frames > 1:
+        is_mask = isinstance(value, Tensor) and value.ndim > 1 and not value.is_floating_point()
+        if is_mask and value.shape[0] == shape.clips and shape.frames > 1:
             raise ValueError(
                 f"{name} has the shape {tuple(value.shape)}, one entry per clip, but the model takes one per image. "
                 f"Repeat it for the {shape.frames} frames of a clip: "

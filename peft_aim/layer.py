@@ -77,15 +77,16 @@ class AIMLayer(AIMTunerLayer):
         self.aim_settings: dict[str, BranchSettings] = {}
         attention, mlp = block.get_submodule(anatomy.attention), block.get_submodule(anatomy.mlp)
         self._block_input, self._mlp_input = first_parameter(block), first_parameter(mlp)
-        self._handles = [
-            attention.register_forward_hook(self._add_spatial),
-            mlp.register_forward_hook(self._add_joint, with_kwargs=True),
-        ]
-        if isinstance(attention, nn.MultiheadAttention):
+        self._handles = []
+        if isinstance(attention, nn.MultiheadAttention):  # its record ends before what follows adds to its output
             self._handles += [
                 attention.register_forward_pre_hook(_leave_the_fast_path, with_kwargs=True),
                 attention.register_forward_hook(_forget_the_record, with_kwargs=True),
             ]
+        self._handles += [
+            attention.register_forward_hook(self._add_spatial),
+            mlp.register_forward_hook(self._add_joint, with_kwargs=True),
+        ]
         if pre_norm is not None:
             self._handles.append(pre_norm.register_forward_pre_hook(self._embed_before_norm))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
@@ -73,7 +74,6 @@ class AIMModel(BaseTuner):
         Raises:
             ValueError: If the file does not hold just this adapter's weights.
         """
-        self._remove(adapter_name)  # PEFT's add_adapter replaces one of the same name
         config = copy.copy(self.peft_config[adapter_name])  # the user may have further plans for it
         config.awaits_weights = config.folder is not None or config.backbone_fingerprint is not None
         self.peft_config[adapter_name] = config
@@ -242,10 +242,11 @@ class AIMModel(BaseTuner):
         found = {name.replace(f".modules_to_save.{adapter_name}", ""): t for name, t in state_dict.items()}
         try:
             check_shapes(shapes_of(expected), shapes_of(found), f"The state dict for the adapter {adapter_name!r}")
-        except ValueError:
-            if config.awaits_weights and isinstance(model.base_model, AIMModel):  # it was put in to be loaded
-                model.base_model._take_out(adapter_name)
-            raise
+        except ValueError as error:
+            if not (config.awaits_weights and isinstance(getattr(model, "base_model", None), AIMModel)):
+                raise
+            model.base_model._take_out(adapter_name)  # it was put in to be loaded
+            raise ValueError(f"{error} The adapter was taken out of the model again.") from None
         config.awaits_weights = False
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
@@ -254,4 +255,7 @@ class AIMModel(BaseTuner):
         """Refuse ``adapter_names``, which PEFT would drop silently."""
         if kwargs.get("adapter_names") is not None:
             raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
+        if not torch.compiler.is_compiling():
+            for config in self.peft_config.values():
+                config.awaits_weights = False  # it is being used as it is
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ def check_alike(model: nn.Module, output: Any) -> None:
         ValueError: If not: a model that masks patches at random (ViT-MAE) keeps other places of each frame.
     """
     for tensor in tensors_in(output):
-        if tensor.device.type == "meta" or tensor.ndim == 0 or tensor.shape[0] != 2:
+        if tensor.device.type == "meta" or tensor.ndim < 2 or tensor.shape[0] != 2:
             continue
         one, other = tensor.double()
         spread = 0.02 * one.abs().max() if one.numel() else 0.0
@@ -53,8 +53,16 @@ def check_places_stay(model: nn.Module, images: Tensor, evaluated: Iterable[Call
     Raises:
         ValueError: If not: patches are dropped at random, others of each frame.
     """
-    with torch.random.fork_rng():
-        root, _ = trace(model, images, training=True)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+            root, _ = trace(model, images, training=True)
+    except Exception:  # one that wants more than images in training shows nothing
+        return
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
     trained = {id(call.module): call.given for call in root.walk()}
     for call in evaluated:
         given = trained.get(id(call.module))
@@ -78,19 +86,21 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[st
         What was observed, by the names of such blocks.
     """
     first, *others = blocks
-    silent = _probe(model, tower, images, blocks, stirred=())
-    stirred = _probe(model, tower, images, blocks, stirred=blocks)
-    behind = _probe(model, tower, images, blocks, stirred=(first,))
+    silent = _probe(model, tower, images, blocks)
+    stirred = _probe(model, tower, images, blocks, attention=_noise)
+    behind = _probe(model, tower, images, blocks, noisy_block=first)
     wrong = {}
     for name in blocks:
-        quiet = silent[name]
+        quiet, loud = silent[name], stirred[name]
+        added = not torch.equal(loud.given, loud.returned.view_as(loud.given))  # not by a gate that is still closed
+        unseen = torch.equal(loud.given, loud.between.view_as(loud.given))
         if quiet.attended.count_nonzero():
             wrong[name] = "its attention is not called on what its first norm returns"
         elif not _passes(quiet.given, quiet.between):
             wrong[name] = "its second norm doesn't get its input plus what its attention returns"
         elif not _passes(quiet.between, quiet.returned):
             wrong[name] = "it doesn't return what its second norm got plus what its MLP returns"
-        elif torch.equal(stirred[name].given, stirred[name].between.view_as(quiet.given)):
+        elif added and unseen:
             wrong[name] = "its second norm doesn't see what its attention adds, as in a parallel block"
         elif name in others and torch.equal(quiet.given, behind[name].given):
             wrong[name] = f"it doesn't come behind {first}, where the temporal embedding is added"
@@ -109,22 +119,28 @@ class _Seen:
 
 @torch.no_grad()
 def _probe(
-    model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[str, Anatomy], stirred: Collection[str]
+    model: nn.Module,
+    tower: nn.Module,
+    images: Tensor,
+    blocks: dict[str, Anatomy],
+    attention: Callable[[Tensor], Tensor] = torch.zeros_like,
+    noisy_block: str | None = None,
 ) -> dict[str, _Seen]:
-    """Run with first norms, attentions and MLPs silenced, but with noise from the attentions of some blocks."""
+    """Run with first norms and MLPs silenced, attentions silenced or replaced, and one block replaced by noise."""
     seen: dict[str, _Seen] = defaultdict(_Seen)
     handles = []
     for name, anatomy in blocks.items():
         block = model.get_submodule(name)
-        norm1, attention, norm2, mlp = (
+        norm1, attn, norm2, mlp = (
             block.get_submodule(part) for part in (anatomy.norm1, anatomy.attention, anatomy.norm2, anatomy.mlp)
         )
-        for module, field in ((block, "given"), (attention, "attended"), (norm2, "between")):
+        for module, field in ((block, "given"), (attn, "attended"), (norm2, "between")):
             handles.append(module.register_forward_pre_hook(_noting(module, seen[name], field), with_kwargs=True))
-        for module in (norm1, attention, mlp):
-            noisy = module is attention and name in stirred
-            handles.append(module.register_forward_hook(_replacing(_noise if noisy else torch.zeros_like)))
+        for module, function in ((norm1, torch.zeros_like), (attn, attention), (mlp, torch.zeros_like)):
+            handles.append(module.register_forward_hook(_replacing(function)))
         handles.append(block.register_forward_hook(_noting_output(seen[name])))
+        if name == noisy_block:
+            handles.append(block.register_forward_hook(_replacing(_noise)))
     try:
         with running(tower, training=False):
             tower(images)

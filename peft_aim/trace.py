@@ -131,7 +131,8 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
         changes = hasattr(module, "running_mean") or getattr(module, "gradient_checkpointing", False)
         module.training = training and not changes
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):  # hooks are to run, not to be compiled
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

@@ -50,7 +50,7 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
         super().set_adapter(adapter_names, inference_mode)
 
     def remove(self, adapter_name: str) -> None:
-        """Delete an adapter that is about to be replaced, or that could not be put in."""
+        """Delete an adapter that could not be put in."""
         for name in (*self.adapter_layer_names, *self.other_param_names):
             if adapter_name in getattr(self, name):
                 del getattr(self, name)[adapter_name]

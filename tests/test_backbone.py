@@ -13,6 +13,7 @@ import transformers as tf
 import zoo
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from peft_aim import AIMConfig
 from peft_aim.anatomy import PartNames
@@ -125,9 +126,22 @@ def test_patches_masked_at_random_are_refused():
         adapt(tf.ViTMAEModel(tf.ViTMAEConfig(**zoo.SMALL)))
 
 
+class Counting(nn.Module):
+    """Counts the images it has been trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += len(x) * self.training
+        return x
+
+
 def test_the_look_at_a_model_leaves_no_trace():
-    model = nn.Sequential(nn.BatchNorm2d(3), zoo.build("timm_vit")).train()
-    model[1].image_size = (32, 32)
+    model = nn.Sequential(nn.BatchNorm2d(3), Counting(), zoo.build("timm_vit")).train()
+    spectral_norm(model[2].head)
+    model[2].image_size = (32, 32)
     before, drawn = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     survey(model, PartNames())
     assert torch.equal(torch.random.get_rng_state(), drawn)
@@ -239,6 +253,31 @@ class ByKeyword(Block):
         return x + self.mlp(self.post(x))
 
 
+class Gated(Block):
+    """With a gate on the attention's result that is closed as yet."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.gamma = nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        h = self.pre(x)
+        x = x + self.gamma * self.attention(h, h, h)[0]
+        return x + self.mlp(self.post(x))
+
+
+class WithLoss(nn.Module):
+    """Wants labels in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = zoo.build("timm_vit")
+
+    def forward(self, x, labels=None):
+        scores = self.model(x)
+        return nn.functional.cross_entropy(scores, labels) if self.training else scores
+
+
 class TwoTrunks(nn.Module):
     def __init__(self):
         super().__init__()
@@ -279,6 +318,18 @@ def test_blocks_may_call_by_keyword_and_scale_their_skip():
     scores = model(clips)
     scores.sum().backward()
     assert not torch.allclose(scores, model(clips.flip(1)))
+
+
+def test_gates_may_be_closed_and_trunks_compiled():
+    blocks = [Gated(attention()), Block(attention()), Gated(attention())]
+    model = Toy(*blocks)
+    model.blocks[1].compile(backend="eager")
+    assert len(adapt(model).base_model.model.aim_clips.survey.blocks) == 3
+
+
+def test_models_that_want_labels_in_training_are_adapted():
+    model = adapt(WithLoss().eval(), num_frames=4)
+    assert model(zoo.make_clips()).shape == (2, 5)
 
 
 def test_trunks_beside_each_other_are_refused():

@@ -210,6 +210,8 @@ def test_masks_per_clip_are_refused():
     model, mask = adapt(backbone), torch.zeros(2, 16, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"bool_masked_pos has the shape \(2, 16\).*repeat_interleave\(4, dim=0\)"):
         model(zoo.make_clips(), bool_masked_pos=mask)
+    with pytest.raises(ValueError, match="bool_masked_pos has the shape"):
+        model(zoo.make_clips(), mask)
     output = model(zoo.make_clips(), bool_masked_pos=mask.repeat_interleave(4, dim=0))
     assert output.pooler_output.shape == (2, 32)
 

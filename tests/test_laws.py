@@ -99,6 +99,17 @@ def test_gradients_reach_every_adapter_and_nothing_frozen(name):
             assert parameter.grad is None and not parameter.requires_grad, key
 
 
+@pytest.mark.parametrize("embedding", [True, False])
+def test_every_rung_of_the_ladder_trains_all_that_it_has(name, embedding):
+    backbone, clips = zoo.build(name), zoo.make_clips()
+    for wanted in (["spatial"], ["joint"], ["temporal"], ["spatial", "joint"], ["spatial", "temporal"]):
+        branches = {branch: branch in wanted for branch in ("spatial", "temporal", "joint")}
+        model = adapt(backbone, **branches, temporal_embedding=embedding).train()
+        zoo.scores(model(clips)).square().sum().backward()
+        assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+        backbone = model.unload()
+
+
 @torch.no_grad()
 def test_saved_and_loaded_into_a_fresh_copy_gives_the_same_scores(name, tmp_path):
     backbone, clips = zoo.build(name), zoo.make_clips()

@@ -130,6 +130,15 @@ def test_damaged_files_are_refused_with_a_config_that_was_loaded_before(folder, 
     assert same_model(backbone, untouched)
 
 
+def test_an_adapter_in_use_survives_weights_that_do_not_fit(folder):
+    model = get_peft_model(zoo.build("timm_vit"), PeftConfig.from_pretrained(folder / "good"))
+    scores, weights = model(zoo.make_clips()), get_peft_model_state_dict(model)
+    lose(weights)
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        set_peft_model_state_dict(model, weights)
+    assert torch.equal(model(zoo.make_clips()), scores)
+
+
 def test_a_folder_without_weights_is_refused(folder):
     model = PeftModel.from_pretrained(zoo.build("timm_vit"), folder / "good", adapter_name="good")
     (folder / "empty").mkdir()
@@ -184,6 +193,12 @@ def test_another_head_is_no_other_backbone(folder):
     backbone.reset_classifier(0)
     nn.init.zeros_(backbone.norm.weight)
     assert fingerprints(backbone, folder / "good") == []
+
+
+def test_quantized_weights_have_no_fingerprint():
+    floats = ("bias", torch.ones(3))
+    assert fingerprint([floats, ("index", torch.zeros(4, 4, dtype=torch.int64))]) is not None
+    assert fingerprint([floats, ("weight", torch.zeros(4, 4, dtype=torch.uint8))]) is None
 
 
 def test_large_tensors_have_a_fingerprint_too():

@@ -202,6 +202,8 @@ def test_frozen_statistics_stay_as_they_are(tmp_path):
     assert torch.equal(model.base_model.model[0].running_mean, torch.zeros(3))
     model.save_pretrained(tmp_path)
     assert torch.equal(PeftModel.from_pretrained(build(), tmp_path)(clips), model.eval()(clips))
+    model.train()(clips)
+    assert all(module.training for module in model.unload().modules())
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
