@@ -94,14 +94,14 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
         raise NotABlock("no norm takes its input before attention does")
     rest = _behind(call.children, norm1)
     attention = _part(rest, names.attention, "attention_module", _mixes)
-    if attention is None:
-        raise NotABlock("nothing that could be attention is called behind its first norm")
+    if attention is None or attention.given is None:
+        raise NotABlock("nothing that could be attention is called, on tokens first, behind its first norm")
     rest = _behind(rest, attention)
     norm2 = _part(rest, names.norm2, "norm2_module", lambda c: is_norm(c.module))
     if norm2 is None:
         raise NotABlock("no norm is called behind its attention")
     mlp = _part(rest, names.mlp, "mlp_module", lambda c: _mixes(c) and c.given == norm2.returned)
-    if mlp is None or mlp.returned is None or mlp.given.shape != mlp.returned.shape:
+    if mlp is None or None in (mlp.given, mlp.returned) or mlp.given.shape != mlp.returned.shape:
         raise NotABlock("no MLP, from the second norm's output to tokens of the same shape, is called")
     _check_own(call, (norm1, attention, norm2, mlp))
     known = (attention, mlp)

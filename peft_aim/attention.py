@@ -79,6 +79,7 @@ class Projected:
     """Use the attention's own projections around plain softmax attention, so that its spatial bias stays out.
 
     For attentions that add a bias made for one window of space to the scores, whatever they are given (Swin, BEiT).
+    What the attention does besides, dropout while it trains, stays out as well.
 
     Args:
         inner: Names of the projections to query, key and value, or of one to all three.

@@ -92,17 +92,16 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[st
     wrong = {}
     for name in blocks:
         quiet, loud = silent[name], stirred[name]
-        added = not torch.equal(loud.given, loud.returned.view_as(loud.given))  # not by a gate that is still closed
-        unseen = torch.equal(loud.given, loud.between.view_as(loud.given))
+        added = not _same(loud.given, loud.returned)  # else a gate behind the attention is still closed
         if quiet.attended.count_nonzero():
             wrong[name] = "its attention is not called on what its first norm returns"
         elif not _passes(quiet.given, quiet.between):
             wrong[name] = "its second norm doesn't get its input plus what its attention returns"
         elif not _passes(quiet.between, quiet.returned):
             wrong[name] = "it doesn't return what its second norm got plus what its MLP returns"
-        elif added and unseen:
+        elif added and _same(loud.given, loud.between):
             wrong[name] = "its second norm doesn't see what its attention adds, as in a parallel block"
-        elif name in others and torch.equal(quiet.given, behind[name].given):
+        elif name in others and _same(quiet.given, behind[name].given):
             wrong[name] = f"it doesn't come behind {first}, where the temporal embedding is added"
     return wrong
 
@@ -177,6 +176,10 @@ def _noise(tensor: Tensor) -> Tensor:
     """Return large noise, to be seen behind a LayerScale of 1e-5."""
     generator = torch.Generator().manual_seed(0)
     return 1000 * torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten())
 
 
 def _passes(given: Tensor, taken: Tensor) -> bool:

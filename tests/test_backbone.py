@@ -253,6 +253,17 @@ class ByKeyword(Block):
         return x + self.mlp(self.post(x))
 
 
+class Scaled(nn.MultiheadAttention):
+    def forward(self, scale, x):
+        return super().forward(scale * x, x, x)
+
+
+class ByScale(Block):
+    def forward(self, x):
+        x = x + self.attention(2.0, self.pre(x))[0]
+        return x + self.mlp(self.post(x))
+
+
 class Gated(Block):
     """With a gate on the attention's result that is closed as yet."""
 
@@ -318,6 +329,11 @@ def test_blocks_may_call_by_keyword_and_scale_their_skip():
     scores = model(clips)
     scores.sum().backward()
     assert not torch.allclose(scores, model(clips.flip(1)))
+
+
+def test_attention_that_does_not_take_tokens_first_is_refused():
+    with pytest.raises(ValueError, match="blocks.0: nothing that could be attention is called, on tokens first"):
+        adapt(Toy(ByScale(Scaled(8, 2, batch_first=True))))
 
 
 def test_gates_may_be_closed_and_trunks_compiled():
