@@ -185,16 +185,12 @@ class AIMModel(BaseTuner):
         if not self.peft_config:
             self._unload_and_optionally_merge(merge=False)
             return
-        self._remove(adapter_name)
-        self._unwrap(lambda module: not module._get_available_adapters())
-
-    def _remove(self, adapter_name: str) -> None:
-        """Delete an adapter's weights wherever there are any."""
         for module in list(self.model.modules()):
             if isinstance(module, AIMTunerLayer):
-                module.remove(adapter_name)
-            elif isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+                module.delete_adapter(adapter_name)
+            elif isinstance(module, ModulesToSaveWrapper):
                 module.delete_adapter(adapter_name, new_active_adapters=self.active_adapters)
+        self._unwrap(lambda module: not module._get_available_adapters())
 
     def _check_saved_weights(self, adapter_name: str) -> None:
         config: AIMConfig = self.peft_config[adapter_name]

@@ -85,7 +85,7 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[st
     Returns:
         What was observed, by the names of such blocks.
     """
-    first, *others = blocks
+    first = next(iter(blocks))
     silent = _probe(model, tower, images, blocks)
     stirred = _probe(model, tower, images, blocks, attention=_noise)
     behind = _probe(model, tower, images, blocks, noisy_block=first)
@@ -101,7 +101,7 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[st
             wrong[name] = "it doesn't return what its second norm got plus what its MLP returns"
         elif added and _same(loud.given, loud.between):
             wrong[name] = "its second norm doesn't see what its attention adds, as in a parallel block"
-        elif name in others and _same(quiet.given, behind[name].given):
+        elif name != first and _same(quiet.given, behind[name].given):
             wrong[name] = f"it doesn't come behind {first}, where the temporal embedding is added"
     return wrong
 

@@ -49,12 +49,6 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
             raise ValueError(f"AIM runs one adapter at a time, got {list(adapter_names)}. Activate one of them.")
         super().set_adapter(adapter_names, inference_mode)
 
-    def remove(self, adapter_name: str) -> None:
-        """Delete an adapter that could not be put in."""
-        for name in (*self.adapter_layer_names, *self.other_param_names):
-            if adapter_name in getattr(self, name):
-                del getattr(self, name)[adapter_name]
-
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: see the message."""
         raise ValueError(WHY_NO_MERGE)

@@ -10,7 +10,14 @@ import warnings
 import pytest
 import torch
 import zoo
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -136,6 +143,15 @@ def test_an_adapter_in_use_survives_weights_that_do_not_fit(folder):
     lose(weights)
     with pytest.raises(ValueError, match="nothing was loaded"):
         set_peft_model_state_dict(model, weights)
+    assert torch.equal(model(zoo.make_clips()), scores)
+
+
+def test_the_adapter_in_use_stays_in_use_when_another_is_refused(folder):
+    model = get_peft_model(zoo.build("timm_vit"), config())
+    scores, bad = model(zoo.make_clips()), damaged(folder, lose)
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="nothing was loaded"):
+        warnings.simplefilter("ignore")  # PEFT's own, of a second adapter
+        inject_adapter_in_model(AIMConfig.from_pretrained(bad), model.base_model.model, "bad")
     assert torch.equal(model(zoo.make_clips()), scores)
 
 
