@@ -1,7 +1,8 @@
 """The arithmetic of AIM on plain tensors: the bottleneck, and tokens regrouped from frames to time and back.
 
 Letters used throughout: B clips, T frames per clip, N tokens per frame, D their width. A block of an image model
-sees clips as images, ``(B*T, *N, D)``, where ``*N`` is one axis of tokens or several of places (height, width).
+sees clips as images, ``(B*T, *N, D)``, where ``*N`` is one axis of tokens or several of places (height, width). A few
+cut images into P pieces with tokens of their own, ``(B*T*P, *N, D)``.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def bottleneck(x: Tensor, down: nn.Module, up: nn.Module) -> Tensor:
+def bottleneck(x: Tensor, down: nn.Module, up: nn.Module, channels: int = -1) -> Tensor:
     r"""Apply an adapter, ``up(gelu(down(x)))``, in the adapter's precision (paper, figure 2a).
 
     Args:
         x: Tokens, in the backbone's dtype.
         down: Linear layer D -> r D.
         up: Linear layer r D -> D.
+        channels: Axis of the channels, -1 or 1.
 
     Shape:
         ``(*, D) -> (*, D)``, the result in the dtype of ``x``.
@@ -27,56 +29,60 @@ def bottleneck(x: Tensor, down: nn.Module, up: nn.Module) -> Tensor:
         >>> bottleneck(half, nn.Linear(4, 1), nn.Linear(1, 4)).dtype
         torch.bfloat16
     """
-    return up(F.gelu(down(x.to(down.weight.dtype)))).to(x.dtype)
+    tokens = x.movedim(channels, -1).to(down.weight.dtype)
+    return up(F.gelu(down(tokens))).to(x.dtype).movedim(-1, channels)
 
 
-def to_time(tokens: Tensor, frames: int) -> Tensor:
+def to_time(tokens: Tensor, frames: int, pieces: int = 1) -> Tensor:
     """Regroup tokens so that each place of a clip becomes one sequence over time.
 
     Args:
         tokens: Tokens of B clips.
         frames: Frames T per clip.
+        pieces: Pieces P per frame, each with N tokens.
 
     Shape:
-        ``(B*T, *N, D) -> (B*N, T, D)``
+        ``(B*T*P, *N, D) -> (B*P*N, T, D)``
 
     Example:
         >>> to_time(torch.zeros(6, 5, 8), frames=3).shape  # 2 clips, 3 frames, 5 tokens
         torch.Size([10, 3, 8])
     """
-    clips = tokens.unflatten(0, (-1, frames)).flatten(2, -2)  # (B, T, N, D)
+    clips = tokens.unflatten(0, (-1, frames, pieces)).flatten(2, -2)  # (B, T, P*N, D)
     return clips.transpose(1, 2).flatten(0, 1)
 
 
-def from_time(sequences: Tensor, like: Tensor) -> Tensor:
+def from_time(sequences: Tensor, like: Tensor, pieces: int = 1) -> Tensor:
     """Undo :func:`to_time`.
 
     Args:
         sequences: One sequence over time per place of a clip.
         like: A tensor of the shape to return to.
+        pieces: Pieces P per frame.
 
     Shape:
-        ``(B*N, T, D) -> (B*T, *N, D)``
+        ``(B*P*N, T, D) -> (B*T*P, *N, D)``
 
     Example:
         >>> tokens = torch.randn(6, 5, 8)
         >>> torch.equal(from_time(to_time(tokens, frames=3), like=tokens), tokens)
         True
     """
-    clips = like.shape[0] // sequences.shape[1]
+    clips = like.shape[0] // (sequences.shape[1] * pieces)
     return sequences.unflatten(0, (clips, -1)).transpose(1, 2).reshape(like.shape)
 
 
-def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int) -> Tensor:
+def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, pieces: int = 1) -> Tensor:
     """Add the embedding of its frame's index to every token.
 
     Args:
         tokens: Tokens of B clips.
         embedding: Temporal embedding for T' frames; interpolated linearly where T differs from T'.
         frames: Frames T per clip.
+        pieces: Pieces P per frame.
 
     Shape:
-        tokens ``(B*T, *N, D)``, embedding ``(1, T', D)`` -> ``(B*T, *N, D)``
+        tokens ``(B*T*P, *N, D)``, embedding ``(1, T', D)`` -> ``(B*T*P, *N, D)``
 
     Example:
         >>> add_temporal_embedding(torch.zeros(2, 1, 1), torch.tensor([[[0.0], [2.0]]]), frames=2).flatten()
@@ -85,7 +91,8 @@ def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int) -> Te
     if embedding.shape[1] != frames:
         embedding = F.interpolate(embedding.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
     places = [1] * (tokens.ndim - 2)
-    embedding = embedding.expand(tokens.shape[0] // frames, -1, -1)  # (B, T, D)
+    embedding = embedding.transpose(0, 1).expand(-1, pieces, -1).flatten(0, 1)  # (T*P, D)
+    embedding = embedding.expand(tokens.shape[0] // (frames * pieces), -1, -1)  # (B, T*P, D)
     return tokens + embedding.reshape(tokens.shape[0], *places, -1).to(tokens.dtype)
 
 

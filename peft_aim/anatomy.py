@@ -1,16 +1,19 @@
-"""Finds the parts of a foreign block, the norm, the attention and the MLP, from how they are called."""
+"""Finds the parts of a foreign block, its norms, attention and MLP, from how they are called.
+
+Two ways to order a branch are understood: ``x + attention(norm(x))`` and, with the norm behind, ``x +
+norm(attention(x))``. A norm may also be missing, or be the attention's own business.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
-from peft_aim.attention import Kind, find_kind, signature
+from peft_aim.attention import Kind
+from peft_aim.parts import channel_axis, is_norm, mixes, norm_width
+from peft_aim.recognize import find_kind, signature
 from peft_aim.trace import Call
-
-MIXERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -28,58 +31,72 @@ class Anatomy:
     """What AIM needs to know of a block.
 
     Attributes:
-        norm1: Name, inside the block, of the norm before attention.
+        norm1: Name, inside the block, of the attention's norm, None if the block has none.
         attention: Name of the attention.
-        norm2: Name of the norm before the MLP.
-        mlp: Name of the MLP.
+        norm2: Name of the MLP's norm, None if the block has none.
+        mlp: Name of the MLP, or of its first half if it is called in two.
+        mlp_end: Name of its second half, else the MLP once more.
         width: Token width D.
         attend: How the attention is called along time.
+        norm_first: Whether norms come before attention and MLP, and not behind.
+        channels: Axis of the channels, -1 or 1, in the tokens that the block is called on.
+        norm_channels: The same for the attention's norm.
+        attention_channels: The same for the attention.
+        mlp_channels: The same for the MLP.
+        pieces: Into how many pieces, each with tokens of its own, an image is cut along the leading axis (MobileViT).
+        others: Names of further parts that mix features or norm them.
     """
 
-    norm1: str
+    norm1: str | None
     attention: str
-    norm2: str
+    norm2: str | None
     mlp: str
+    mlp_end: str
     width: int
     attend: Kind
+    norm_first: bool = True
+    channels: int = -1
+    norm_channels: int = -1
+    attention_channels: int = -1
+    mlp_channels: int = -1
+    pieces: int = 1
+    others: tuple[str, ...] = ()
 
 
 class NotABlock(ValueError):  # noqa: N818 (it is an answer more than an error)
-    """Raised for a module that is no pre-norm transformer block, with what is missing."""
+    """Raised for what AIM cannot adapt as a block, with what was seen instead.
 
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm: a leaf that says so in its class name, LayerNorm, RMSNorm and so on.
-
-    Example:
-        >>> is_norm(nn.LayerNorm(4)), is_norm(nn.Linear(4, 4))
-        (True, False)
+    Args:
+        reason: What was seen.
+        understood: Whether that tells what it is, so that leaving it out is right (class attention, say).
     """
-    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+
+    def __init__(self, reason: str, understood: bool = False) -> None:
+        super().__init__(reason)
+        self.understood = understood
 
 
 def looks_like_a_block(call: Call) -> bool:
-    """Whether a call keeps the shape of its tokens, and has a norm and two or more layers that mix as its parts."""
-    if call.given is None or call.returned is None or call.given.shape != call.returned.shape:
+    """Whether a call takes and returns tokens, and has two or more layers that mix, and a norm or attention."""
+    if None in (call.given, call.returned) or min(len(call.given.shape), len(call.returned.shape)) < 3:
         return False
-    norms = any(is_norm(part.module) for part in call.children)
-    return len(call.given.shape) >= 3 and norms and sum(map(_mixes, call.children)) >= 2
+    parts = [part for part in call.children if mixes(part.module)]
+    return len(parts) >= 2 and (any(map(_is_called_attention, parts)) or any(is_norm(c.module) for c in call.children))
 
 
 def has_attention(call: Call) -> bool:
-    """Whether a part of it is called attention."""
-    return any("attn" in (name := _describe(part)) or "attention" in name for part in call.children if _mixes(part))
+    """Whether a part of it, that is no block itself, is called attention."""
+    return any(_is_attention(part) for part in call.children)
 
 
 def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind]) -> Anatomy:
     """Find the parts of a block from a traced call of it.
 
-    The block has to be built as ``x + attention(norm1(x))`` followed by ``x + mlp(norm2(x))``, with whatever scaling
-    and dropping on the branches it likes.
+    What is found is a well-founded guess; :func:`peft_aim.probes.misbuilt` has the last word.
 
     Args:
         call: A traced call of the block.
-        images: Number of images in the traced batch, which has to be the block's leading axis.
+        images: Number of images in the traced batch, which the block's leading axis has to be, or a multiple.
         names: Names of parts to use instead of those found.
         kinds: How attentions of other blocks are called along time, by signature; this one's is added.
 
@@ -87,49 +104,119 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
         NotABlock: If it is not built so, with what was seen instead.
     """
     shape = call.given.shape
-    if shape[0] != images:
-        raise NotABlock(f"its tokens {shape} do not lead with the batch of {images} images")
-    norm1 = _part(call.children, names.norm1, "norm1_module", lambda c: is_norm(c.module) and c.given == call.given)
-    if norm1 is None:
-        raise NotABlock("no norm takes its input before attention does")
-    rest = _behind(call.children, norm1)
-    attention = _part(rest, names.attention, "attention_module", _mixes)
-    if attention is None or attention.given is None:
-        raise NotABlock("nothing that could be attention is called, on tokens first, behind its first norm")
-    rest = _behind(rest, attention)
-    norm2 = _part(rest, names.norm2, "norm2_module", lambda c: is_norm(c.module))
-    if norm2 is None:
-        raise NotABlock("no norm is called behind its attention")
-    mlp = _part(rest, names.mlp, "mlp_module", lambda c: _mixes(c) and c.given == norm2.returned)
-    if mlp is None or None in (mlp.given, mlp.returned) or mlp.given.shape != mlp.returned.shape:
-        raise NotABlock("no MLP, from the second norm's output to tokens of the same shape, is called")
-    _check_own(call, (norm1, attention, norm2, mlp))
-    known = (attention, mlp)
-    others = [_inside(call, c) for c in call.children if _mixes(c) and not any(part in c.walk() for part in known)]
-    if others and not (names.attention and names.mlp):
+    if call.returned.shape != shape:
         raise NotABlock(
-            f"besides attention and MLP it calls {', '.join(others)} (if that is all right, name attention_module and "
-            "mlp_module)"
+            f"it makes {call.returned.shape} of tokens {shape}, as class attention, pooling and downsampling do",
+            understood=has_attention(call),
         )
-    width = norm1.module.weight.numel() if getattr(norm1.module, "weight", None) is not None else shape[-1]
-    if {shape[-1], attention.given.shape[-1], mlp.given.shape[-1]} != {width}:
+    if shape[0] % images:
+        raise NotABlock(f"its tokens {shape} do not lead with the batch of {images} images")
+    attention, norm1, norm_first = _attention(call, names)
+    norm2, mlp, mlp_end = _mlp(call, attention, norm1, norm_first, names)
+    parts = [part for part in (norm1, attention, norm2, mlp, mlp_end) if part is not None]
+    _check_own(call, parts)
+    beside = [c for c in call.children if not any(part in c.walk() for part in parts)]
+    others = [c for c in beside if mixes(c.module) or is_norm(c.module)]
+    second = [c for c in others if _is_attention(c)]
+    if second and not names.attention:
+        raise NotABlock(f"besides {_inside(call, attention)} it calls another attention, {_inside(call, second[0])}")
+    width = _width(call, norm1 or norm2, attention)
+    axes = {part: channel_axis(part.module, part.given.shape, width) for part in (attention, mlp)}
+    axes[norm1] = channel_axis(norm1.module, norm1.given.shape, width) if norm1 else -1
+    own = axes[norm1] if norm1 and norm1.given.shape == shape else channel_axis(call.module, shape, width)
+    ends = channel_axis(mlp_end.module, mlp_end.returned.shape, width)
+    if None in (own, ends, *axes.values()):
         raise NotABlock(
-            f"its norm shows tokens of width {width}, but it, its attention and its MLP are called on "
+            f"its norm or attention shows tokens of width {width}, but it, its attention and its MLP are called on "
             f"{shape}, {attention.given.shape} and {mlp.given.shape}"
         )
-    alike = signature(attention.module)
+    return Anatomy(
+        *(part and _inside(call, part) for part in (norm1, attention, norm2, mlp, mlp_end)),
+        width=width,
+        attend=_kind(attention, axes[attention], kinds, understood=has_attention(call)),
+        norm_first=norm_first,
+        channels=own,
+        norm_channels=axes[norm1],
+        attention_channels=axes[attention],
+        mlp_channels=axes[mlp],
+        pieces=shape[0] // images,
+        others=tuple(_inside(call, other) for other in others),
+    )
+
+
+def _attention(block: Call, names: PartNames) -> tuple[Call, Call | None, bool]:
+    """Return the attention, its norm, and whether that comes first."""
+    parts = block.children
+    norms = [part for part in parts if is_norm(part.module)]
+    attention = _named(parts, names.attention, "attention_module") or next(filter(_is_attention, parts), None)
+    if attention is None:
+        rest = _behind(parts, norms[0]) if norms else []
+        rest = rest if sum(mixes(part.module) for part in rest) > 1 else parts
+        attention = next((part for part in rest if mixes(part.module) and not _holds_attention(part)), None)
+    if attention is None or None in (attention.given, attention.returned):
+        raise NotABlock("nothing that could be attention is called, on tokens first, in it")
+    place = _position(parts, attention)
+    norm1 = _named(parts, names.norm1, "norm1_module")
+    if norm1 is not None:
+        return attention, norm1, _position(parts, norm1) < place
+    before = [norm for norm in norms if _position(parts, norm) < place]
+    behind = [norm for norm in norms if _position(parts, norm) > place]
+    if not before and len(behind) > 1:  # norms behind attention and MLP, unless both come before the MLP
+        between = parts[_position(parts, behind[0]) : _position(parts, behind[1])]
+        if any(mixes(part.module) for part in between):
+            return attention, behind[0], False
+    return attention, before[-1] if before else None, True
+
+
+def _mlp(
+    block: Call, attention: Call, norm1: Call | None, norm_first: bool, names: PartNames
+) -> tuple[Call | None, Call, Call]:
+    """Return the MLP's norm, and the part or the two parts that are the MLP."""
+    tail = _behind(block.children, attention if norm_first else norm1)
+    norms = [part for part in tail if is_norm(part.module)]
+    mixers = [part for part in tail if mixes(part.module)]
+    norm2 = _named(tail, names.norm2, "norm2_module")
+    mlp = _named(tail, names.mlp, "mlp_module")
+    if mlp is None and not mixers:
+        raise NotABlock("no MLP is called behind its attention", understood=True)
+    if norm2 is None and norm_first:  # the last one before the MLP
+        norm2 = next((n for n in reversed(norms) if _position(tail, n) < _position(tail, mlp or mixers[-1])), None)
+    elif norm2 is None:  # the first one behind it
+        norm2 = next((n for n in norms if _position(tail, n) > _position(tail, mlp or mixers[0])), None)
+    if mlp is None and norm2 is not None and norm_first:
+        mlp = next(part for part in mixers if _position(tail, part) > _position(tail, norm2))
+    mlp = mlp or (mixers[0] if norm2 is not None else mixers[-1])
+    end = mlp
+    for part in _behind(tail, mlp):
+        if mixes(part.module) and None not in (part.given, part.returned) and part.given == end.returned:
+            end = part
+    if None in (mlp.given, end.returned) or len(mlp.given.shape) < 3 or mlp.given.numel != end.returned.numel:
+        raise NotABlock("no MLP, from tokens to tokens of the same shape, is called behind its attention")
+    return norm2, mlp, end
+
+
+def _width(block: Call, norm: Call | None, attention: Call) -> int:
+    """Return the token width D: that of a norm, or else of the first layer of the attention."""
+    if norm is not None and norm_width(norm.module):
+        return norm_width(norm.module)
+    first = next((m for m in attention.module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))), None)
+    return block.given.shape[-1] if first is None else first.weight.shape[1]
+
+
+def _kind(attention: Call, channels: int, kinds: dict[tuple, Kind], understood: bool) -> Kind:
+    alike = (*signature(attention.module), channels)
     if alike not in kinds:  # most blocks are copies of each other
         try:
-            kinds[alike] = find_kind(attention.module, attention.given.shape, attention.kwargs)
+            kinds[alike] = find_kind(attention.module, attention.given.shape, attention.arguments, channels)
         except ValueError as error:
-            raise NotABlock(str(error)) from error
-    return Anatomy(*(_inside(call, part) for part in (norm1, attention, norm2, mlp)), width, kinds[alike])
+            raise NotABlock(str(error), understood) from error
+    return kinds[alike]
 
 
-def _part(parts: list[Call], name: str | None, option: str, wanted: Callable[[Call], bool]) -> Call | None:
-    """Return the part that the user named, or else the first that is wanted."""
+def _named(parts: list[Call], name: str | None, option: str) -> Call | None:
+    """Return the part that the user named, if so."""
     if name is None:
-        return next((part for part in parts if wanted(part)), None)
+        return None
     for call in (call for part in parts for call in part.walk()):
         if call.name == name or call.name.endswith(f".{name}"):
             return call
@@ -137,7 +224,7 @@ def _part(parts: list[Call], name: str | None, option: str, wanted: Callable[[Ca
     raise NotABlock(f"{option}={name!r} is not called there; {called or 'nothing'} is")
 
 
-def _check_own(block: Call, parts: tuple[Call, ...]) -> None:
+def _check_own(block: Call, parts: list[Call]) -> None:
     """Check that the block alone calls its parts, once: AIM hangs its adapters on them."""
     for part in parts:
         if not part.name.startswith(f"{block.name}."):
@@ -147,17 +234,28 @@ def _check_own(block: Call, parts: tuple[Call, ...]) -> None:
 
 
 def _behind(parts: list[Call], part: Call) -> list[Call]:
-    position = next((i for i, call in enumerate(parts) if part in call.walk()), len(parts))
-    return parts[position + 1 :]
+    return parts[_position(parts, part) + 1 :]
+
+
+def _position(parts: list[Call], part: Call) -> int:
+    """Return the place in a list of calls of the one that a call is, or is below."""
+    return next((i for i, call in enumerate(parts) if part in call.walk()), len(parts))
 
 
 def _inside(block: Call, part: Call) -> str:
     return part.name.removeprefix(f"{block.name}.")
 
 
-def _describe(call: Call) -> str:
-    return f"{call.name.rpartition('.')[2]} {type(call.module).__name__}".lower()
+def _is_attention(part: Call) -> bool:
+    return mixes(part.module) and _is_called_attention(part) and not _holds_attention(part)
 
 
-def _mixes(call: Call) -> bool:
-    return any(isinstance(module, MIXERS) for module in call.module.modules())
+def _is_called_attention(part: Call) -> bool:
+    name = f"{part.name.rpartition('.')[2]} {type(part.module).__name__}".lower()
+    return "attn" in name or "attention" in name
+
+
+def _holds_attention(part: Call) -> bool:
+    """Whether a part is a block of its own, with a norm and attention."""
+    inside = part.children
+    return any(is_norm(c.module) for c in inside) and any(mixes(c.module) and _is_called_attention(c) for c in inside)

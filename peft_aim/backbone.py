@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from peft_aim.anatomy import Anatomy, NotABlock, PartNames, examine, has_attention, is_norm, looks_like_a_block
-from peft_aim.probes import check_alike, check_places_stay, misbuilt
+from peft_aim.anatomy import Anatomy, NotABlock, PartNames, examine, has_attention, looks_like_a_block
+from peft_aim.parts import is_norm
+from peft_aim.probes import check_alike, check_places_stay, entries, misbuilt
 from peft_aim.trace import Call, Handle, trace
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
@@ -27,8 +28,11 @@ class Survey:
             that takes text as well.
         channels: Number of channels C of an image.
         blocks: The blocks that AIM can adapt, by name, in the order in which they run.
-        refused: Attention blocks that it can't, by name, with the reason.
-        pre_norm: Name of the norm between position embedding and first block (CLIP), if there is one.
+        skipped: Blocks with attention that it leaves out on purpose (class attention, downsampling), by name, with
+            the reason.
+        refused: Blocks with attention that it doesn't understand, by name, with the reason.
+        entries: The blocks that tokens enter first, of which there are two where two trunks stand beside each other,
+            and the norm between position embedding and that block (CLIP), None if there is none.
         head: Name of the last layer, whose output is the class scores, if there is one.
         features: Width of what the head takes.
     """
@@ -36,15 +40,16 @@ class Survey:
     tower: str
     channels: int
     blocks: dict[str, Anatomy]
+    skipped: dict[str, str]
     refused: dict[str, str]
-    pre_norm: str | None
+    entries: dict[str, str | None]
     head: str | None
     features: int | None
 
     @property
-    def first_block(self) -> str:
-        """Name of the block that runs first."""
-        return next(iter(self.blocks))
+    def coverage(self) -> str:
+        """How many of the blocks with attention can be adapted, "7 of 12"."""
+        return f"{len(self.blocks)} of {len(self.blocks) + len(self.skipped) + len(self.refused)}"
 
 
 def survey(model: nn.Module, names: PartNames) -> Survey:
@@ -57,40 +62,33 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
     Raises:
         ValueError: If it takes no images, cannot be run on one, or has no block that AIM can adapt.
     """
-    stem_name, stem = _stem(model)
-    tower_name, tower = _tower(model, stem_name)
-    size = image_size(tower)
-    images = torch.zeros(2, stem.in_channels, *size, device=stem.weight.device, dtype=stem.weight.dtype)
-    try:
-        root, output = trace(tower, images)
-    except Exception as error:
-        raise ValueError(
-            f"{type(model).__name__} could not be run on a blank image {tuple(images.shape)} to find its blocks: "
-            f"{type(error).__name__}: {error}. If its images have another size, say so with model.image_size = (H, W)."
-        ) from error
+    tower_name, tower = _tower(model)
+    images, root, output = _trace(model, tower)
     calls = list(root.walk())
     for call in calls:  # names as seen from the whole model
         call.name = ".".join(filter(None, (tower_name, call.name)))
-    blocks, refused, seen = _blocks(calls, len(images), names)
-    if blocks:
+    found = _Found()
+    found.sort(calls, len(images), names)
+    if found.blocks:
         check_alike(model, output)
-        check_places_stay(tower, images, calls, blocks)
+        check_places_stay(tower, images, calls, found.blocks)
     explained = names.attention and names.mlp  # by the user, whose word counts
-    if blocks and not explained and stem.weight.device.type != "meta":
-        drawn = torch.randn(images[:1].shape, generator=torch.Generator().manual_seed(0)).to(images)
-        wrong = misbuilt(model, tower, drawn, blocks)
-        refused.update(wrong)
-        seen.update(wrong)
-        blocks = {name: anatomy for name, anatomy in blocks.items() if name not in wrong}
-    if not blocks:
-        raise ValueError(_no_blocks(model, seen))
+    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    if found.blocks and not explained and images.device.type != "meta":
+        found.refuse(misbuilt(model, tower, drawn, found.blocks))
+    if not found.blocks:
+        raise ValueError(found.nothing(model))
+    first = list(found.blocks)[:1]
+    if images.device.type != "meta":
+        first = entries(model, tower, drawn, found.blocks)
     head = _head(calls, output) if tower is model else None
     return Survey(
         tower=tower_name,
-        channels=stem.in_channels,
-        blocks=blocks,
-        refused=refused,
-        pre_norm=_pre_norm(calls, next(iter(blocks))),
+        channels=images.shape[1],
+        blocks=found.blocks,
+        skipped=found.skipped,
+        refused=found.refused,
+        entries={name: _pre_norm(calls, name) for name in first},
         head=head and head.name,
         features=head and head.given.shape[-1],
     )
@@ -109,60 +107,95 @@ def image_size(model: nn.Module) -> tuple[int, int]:
     return 224, 224
 
 
-def _stem(model: nn.Module) -> tuple[str, nn.Conv2d]:
-    """Return the convolution that turns an image into patches: the first one of the model."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            return name, module
+def _trace(model: nn.Module, tower: nn.Module) -> tuple[Tensor, Call, Any]:
+    """Run a model on two blank images; return these, the tree of calls, and what it returned."""
+    like = next(parameter for parameter in tower.parameters() if parameter.is_floating_point())
+    height, width = image_size(tower)
+    errors = []
+    for channels in _channels(tower):
+        images = torch.zeros(2, channels, height, width, device=like.device, dtype=like.dtype)
+        try:
+            return images, *trace(tower, images)
+        except Exception as error:
+            errors.append(error)
     raise ValueError(
-        f"{type(model).__name__} has no Conv2d, by which AIM finds where images enter a model and become patches. "
-        "Models of text or video, and those that embed patches in another way, cannot be adapted."
-    )
+        f"{type(model).__name__} could not be run on a blank image {tuple(images.shape)} to find its blocks: "
+        f"{type(errors[0]).__name__}: {errors[0]}. If its images have another size, say so with model.image_size = "
+        "(H, W)."
+    ) from errors[0]
 
 
-def _tower(model: nn.Module, stem_name: str) -> tuple[str, nn.Module]:
-    """Return the outermost module around the stem that takes no text."""
-    path = stem_name.split(".")
+def _channels(model: nn.Module) -> list[int]:
+    """Return how many channels an image may have: as many as the first convolution takes, or what the model says."""
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    declared = getattr(model, "in_chans", getattr(getattr(model, "config", None), "num_channels", None))
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    found = [stem.in_channels if stem else None, declared, size[0] if size else 3]
+    return list(dict.fromkeys(channels for channels in found if channels))
+
+
+def _tower(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return the outermost module that takes images and no text."""
+    path = next((name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)), "").split(".")
     for depth in range(len(path)):
         name = ".".join(path[:depth])
         module = model.get_submodule(name)
         callable_itself = type(module).forward is not nn.Module.forward
         if callable_itself and not TEXT_ARGUMENTS & set(inspect.signature(module.forward).parameters):
             return name, module
-    raise ValueError(f"No module around {stem_name} in {type(model).__name__} takes images alone.")
-
-
-def _blocks(calls: list[Call], images: int, names: PartNames) -> tuple[dict, dict, dict]:
-    """Sort what looks like a block into adaptable blocks, refused attention blocks, and all refused ones."""
-    blocks: dict[str, Anatomy] = {}
-    seen: dict[str, str] = {}
-    refused: dict[str, str] = {}
-    kinds: dict[tuple, Any] = {}
-    for call in filter(looks_like_a_block, calls):
-        if any(call.name.startswith(f"{block}.") for block in blocks):
-            continue
-        try:
-            blocks[call.name] = examine(call, images, names, kinds)
-        except NotABlock as reason:
-            seen[call.name] = str(reason)
-            if has_attention(call):
-                refused[call.name] = str(reason)
-    twice = [name for name in blocks if sum(call.name == name for call in calls) > 1]
-    for name in twice:
-        del blocks[name]
-        seen[name] = refused[name] = "it runs more than once in a forward pass"
-    return blocks, refused, seen
-
-
-def _no_blocks(model: nn.Module, seen: dict[str, str]) -> str:
-    outermost = [name for name in seen if not any(name.startswith(f"{other}.") for other in seen)]
-    reasons = listed({name: seen[name] for name in outermost})
-    found = f"These look like blocks, but:{reasons}" if seen else "Nothing in it looks like a block."
-    return (
-        f"No block that AIM can adapt was found in {type(model).__name__}. AIM needs x + attention(norm1(x)) followed "
-        f"by x + mlp(norm2(x)). {found}\nIf its parts are there under unusual names, name them with norm1_module, "
-        "attention_module, norm2_module and mlp_module; a convolutional network cannot be adapted."
+    raise ValueError(
+        f"No module in {type(model).__name__} takes images alone: it has no Conv2d, by which AIM finds where images "
+        "become patches, or all that is around it takes text as well. Models of text or video cannot be adapted."
     )
+
+
+class _Found:
+    """What looks like a block, sorted into what can be adapted, what is left out on purpose, and the rest."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, Anatomy] = {}
+        self.skipped: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        self.others: dict[str, str] = {}  # without attention, as far as names tell
+
+    def sort(self, calls: list[Call], images: int, names: PartNames) -> None:
+        kinds: dict[tuple, Any] = {}
+        for call in filter(looks_like_a_block, calls):
+            if _within(call.name, self.blocks):
+                continue
+            try:
+                self.blocks[call.name] = examine(call, images, names, kinds)
+            except NotABlock as reason:
+                kind = self.refused if has_attention(call) else self.others
+                kind = self.skipped if reason.understood else kind
+                kind[call.name] = str(reason)
+        called = [call.name for call in calls]
+        twice = [name for name in self.blocks if called.count(name) > 1]
+        self.refuse(dict.fromkeys(twice, "it runs more than once in a forward pass"))
+        for kind in (self.skipped, self.refused):  # stages, whose blocks count, and parts of blocks
+            stages = [name for name in kind if any(_within(block, [name]) for block in self.blocks)]
+            for name in [*stages, *(name for name in kind if _within(name, {*self.skipped} - {*stages}))]:
+                self.others[name] = kind.pop(name)
+
+    def refuse(self, reasons: dict[str, str]) -> None:
+        self.refused.update(reasons)
+        self.blocks = {name: anatomy for name, anatomy in self.blocks.items() if name not in reasons}
+
+    def nothing(self, model: nn.Module) -> str:
+        seen = {**self.others, **self.skipped, **self.refused}
+        outermost = [name for name in seen if not _within(name, seen)]
+        reasons = listed({name: seen[name] for name in outermost})
+        found = f"These look like blocks, but:{reasons}" if seen else "Nothing in it looks like a block."
+        return (
+            f"No block that AIM can adapt was found in {type(model).__name__}. AIM needs x + attention(norm1(x)) "
+            f"followed by x + mlp(norm2(x)), or the same with norms behind. {found}\nIf its parts are there under "
+            "unusual names, name them with norm1_module, attention_module, norm2_module and mlp_module; a "
+            "convolutional network cannot be adapted."
+        )
+
+
+def _within(name: str, others: Iterable[str]) -> bool:
+    return any(name.startswith(f"{other}.") for other in others)
 
 
 def listed(reasons: dict[str, str]) -> str:

@@ -24,17 +24,18 @@ class ClipShape:
     clips: int
     frames: int
 
-    def check(self, tokens: Tensor) -> None:
-        """Check that tokens ``(B*T, *N, D)`` lead with the batch of frames.
+    def check(self, tokens: Tensor, pieces: int) -> None:
+        """Check that tokens ``(B*T*P, *N, D)`` lead with the batch of frames, of P pieces each.
 
         Raises:
-            ValueError: If they don't, as in a block that splits images into parts of its own.
+            ValueError: If they don't, as in a block that takes as many pieces of an image as it finds.
         """
-        if tokens.shape[0] != self.clips * self.frames:
+        if tokens.shape[0] != self.clips * self.frames * pieces:
+            images = f"{self.clips * self.frames} images{f' of {pieces} pieces' if pieces > 1 else ''}"
             raise ValueError(
                 f"A block got tokens {tuple(tokens.shape)} in a call on {self.clips} clips of {self.frames} frames: "
-                f"its batch is not {self.clips * self.frames} images, so frames cannot be told from one another. "
-                "Exclude this block with exclude_modules."
+                f"its batch is not {images}, so "
+                "frames cannot be told from one another. Exclude this block with exclude_modules."
             )
 
 
@@ -61,16 +62,16 @@ class Frames:
         self._running.set(None)
         return shape
 
-    def of(self, tokens: Tensor) -> int:
-        """Return the number of frames T of the clips that a block's tokens ``(B*T, *N, D)`` belong to.
+    def of(self, tokens: Tensor, pieces: int = 1) -> int:
+        """Return the number of frames T of the clips that a block's tokens ``(B*T*P, *N, D)`` belong to.
 
         Raises:
             ValueError: If the tokens don't lead with the batch of frames, or if no call of the model is running.
         """
         traced = self._running.traced
         if traced is None:
-            return self._of_now(tokens)
-        traced.check(tokens)
+            return self._of_now(tokens, pieces)
+        traced.check(tokens, pieces)
         return traced.frames
 
     def remember(self, tokens: Tensor, frames: int) -> None:
@@ -79,10 +80,10 @@ class Frames:
             self._remember_now(tokens, frames)
 
     @torch.compiler.disable
-    def _of_now(self, tokens: Tensor) -> int:
+    def _of_now(self, tokens: Tensor, pieces: int) -> int:
         shape = self._running.get()
         if shape is not None:
-            shape.check(tokens)
+            shape.check(tokens, pieces)
         frames = shape.frames if shape else self._of_storage.get(StorageWeakRef(tokens.untyped_storage()))
         if frames is None:
             raise ValueError(

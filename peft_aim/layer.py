@@ -16,6 +16,7 @@ from peft_aim.attention import off_the_fast_path
 from peft_aim.config import AIMConfig
 from peft_aim.frames import Frames
 from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
+from peft_aim.per_thread import PerThread
 from peft_aim.tuner_layer import AIMTunerLayer
 
 
@@ -43,7 +44,9 @@ class AIMLayer(AIMTunerLayer):
         x &\leftarrow x + \mathrm{mlp}(h) + \mathrm{DropPath}(s\,J(h)), \quad h = \mathrm{norm}_2(x)
 
     The first line comes before the block; :math:`\mathrm{attn}_T` is its attention along time. S and J are hooks on
-    the block's attention and MLP, so what the block does to their results (LayerScale, windows) it does to S and J.
+    the block's attention and MLP, so what the block does to their results (LayerScale, windows, a norm) it does to S
+    and J. Where norms come behind, the first line is :math:`x + \mathrm{DropPath}(T(\mathrm{norm}_1(
+    \mathrm{attn}_T(x))))`.
 
     Args:
         block: The block.
@@ -76,7 +79,8 @@ class AIMLayer(AIMTunerLayer):
             setattr(self, name, nn.ModuleDict())
         self.aim_settings: dict[str, BranchSettings] = {}
         attention, mlp = block.get_submodule(anatomy.attention), block.get_submodule(anatomy.mlp)
-        self._block_input, self._mlp_input = first_parameter(block), first_parameter(mlp)
+        self._block_input, self._mlp_argument = first_parameter(block), first_parameter(mlp)
+        self._mlp_input = PerThread()  # of an MLP that is called in two halves, between these
         self._handles = []
         if isinstance(attention, nn.MultiheadAttention):  # its record ends before what follows adds to its output
             self._handles += [
@@ -85,8 +89,10 @@ class AIMLayer(AIMTunerLayer):
             ]
         self._handles += [
             attention.register_forward_hook(self._add_spatial),
-            mlp.register_forward_hook(self._add_joint, with_kwargs=True),
+            block.get_submodule(anatomy.mlp_end).register_forward_hook(self._add_joint, with_kwargs=True),
         ]
+        if anatomy.mlp != anatomy.mlp_end:
+            self._handles.append(mlp.register_forward_pre_hook(self._note_mlp_input, with_kwargs=True))
         if pre_norm is not None:
             self._handles.append(pre_norm.register_forward_pre_hook(self._embed_before_norm))
 
@@ -121,9 +127,9 @@ class AIMLayer(AIMTunerLayer):
         if adapter is None:
             return self.base_layer(*args, **kwargs)
         tokens = first_argument(self._block_input, args, kwargs)
-        frames = self.frames.of(tokens)
+        frames = self.frames.of(tokens, self.anatomy.pieces)
         if adapter in self.aim_temporal_embedding and not self.embeds_before_norm:
-            tokens = add_temporal_embedding(tokens, self.aim_temporal_embedding[adapter], frames)
+            tokens = self._embed(adapter, tokens, frames)
         if adapter in self.aim_temporal_up:
             tokens = tokens + self._checkpointed(partial(self._attend_along_time, adapter, frames), tokens)
         args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
@@ -137,38 +143,65 @@ class AIMLayer(AIMTunerLayer):
             handle.remove()
 
     def _attend_along_time(self, adapter: str, frames: int, tokens: Tensor) -> Tensor:
-        """Compute the temporal branch, ``(B*T, *N, D) -> (B*T, *N, D)``."""
-        block, anatomy = self.base_layer, self.anatomy
-        h = to_time(block.get_submodule(anatomy.norm1)(tokens), frames)  # (B*N, T, D)
+        """Compute the temporal branch, of the tokens' own shape."""
+        anatomy = self.anatomy
+        h = tokens.movedim(anatomy.channels, -1)  # (B*T, *N, D)
+        like = h
+        if anatomy.norm_first:
+            h = self._norm(h)
+        h = to_time(h, frames, anatomy.pieces)  # (B*N, T, D)
         if adapter in self.aim_temporal_in_up:
             h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
-        mixed = first_tensor(anatomy.attend(block.get_submodule(anatomy.attention), h))
+        mixed = first_tensor(anatomy.attend(self.base_layer.get_submodule(anatomy.attention), h))
+        if not anatomy.norm_first:
+            mixed = self._norm(mixed)
         mixed = bottleneck(mixed, self.aim_temporal_down[adapter], self.aim_temporal_up[adapter])
-        return drop_path(from_time(mixed, like=tokens), self.aim_settings[adapter].drop_path, self.training)
+        mixed = from_time(mixed, like, anatomy.pieces).movedim(-1, anatomy.channels)
+        return drop_path(mixed, self.aim_settings[adapter].drop_path, self.training)
+
+    def _norm(self, tokens: Tensor) -> Tensor:
+        """Apply the attention's norm, if the block has one, to tokens ``(M, *N, D)``."""
+        if self.anatomy.norm1 is None:
+            return tokens
+        norm = self.base_layer.get_submodule(self.anatomy.norm1)
+        if self.anatomy.norm_channels == -1:
+            return norm(tokens)
+        return norm(tokens.movedim(-1, 1)).movedim(1, -1)
+
+    def _embed(self, adapter: str, tokens: Tensor, frames: int) -> Tensor:
+        embedding, axis = self.aim_temporal_embedding[adapter], self.anatomy.channels
+        embedded = add_temporal_embedding(tokens.movedim(axis, -1), embedding, frames, self.anatomy.pieces)
+        return embedded.movedim(-1, axis)
 
     def _add_spatial(self, attention: nn.Module, args: tuple, output: Any) -> Any:
         adapter = self.current
         if adapter is None or adapter not in self.aim_spatial_up:
             return None
-        a = first_tensor(output)
-        a = a + bottleneck(a, self.aim_spatial_down[adapter], self.aim_spatial_up[adapter])
+        a, axis = first_tensor(output), self.anatomy.attention_channels
+        a = a + bottleneck(a, self.aim_spatial_down[adapter], self.aim_spatial_up[adapter], axis)
         return replace_first(output, a)
+
+    def _note_mlp_input(self, mlp: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._mlp_input.set(first_argument(self._mlp_argument, args, kwargs))
 
     def _add_joint(self, mlp: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         adapter = self.current
         if adapter is None or adapter not in self.aim_joint_up:
             return None
-        settings = self.aim_settings[adapter]
-        h = first_argument(self._mlp_input, args, kwargs)
-        joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter])
+        if self.anatomy.mlp == self.anatomy.mlp_end:
+            h = first_argument(self._mlp_argument, args, kwargs)
+        else:
+            h = self._mlp_input.get()
+            self._mlp_input.set(None)
+        settings, axis = self.aim_settings[adapter], self.anatomy.mlp_channels
+        joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
         return replace_first(output, first_tensor(output) + drop_path(joint, settings.drop_path, self.training))
 
     def _embed_before_norm(self, norm: nn.Module, args: tuple) -> tuple | None:
         adapter = self.current
         if adapter is None or adapter not in self.aim_temporal_embedding:
             return None
-        embedding = self.aim_temporal_embedding[adapter]
-        return (add_temporal_embedding(args[0], embedding, self.frames.of(args[0])), *args[1:])
+        return (self._embed(adapter, args[0], self.frames.of(args[0], self.anatomy.pieces)), *args[1:])
 
     def _checkpointed(self, function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         """Recompute in backward what runs before the block, if the block recomputes itself.

@@ -95,7 +95,8 @@ class AIMModel(BaseTuner):
             peft_config.target_modules = as_regex(blocks)
             peft_config.branches = {name: branches(peft_config) for name in blocks}
         if peft_config.temporal_embedding:
-            peft_config.branches.setdefault(found.first_block, []).append("temporal_embedding")
+            for name in found.entries:
+                peft_config.branches.setdefault(name, []).append("temporal_embedding")
         check_modules_to_save(self.model, found, peft_config)
         if peft_config.num_labels:
             check_head(self.model, found, peft_config)
@@ -136,8 +137,8 @@ class AIMModel(BaseTuner):
         found = clips.survey
         if name == found.head:
             return AIMHead(target, found.features)
-        pre_norm = self.model.get_submodule(found.pre_norm) if name == found.first_block and found.pre_norm else None
-        return AIMLayer(target, found.blocks[name], clips.frames, pre_norm)
+        pre_norm = found.entries.get(name)
+        return AIMLayer(target, found.blocks[name], clips.frames, pre_norm and self.model.get_submodule(pre_norm))
 
     def _clips(self, names: PartNames) -> Clips:
         """Return the hooks around the image model, made with the first adapter; later ones share them."""

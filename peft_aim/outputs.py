@@ -19,6 +19,16 @@ def first_parameter(module: nn.Module) -> str:
     return next(iter(inspect.signature(module.forward).parameters), "")
 
 
+def named_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by the names that the module's forward has for them.
+
+    Example:
+        >>> named_arguments(nn.Bilinear(1, 1, 1), (1,), {"input2": 2})
+        {'input1': 1, 'input2': 2}
+    """
+    return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+
+
 def first_argument(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Return the first argument of a call, by position or else by its name.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from peft_aim.anatomy import Anatomy
 from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, tensors_in
+from peft_aim.parts import MIXERS, channel_axis, is_norm
 from peft_aim.trace import Call, running, trace
 
 WHY_PLACES_MUST_STAY = (
@@ -74,41 +76,61 @@ def check_places_stay(model: nn.Module, images: Tensor, evaluated: Iterable[Call
 
 
 def misbuilt(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[str, Anatomy]) -> dict[str, str]:
-    """Find blocks that don't add up as ``x + attention(norm1(x))``, then ``x + mlp(norm2(x))``, one after the other.
+    """Find blocks that don't add up as a branch with attention and then one with an MLP, each beside a skip.
 
     Args:
         model: The model that the names belong to.
         tower: The part of it that takes images.
-        images: Images ``(B, C, H, W)``, not blank.
+        images: Two images ``(2, C, H, W)``, not blank and not the same.
         blocks: Its blocks.
 
     Returns:
         What was observed, by the names of such blocks.
     """
-    first = next(iter(blocks))
-    silent = _probe(model, tower, images, blocks)
-    stirred = _probe(model, tower, images, blocks, attention=_noise)
-    behind = _probe(model, tower, images, blocks, noisy_block=first)
+    silent = _probe(model, tower, images[:1], blocks)
+    ends = [f"{name}.{b.attention if b.norm_first or not b.norm1 else b.norm1}" for name, b in blocks.items()]
+    stirred = _probe(model, tower, images[:1], blocks, noisy=ends)
+    cut = [name for name, anatomy in blocks.items() if anatomy.pieces > 1]
+    both = _probe(model, tower, images, blocks) if cut else silent
     wrong = {}
-    for name in blocks:
+    for name, anatomy in blocks.items():
         quiet, loud = silent[name], stirred[name]
         added = not _same(loud.given, loud.returned)  # else a gate behind the attention is still closed
-        if quiet.attended.count_nonzero():
+        if anatomy.norm_first and anatomy.norm1 and quiet.attended.count_nonzero():
             wrong[name] = "its attention is not called on what its first norm returns"
         elif not _passes(quiet.given, quiet.between):
-            wrong[name] = "its second norm doesn't get its input plus what its attention returns"
+            wrong[name] = "its MLP branch doesn't get its input plus what its attention branch returns"
         elif not _passes(quiet.between, quiet.returned):
-            wrong[name] = "it doesn't return what its second norm got plus what its MLP returns"
+            wrong[name] = "it doesn't return what its MLP branch got plus what that returns"
         elif added and _same(loud.given, loud.between):
-            wrong[name] = "its second norm doesn't see what its attention adds, as in a parallel block"
-        elif name != first and _same(quiet.given, behind[name].given):
-            wrong[name] = f"it doesn't come behind {first}, where the temporal embedding is added"
+            wrong[name] = "its MLP branch doesn't see what its attention adds, as in a parallel block"
+        elif name in cut and not _leads(quiet.given, both[name].given):
+            wrong[name] = "its tokens are in an order in which those of one image are not together"
     return wrong
+
+
+def entries(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[str, Anatomy]) -> list[str]:
+    """Find the blocks that tokens enter first, one for each of the trunks that stand beside each other.
+
+    Args:
+        model: The model that the names belong to.
+        tower: The part of it that takes images.
+        images: Two images ``(2, C, H, W)``, not blank and not the same.
+        blocks: Its blocks.
+    """
+    quiet = _probe(model, tower, images[:1], blocks)
+    found, reached = [], set()
+    for name in blocks:
+        if name not in reached:
+            found.append(name)
+            behind = _probe(model, tower, images[:1], blocks, {name})
+            reached |= {other for other in blocks if not _same(quiet[other].given, behind[other].given)} | {name}
+    return found
 
 
 @dataclass
 class _Seen:
-    """What passed through a block: its input, its attention's, its second norm's, and what it returned."""
+    """What passed through a block: its input, its attention's, that of the MLP branch, and what it returned."""
 
     given: Tensor | None = None
     attended: Tensor | None = None
@@ -122,24 +144,20 @@ def _probe(
     tower: nn.Module,
     images: Tensor,
     blocks: dict[str, Anatomy],
-    attention: Callable[[Tensor], Tensor] = torch.zeros_like,
-    noisy_block: str | None = None,
+    noisy: Iterable[str] = (),
 ) -> dict[str, _Seen]:
-    """Run with first norms and MLPs silenced, attentions silenced or replaced, and one block replaced by noise."""
+    """Run with both branches of all blocks silenced, and noise in place of what some modules return."""
     seen: dict[str, _Seen] = defaultdict(_Seen)
     handles = []
     for name, anatomy in blocks.items():
         block = model.get_submodule(name)
-        norm1, attn, norm2, mlp = (
-            block.get_submodule(part) for part in (anatomy.norm1, anatomy.attention, anatomy.norm2, anatomy.mlp)
-        )
-        for module, field in ((block, "given"), (attn, "attended"), (norm2, "between")):
-            handles.append(module.register_forward_pre_hook(_noting(module, seen[name], field), with_kwargs=True))
-        for module, function in ((norm1, torch.zeros_like), (attn, attention), (mlp, torch.zeros_like)):
-            handles.append(module.register_forward_hook(_replacing(function)))
-        handles.append(block.register_forward_hook(_noting_output(seen[name])))
-        if name == noisy_block:
-            handles.append(block.register_forward_hook(_replacing(_noise)))
+        branch = anatomy.norm2 if anatomy.norm_first and anatomy.norm2 else anatomy.mlp
+        for part, field in (("", "given"), (anatomy.attention, "attended"), (branch, "between")):
+            module, note = block.get_submodule(part), partial(_note, seen[name], field, anatomy)
+            handles.append(module.register_forward_pre_hook(_on_input(module, note), with_kwargs=True))
+        handles += _silence(block, anatomy)
+        handles.append(block.register_forward_hook(_on_output(partial(_note, seen[name], "returned", anatomy))))
+    handles += [model.get_submodule(name).register_forward_hook(_replacing(_noise)) for name in noisy]
     try:
         with running(tower, training=False):
             tower(images)
@@ -149,20 +167,44 @@ def _probe(
     return seen
 
 
-def _noting(module: nn.Module, seen: _Seen, field: str) -> Any:
+def _silence(block: nn.Module, anatomy: Anatomy) -> list[Any]:
+    """Make both branches of a block add nothing, and what else is in it change nothing."""
+    zero = [name for name in (anatomy.norm1, anatomy.attention) if name]
+    if not anatomy.norm_first and anatomy.norm2:
+        zero.append(anatomy.norm2)
+    handles = [block.get_submodule(name).register_forward_hook(_replacing(torch.zeros_like)) for name in zero]
+    for name in dict.fromkeys((anatomy.mlp, anatomy.mlp_end)):  # its second half may add the skip by itself
+        for layer in (m for m in block.get_submodule(name).modules() if isinstance(m, MIXERS) or is_norm(m)):
+            handles.append(layer.register_forward_hook(_replacing(torch.zeros_like)))
+    return handles + [block.get_submodule(name).register_forward_hook(_passing) for name in anatomy.others]
+
+
+def _passing(module: nn.Module, args: tuple, output: Any) -> Any:
+    """Return what a module got instead of what it makes of it, where that has the same shape."""
+    given, made = (args[0] if args else None), first_tensor(output)
+    return replace_first(output, given) if isinstance(given, Tensor) and given.shape == made.shape else None
+
+
+def _note(seen: _Seen, field: str, anatomy: Anatomy, module: nn.Module, tokens: Tensor) -> None:
+    """Note tokens with their channels on the last axis."""
+    axis = anatomy.channels if field in ("given", "returned") else channel_axis(module, tokens.shape, anatomy.width)
+    setattr(seen, field, tokens.clone().movedim(-1 if axis is None else axis, -1))
+
+
+def _on_input(module: nn.Module, note: Any) -> Any:
     argument = first_parameter(module)
 
-    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        setattr(seen, field, first_argument(argument, args, kwargs).clone())
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        note(module, first_argument(argument, args, kwargs))
 
-    return note
+    return hook
 
 
-def _noting_output(seen: _Seen) -> Any:
-    def note(module: nn.Module, args: tuple, output: Any) -> None:
-        seen.returned = first_tensor(output).clone()
+def _on_output(note: Any) -> Any:
+    def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        note(module, first_tensor(output))
 
-    return note
+    return hook
 
 
 def _replacing(function: Any) -> Any:
@@ -176,6 +218,11 @@ def _noise(tensor: Tensor) -> Tensor:
     """Return large noise, to be seen behind a LayerScale of 1e-5."""
     generator = torch.Generator().manual_seed(0)
     return 1000 * torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def _leads(one: Tensor, both: Tensor) -> bool:
+    """Whether tokens of one image are the first half of those of two."""
+    return len(both) == 2 * len(one) and torch.allclose(one, both[: len(one)], rtol=1e-3, atol=1e-5)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -38,10 +39,16 @@ def select_blocks(model: nn.Module, found: Survey, config: AIMConfig) -> list[st
         targets = _targets(model, found, config)
     elif not found.refused:
         targets = names
+        if found.skipped:
+            warnings.warn(
+                f"AIM adapts {found.coverage} blocks with attention of {type(model).__name__}, and leaves out:"
+                f"{listed(found.skipped)}\nTo say that this is meant, give target_modules={as_regex(names)!r}.",
+                stacklevel=2,
+            )
     else:
         raise ValueError(
             f"AIM can adapt {len(names)} blocks of {type(model).__name__}, but not these:"
-            f"{listed(found.refused)}\nTo adapt the "
+            f"{listed({**found.refused, **found.skipped})}\nTo adapt the "
             f"others alone, say so: target_modules={as_regex(names)!r}."
         )
     layers = _layers(model, found, config)
@@ -60,7 +67,8 @@ def _targets(model: nn.Module, found: Survey, config: AIMConfig) -> list[str]:
     wrong = [name for name in matched if name not in found.blocks]
     if wrong or not matched:
         what = f"{', '.join(wrong[:4])}, which AIM cannot adapt as a block" if wrong else "no module"
-        reasons = listed({name: found.refused[name] for name in wrong if name in found.refused})
+        left_out = {**found.refused, **found.skipped}
+        reasons = listed({name: left_out[name] for name in wrong if name in left_out})
         raise ValueError(
             f"target_modules={config.target_modules!r} matches {what}.{reasons}\nThe blocks of this "
             f"{type(model).__name__} are {as_regex(list(found.blocks))!r}."
@@ -119,11 +127,11 @@ def check_modules_to_save(model: nn.Module, found: Survey, config: AIMConfig) ->
         ValueError: If one does not exist, is a part of an adapted block or holds one.
     """
     names = [name.replace("base_layer.", "") for name, _ in model.named_modules()]
-    hooked = [found.pre_norm] if found.pre_norm and config.temporal_embedding else []
+    hooked = [norm for norm in found.entries.values() if norm and config.temporal_embedding]
     for block in (name for name in found.blocks if name in config.branches):
         anatomy = found.blocks[block]
         parts = {name for name in names if name.rpartition(".")[0] == block}
-        hooked += [block, *parts, f"{block}.{anatomy.attention}", f"{block}.{anatomy.mlp}"]
+        hooked += [block, *parts, *(f"{block}.{part}" for part in (anatomy.attention, anatomy.mlp, anatomy.mlp_end))]
     for wanted in config.modules_to_save or []:
         matched = [name for name in names if name.endswith(wanted)]  # as PEFT does
         wrong = [name for name in matched if any(part == name or part.startswith(f"{name}.") for part in hooked)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from peft_aim.outputs import first_parameter, first_tensor
+from peft_aim.outputs import first_parameter, first_tensor, named_arguments
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Call:
         name: Name of the module in the model, "" for the model itself.
         module: The module.
         given: Its first argument.
-        kwargs: Its keyword arguments that are not tensors.
+        arguments: Its other arguments, by name.
         children: Calls made while it ran, by the module itself.
         returned: What it returned, or the first of it.
     """
@@ -49,7 +49,7 @@ class Call:
     name: str
     module: nn.Module
     given: Handle | None
-    kwargs: dict[str, Any]
+    arguments: dict[str, Any]
     children: list[Call] = field(default_factory=list)
     returned: Handle | None = None
 
@@ -105,9 +105,9 @@ class _Recorder:
 
     def _hooks(self, name: str) -> tuple:
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            others = {key: value for key, value in kwargs.items() if not isinstance(value, Tensor)}
-            given = args[0] if args else kwargs.get(first_parameter(module))
-            call = Call(name, module, Handle.of(given), others)
+            first, others = first_parameter(module), named_arguments(module, args, kwargs)
+            given = args[0] if args else kwargs.get(first)
+            call = Call(name, module, Handle.of(given), {k: value for k, value in others.items() if k != first})
             if self._running:
                 self._running[-1].children.append(call)
             else:

@@ -15,8 +15,10 @@ from timm.models.xcit import XCA
 from torch import Tensor, nn
 
 from peft_aim import AIMConfig
-from peft_aim.attention import Projected, Unrotated, find_kind, multihead, plain
+from peft_aim.attention import Unrotated, multihead, plain
 from peft_aim.layer import AIMLayer
+from peft_aim.projected import Projected
+from peft_aim.recognize import find_kind
 
 X = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
 
@@ -34,7 +36,7 @@ def by_hand(x: Tensor, qkv: Tensor, bias: Tensor, out: nn.Linear, heads: int = 2
         ("hf_beit", plain),  # its bias is the block's to add
         ("open_clip_vit", multihead),
         ("torchvision_vit", multihead),
-        ("hf_dinov3", Unrotated("position_embeddings", 16)),
+        ("hf_dinov3", Unrotated(("position_embeddings",), 16)),
         ("timm_beit", Projected(("qkv",), "proj", 2)),
         ("timm_swin", Projected(("qkv",), "proj", 2)),
         ("torchvision_swin", Projected(("qkv",), "proj", 2)),

@@ -38,7 +38,7 @@ def adapt(model: nn.Module, **options: object) -> nn.Module:
 )
 def test_survey(name, expected):
     found = survey(zoo.build(name), PartNames())
-    assert (found.tower, found.pre_norm, found.head) == expected
+    assert (found.tower, *found.entries.values(), found.head) == expected
     assert found.channels == 3 and not found.refused
 
 
@@ -81,21 +81,24 @@ def test_convolutional_networks_are_refused(build):
 
 def test_convnext_is_refused_with_what_was_seen():
     model = timm.create_model("test_convnext")
-    with pytest.raises(ValueError, match=r"stages.0.blocks.0, .* and 5 more: no norm takes its input"):
+    with pytest.raises(
+        ValueError, match=r"stages.0.blocks.0, .* and 5 more: Conv2d cannot be run along time .*positions"
+    ):
         adapt(model)
 
 
 def test_models_without_images_are_refused():
-    with pytest.raises(ValueError, match="BertModel has no Conv2d"):
+    with pytest.raises(ValueError, match="No module in BertModel takes images alone: it has no Conv2d"):
         adapt(tf.BertModel(tf.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)))
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("xcit_nano_12_p16_224", r"blocks.0, .* and 8 more: besides attention and MLP it calls mlp"),
-        ("swinv2_cr_tiny_ns_224", "no norm takes its input before attention does"),
-        ("mixer_s32_224", r"tokens of width 512, .* called on \(2, 49, 512\), \(2, 512, 49\)"),
+        ("xcit_nano_12_p16_224", r"blocks.0, .* and 8 more: XCA cannot .*: the result is not an average of values"),
+        ("tnt_s_patch16_224", "blocks.0, .* and 8 more: besides attn_in it calls another attention, attn_out"),
+        ("mixer_s32_224", r"Mlp cannot be run .* known for tokens \(2, 512, 49\) with channels on axis 1"),
+        ("convformer_s18", r"SepConv cannot be run along time .*: the result depends on positions"),
     ],
 )
 def test_other_token_mixers_are_refused_with_the_reason(name, reason):
@@ -104,13 +107,21 @@ def test_other_token_mixers_are_refused_with_the_reason(name, reason):
 
 
 def test_partly_adaptable_models_want_a_word_from_the_user():
-    """torchvision's Swin v2 blocks put their norm behind attention; the first here is one of v1."""
-    model = torchvision.models.SwinTransformer([2, 2], 16, [2], [2], [4, 4])
-    model.features[1][1] = torchvision.models.swin_transformer.SwinTransformerBlockV2(16, 2, [4, 4], [0, 0])
-    with pytest.raises(ValueError, match=r"(?s)can adapt 1 blocks .* but not these:\n  features.1.1: no norm.*say so"):
+    model = Toy(Block(attention()), Parallel(attention()))
+    with pytest.raises(ValueError, match=r"(?s)can adapt 1 blocks .* but not these:\n  blocks.1: its MLP .*say so"):
         adapt(model)
-    adapted = adapt(model, target_modules=r"features\.1\.0", num_frames=2)
+    adapted = adapt(model, target_modules=r"blocks\.0", num_frames=2)
+    assert adapted(torch.zeros(1, 2, 3, 32, 32)).shape == (1, 2)
+
+
+def test_blocks_that_are_left_out_on_purpose_are_told():
+    model = timm.create_model("cait_xxs24_224", img_size=32, embed_dim=32, num_heads=2, depth=2)
+    with pytest.warns(UserWarning, match=r"(?s)adapts 2 of 4 blocks .*: it makes \(2, 1, 32\) of"):
+        adapted = adapt(model, num_frames=2)
     assert adapted(torch.zeros(1, 2, 3, 32, 32)).shape == (1, 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapt(adapted.unload(), target_modules=r"blocks\.\d")
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
@@ -167,7 +178,7 @@ def test_hooks_of_others_fire_for_the_blocks_own_call_alone():
         ({"target_modules": r"blocks\..*"}, r"matches blocks.0.norm1"),
         ({"exclude_modules": r"blocks\.\d"}, "No block is left: target_modules=None, exclude_modules="),
         ({"layers_to_transform": 3}, "asks for block 3, but VisionTransformer has 3 blocks, 0 to 2"),
-        ({"attention_module": "self_attn"}, "attention_module='self_attn' is not called there; attn, .* is"),
+        ({"attention_module": "self_attn"}, "attention_module='self_attn' is not called there; norm1, attn, .* is"),
         ({"num_labels": 2, "modules_to_save": ["head"]}, "holds the head 'head', which num_labels=2 replaces"),
     ],
     ids=str,
@@ -192,20 +203,19 @@ def test_a_head_behind_a_headless_model():
 
 
 class Block(nn.Module):
-    """A block with a gate on its attention's result."""
+    """A block as usual."""
 
-    def __init__(self, attention: nn.Module, gate: bool = False, repeats: int = 1):
+    def __init__(self, attention: nn.Module, repeats: int = 1):
         super().__init__()
         self.pre, self.attention, self.post = nn.LayerNorm(8), attention, nn.LayerNorm(8)
         self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
-        self.gate = nn.Linear(8, 8) if gate else None
         self.repeats = repeats
 
     def forward(self, x):
         h = self.pre(x)
         for _ in range(self.repeats):
             h = self.attention(h, h, h, need_weights=False)[0]
-        x = x + (h if self.gate is None else h * self.gate(x).sigmoid())
+        x = x + h
         return x + self.mlp(self.post(x))
 
 
@@ -304,18 +314,40 @@ def attention() -> nn.Module:
 
 
 def test_a_block_that_structure_does_not_explain_can_be_explained():
-    model, clips = Toy(Block(attention(), gate=True)), zoo.make_clips()
-    with pytest.raises(ValueError, match="besides attention and MLP it calls gate .*name attention_module"):
+    model, clips = Toy(Parallel(attention())), zoo.make_clips()
+    with pytest.raises(
+        ValueError, match=r"(?s)blocks.0: its MLP branch .* as in a parallel.*name them with norm1_module"
+    ):
         adapt(model)
     assert adapt(model, attention_module="attention", mlp_module="mlp")(clips).shape == (2, 2)
+
+
+class WithGate(Block):
+    """Has a gate beside its attention, and a convolution of one channel each before it."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__(attention)
+        self.gate, self.conv = nn.Linear(8, 8), nn.Conv1d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x):
+        x = x + self.conv(x.mT).mT
+        h = self.pre(x)
+        x = x + self.attention(h, h, h)[0] * self.gate(x).sigmoid()
+        return x + self.mlp(self.post(x))
+
+
+def test_blocks_may_have_further_parts():
+    model, clips = adapt(Toy(WithGate(attention())), init_weights=False), zoo.make_clips()
+    assert model.base_model.model.aim_clips.survey.blocks["blocks.0"].others == ("conv", "gate")
+    assert not torch.allclose(model(clips), model(clips.flip(1)))
 
 
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
-        (NoResidual, "its second norm doesn't get its input plus what its attention returns"),
-        (OpenEnd, "it doesn't return what its second norm got plus what its MLP returns"),
-        (Parallel, "its second norm doesn't see what its attention adds, as in a parallel block"),
+        (NoResidual, "its MLP branch doesn't get its input plus what its attention branch returns"),
+        (OpenEnd, "it doesn't return what its MLP branch got plus what that returns"),
+        (Parallel, "its MLP branch doesn't see what its attention adds, as in a parallel block"),
         (Flipped, "its attention is not called on what its first norm returns"),
     ],
 )
@@ -348,10 +380,11 @@ def test_models_that_want_labels_in_training_are_adapted():
     assert model(zoo.make_clips()).shape == (2, 5)
 
 
-def test_trunks_beside_each_other_are_refused():
-    """The temporal embedding would reach one of them only."""
-    with pytest.raises(ValueError, match="other.blocks.0: it doesn't come behind one.blocks.0, where the temporal"):
-        adapt(TwoTrunks())
+def test_trunks_beside_each_other_have_a_temporal_embedding_each():
+    model = adapt(TwoTrunks())
+    found = model.base_model.model.aim_clips.survey
+    assert found.entries == {"one.blocks.0": None, "other.blocks.0": None}
+    assert sum("temporal_embedding" in name for name, _ in model.named_parameters()) == 2
 
 
 @pytest.mark.parametrize("name", ["timm_swin", "timm_beit", "hf_swin", "torchvision_swin", "torchvision_vit"])

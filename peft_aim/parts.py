@@ -1,0 +1,73 @@
+"""What a module of a block is, by its class: a norm, or a layer that mixes features."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+MIXERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm: a leaf that says so in its class name, LayerNorm, RMSNorm and so on.
+
+    Example:
+        >>> is_norm(nn.LayerNorm(4)), is_norm(nn.Linear(4, 4))
+        (True, False)
+    """
+    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+
+
+def mixes(module: nn.Module) -> bool:
+    """Whether a module has a layer that mixes features, be it itself.
+
+    Example:
+        >>> mixes(nn.Sequential(nn.Linear(4, 4))), mixes(nn.GELU())
+        (True, False)
+    """
+    return any(isinstance(part, MIXERS) for part in module.modules())
+
+
+def norm_width(norm: nn.Module) -> int | None:
+    """Return how many channels a norm has, None if it doesn't learn a scale for each."""
+    weight = getattr(norm, "weight", None)
+    return None if weight is None else weight.numel()
+
+
+def channel_axis(module: nn.Module, shape: tuple[int, ...], width: int) -> int | None:
+    """Return on which axis a norm, an attention or an MLP that is called on a shape has its channels.
+
+    Args:
+        module: The module.
+        shape: Shape of the tokens that it is called on.
+        width: Token width D.
+
+    Returns:
+        -1 for ``(B, *N, D)``, 1 for ``(B, D, *N)``, None if it is neither.
+
+    Example:
+        >>> channel_axis(nn.LayerNorm(8), (2, 8, 8), 8), channel_axis(nn.Conv2d(8, 8, 1), (2, 8, 4, 4), 8)
+        (-1, 1)
+    """
+    fitting = [axis for axis in (-1, 1) if len(shape) > 2 and shape[axis] == width]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
+    if is_norm(module):
+        return _axis_of_scale(module, shape)
+    first = next((part for part in module.modules() if isinstance(part, MIXERS)), None)
+    return 1 if isinstance(first, (nn.Conv1d, nn.Conv2d)) else -1
+
+
+@torch.no_grad()
+def _axis_of_scale(norm: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return along which axis a norm's scale acts: where the result changes if that of one channel does."""
+    twin = copy.deepcopy(norm).to_empty(device="cpu").float().eval()
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        tensor.fill_(1)
+    x = torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(0))
+    before = twin(x)
+    twin.weight[0] = 3
+    changed = twin(x) != before
+    return -1 if changed[..., 1:].sum() == 0 else 1
