@@ -29,8 +29,10 @@ def bottleneck(x: Tensor, down: nn.Module, up: nn.Module, channels: int = -1) ->
         >>> bottleneck(half, nn.Linear(4, 1), nn.Linear(1, 4)).dtype
         torch.bfloat16
     """
-    tokens = x.movedim(channels, -1).to(down.weight.dtype)
-    return up(F.gelu(down(tokens))).to(x.dtype).movedim(-1, channels)
+    tokens = x.movedim(channels, -1)
+    # As one matrix: torch multiplies others in a way that depends on whether gradients are asked for.
+    rows = tokens.reshape(-1, tokens.shape[-1]).to(down.weight.dtype)
+    return up(F.gelu(down(rows))).to(x.dtype).view(tokens.shape).movedim(-1, channels)
 
 
 def to_time(tokens: Tensor, frames: int, pieces: int = 1) -> Tensor:

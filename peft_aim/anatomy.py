@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from peft_aim.attention import Kind
-from peft_aim.parts import channel_axis, is_norm, mixes, norm_width
+from peft_aim.parts import acts_on_each_place, channel_axis, is_norm, mixes, norm_width
 from peft_aim.recognize import find_kind, signature
 from peft_aim.trace import Call
 
@@ -34,7 +34,7 @@ class Anatomy:
         norm1: Name, inside the block, of the attention's norm, None if the block has none.
         attention: Name of the attention.
         norm2: Name of the MLP's norm, None if the block has none.
-        mlp: Name of the MLP, or of its first half if it is called in two.
+        mlp: Name of the MLP, or of its first half if it is called in two; None if it is in a block of its own.
         mlp_end: Name of its second half, else the MLP once more.
         width: Token width D.
         attend: How the attention is called along time.
@@ -50,8 +50,8 @@ class Anatomy:
     norm1: str | None
     attention: str
     norm2: str | None
-    mlp: str
-    mlp_end: str
+    mlp: str | None
+    mlp_end: str | None
     width: int
     attend: Kind
     norm_first: bool = True
@@ -77,16 +77,17 @@ class NotABlock(ValueError):  # noqa: N818 (it is an answer more than an error)
 
 
 def looks_like_a_block(call: Call) -> bool:
-    """Whether a call takes and returns tokens, and has two or more layers that mix, and a norm or attention."""
+    """Whether a call takes and returns tokens, and has attention, or a norm and two or more parts that mix."""
     if None in (call.given, call.returned) or min(len(call.given.shape), len(call.returned.shape)) < 3:
         return False
-    parts = [part for part in call.children if mixes(part.module)]
-    return len(parts) >= 2 and (any(map(_is_called_attention, parts)) or any(is_norm(c.module) for c in call.children))
+    parts = [part for part in call.parts if mixes(part.module)]
+    attention = any(_is_attention(part) for part in parts)
+    return attention or (len(parts) >= 2 and any(is_norm(part.module) for part in call.parts))
 
 
 def has_attention(call: Call) -> bool:
     """Whether a part of it, that is no block itself, is called attention."""
-    return any(_is_attention(part) for part in call.children)
+    return any(_is_attention(part) for part in call.parts)
 
 
 def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind]) -> Anatomy:
@@ -115,20 +116,25 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
     norm2, mlp, mlp_end = _mlp(call, attention, norm1, norm_first, names)
     parts = [part for part in (norm1, attention, norm2, mlp, mlp_end) if part is not None]
     _check_own(call, parts)
-    beside = [c for c in call.children if not any(part in c.walk() for part in parts)]
+    beside = [c for c in call.parts if not any(part in c.walk() for part in parts)]
     others = [c for c in beside if mixes(c.module) or is_norm(c.module)]
     second = [c for c in others if _is_attention(c)]
     if second and not names.attention:
         raise NotABlock(f"besides {_inside(call, attention)} it calls another attention, {_inside(call, second[0])}")
     width = _width(call, norm1 or norm2, attention)
-    axes = {part: channel_axis(part.module, part.given.shape, width) for part in (attention, mlp)}
-    axes[norm1] = channel_axis(norm1.module, norm1.given.shape, width) if norm1 else -1
+    if norm1 is not None and not acts_on_each_place(norm1.module, norm1.given.shape, width):
+        raise NotABlock(
+            f"its norm {_inside(call, norm1)}, a {type(norm1.module).__name__}, is one over all places, so attention "
+            "along time would mix places",
+            understood=has_attention(call),
+        )
+    axes = {p: -1 if p is None else channel_axis(p.module, p.given.shape, width) for p in (norm1, attention, mlp)}
     own = axes[norm1] if norm1 and norm1.given.shape == shape else channel_axis(call.module, shape, width)
-    ends = channel_axis(mlp_end.module, mlp_end.returned.shape, width)
-    if None in (own, ends, *axes.values()):
+    if None in (own, *axes.values()):
+        shapes = ", ".join(str(part.given.shape) for part in (call, attention, mlp) if part)
         raise NotABlock(
             f"its norm or attention shows tokens of width {width}, but it, its attention and its MLP are called on "
-            f"{shape}, {attention.given.shape} and {mlp.given.shape}"
+            f"{shapes}"
         )
     return Anatomy(
         *(part and _inside(call, part) for part in (norm1, attention, norm2, mlp, mlp_end)),
@@ -146,7 +152,7 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
 
 def _attention(block: Call, names: PartNames) -> tuple[Call, Call | None, bool]:
     """Return the attention, its norm, and whether that comes first."""
-    parts = block.children
+    parts = block.parts
     norms = [part for part in parts if is_norm(part.module)]
     attention = _named(parts, names.attention, "attention_module") or next(filter(_is_attention, parts), None)
     if attention is None:
@@ -155,6 +161,12 @@ def _attention(block: Call, names: PartNames) -> tuple[Call, Call | None, bool]:
         attention = next((part for part in rest if mixes(part.module) and not _holds_attention(part)), None)
     if attention is None or None in (attention.given, attention.returned):
         raise NotABlock("nothing that could be attention is called, on tokens first, in it")
+    if attention.given.numel != attention.returned.numel:
+        raise NotABlock(
+            f"its {_inside(block, attention)} makes {attention.returned.shape} of tokens {attention.given.shape}, "
+            "which no attention between the tokens does",
+            understood=_is_attention(attention),
+        )
     place = _position(parts, attention)
     norm1 = _named(parts, names.norm1, "norm1_module")
     if norm1 is not None:
@@ -170,15 +182,15 @@ def _attention(block: Call, names: PartNames) -> tuple[Call, Call | None, bool]:
 
 def _mlp(
     block: Call, attention: Call, norm1: Call | None, norm_first: bool, names: PartNames
-) -> tuple[Call | None, Call, Call]:
-    """Return the MLP's norm, and the part or the two parts that are the MLP."""
-    tail = _behind(block.children, attention if norm_first else norm1)
+) -> tuple[Call | None, Call | None, Call | None]:
+    """Return the MLP's norm, and the part or the two parts that are the MLP, None where there is none."""
+    tail = _behind(block.parts, attention if norm_first else norm1)
     norms = [part for part in tail if is_norm(part.module)]
     mixers = [part for part in tail if mixes(part.module)]
     norm2 = _named(tail, names.norm2, "norm2_module")
     mlp = _named(tail, names.mlp, "mlp_module")
     if mlp is None and not mixers:
-        raise NotABlock("no MLP is called behind its attention", understood=True)
+        return None, None, None
     if norm2 is None and norm_first:  # the last one before the MLP
         norm2 = next((n for n in reversed(norms) if _position(tail, n) < _position(tail, mlp or mixers[-1])), None)
     elif norm2 is None:  # the first one behind it
@@ -186,10 +198,11 @@ def _mlp(
     if mlp is None and norm2 is not None and norm_first:
         mlp = next(part for part in mixers if _position(tail, part) > _position(tail, norm2))
     mlp = mlp or (mixers[0] if norm2 is not None else mixers[-1])
-    end = mlp
+    end = passed = mlp
     for part in _behind(tail, mlp):
-        if mixes(part.module) and None not in (part.given, part.returned) and part.given == end.returned:
-            end = part
+        if None not in (part.given, part.returned) and part.given == passed.returned:
+            passed = part
+            end = part if mixes(part.module) else end
     if None in (mlp.given, end.returned) or len(mlp.given.shape) < 3 or mlp.given.numel != end.returned.numel:
         raise NotABlock("no MLP, from tokens to tokens of the same shape, is called behind its attention")
     return norm2, mlp, end
@@ -257,5 +270,5 @@ def _is_called_attention(part: Call) -> bool:
 
 def _holds_attention(part: Call) -> bool:
     """Whether a part is a block of its own, with a norm and attention."""
-    inside = part.children
+    inside = part.parts
     return any(is_norm(c.module) for c in inside) and any(mixes(c.module) and _is_called_attention(c) for c in inside)

@@ -31,6 +31,7 @@ class Survey:
         skipped: Blocks with attention that it leaves out on purpose (class attention, downsampling), by name, with
             the reason.
         refused: Blocks with attention that it doesn't understand, by name, with the reason.
+        without_attention: What looks like a block, but has no attention, by name, with the reason.
         entries: The blocks that tokens enter first, of which there are two where two trunks stand beside each other,
             and the norm between position embedding and that block (CLIP), None if there is none.
         head: Name of the last layer, whose output is the class scores, if there is one.
@@ -42,6 +43,7 @@ class Survey:
     blocks: dict[str, Anatomy]
     skipped: dict[str, str]
     refused: dict[str, str]
+    without_attention: dict[str, str]
     entries: dict[str, str | None]
     head: str | None
     features: int | None
@@ -88,6 +90,7 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
         blocks=found.blocks,
         skipped=found.skipped,
         refused=found.refused,
+        without_attention=found.without_attention(),
         entries={name: _pre_norm(calls, name) for name in first},
         head=head and head.name,
         features=head and head.given.shape[-1],
@@ -181,8 +184,14 @@ class _Found:
         self.refused.update(reasons)
         self.blocks = {name: anatomy for name, anatomy in self.blocks.items() if name not in reasons}
 
+    def without_attention(self) -> dict[str, str]:
+        """Return the innermost of what looks like a block, but has no attention."""
+        known = {*self.blocks, *self.skipped, *self.refused, *self.others}
+        around = {name for name in self.others if any(_within(other, [name]) for other in known)}
+        return {name: reason for name, reason in self.others.items() if name not in around}
+
     def nothing(self, model: nn.Module) -> str:
-        seen = {**self.others, **self.skipped, **self.refused}
+        seen = {**self.skipped, **self.refused} or self.others
         outermost = [name for name in seen if not _within(name, seen)]
         reasons = listed({name: seen[name] for name in outermost})
         found = f"These look like blocks, but:{reasons}" if seen else "Nothing in it looks like a block."

@@ -29,9 +29,26 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="peft-aim", description="Adapt image transformers to video (AIM).")
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_inspect(commands)
     _add_train(commands)
     _add_demo(commands)
     return parser
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="show which blocks of a model get which adapters",
+        description="Show which blocks of an image model AIM adapts, how they attend along time, what is left out.",
+        epilog="example: peft-aim inspect swinv2_tiny_window8_256",
+    )
+    parser.add_argument(
+        "model",
+        help="a name of timm, a folder or id of transformers, torchvision:NAME or open_clip:NAME; without weights",
+    )
+    parser.add_argument("--frames", type=int, default=8, help="frames per clip (default: 8)")
+    parser.add_argument("--temporal-adapters", type=int, default=1, help="1 (default) or 2, as in AIMConfig")
+    parser.set_defaults(run=_inspect)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -67,6 +84,18 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--output", default="peft-aim-demo", help="folder for all that it makes")
     parser.set_defaults(run=_demo)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from peft import get_peft_model
+
+    from peft_aim import AIMConfig
+    from peft_aim.untrained import untrained
+
+    warnings.filterwarnings("ignore", "AIM adapts")  # the map says it, too
+    config = AIMConfig(num_frames=arguments.frames, temporal_adapters=arguments.temporal_adapters)
+    get_peft_model(untrained(arguments.model), config).print_adapted_blocks()
+    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -87,7 +87,7 @@ class Clips:
         return args, kwargs
 
     def _leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        shape, labels = self.frames.end(), self._labels.get()
+        shape, labels = self.frames.end(output), self._labels.get()
         self._labels.set(None)
         if shape is None or output is None:  # the call has failed
             return None

@@ -39,7 +39,8 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str | None:
         return None
     for name, tensor in sorted(found, key=lambda item: item[0]):
         names.update(f"{name}{tuple(tensor.shape)}".encode())
-        total += _project(name, tensor.float().flatten())
+        # Limits may be infinite, and what is not a number is no news.
+        total += _project(name, torch.nan_to_num(tensor.float(), 0.0, 0.0, 0.0).flatten())
     total /= len(found) ** 0.5
     return f"{names.hexdigest()[:16]}:{','.join(f'{value:.4f}' for value in total)}"
 

@@ -78,8 +78,8 @@ class AIMLayer(AIMTunerLayer):
         for name in self.adapter_layer_names[1:]:  # flat containers: PEFT finds the adapter's name in a key only there
             setattr(self, name, nn.ModuleDict())
         self.aim_settings: dict[str, BranchSettings] = {}
-        attention, mlp = block.get_submodule(anatomy.attention), block.get_submodule(anatomy.mlp)
-        self._block_input, self._mlp_argument = first_parameter(block), first_parameter(mlp)
+        attention = block.get_submodule(anatomy.attention)
+        self._block_input, self._mlp_argument = first_parameter(block), ""
         self._mlp_input = PerThread()  # of an MLP that is called in two halves, between these
         self._handles = []
         if isinstance(attention, nn.MultiheadAttention):  # its record ends before what follows adds to its output
@@ -87,12 +87,13 @@ class AIMLayer(AIMTunerLayer):
                 attention.register_forward_pre_hook(_leave_the_fast_path, with_kwargs=True),
                 attention.register_forward_hook(_forget_the_record, with_kwargs=True),
             ]
-        self._handles += [
-            attention.register_forward_hook(self._add_spatial),
-            block.get_submodule(anatomy.mlp_end).register_forward_hook(self._add_joint, with_kwargs=True),
-        ]
-        if anatomy.mlp != anatomy.mlp_end:
-            self._handles.append(mlp.register_forward_pre_hook(self._note_mlp_input, with_kwargs=True))
+        self._handles.append(attention.register_forward_hook(self._add_spatial))
+        if anatomy.mlp is not None:
+            mlp, end = block.get_submodule(anatomy.mlp), block.get_submodule(anatomy.mlp_end)
+            self._mlp_argument = first_parameter(mlp)
+            self._handles.append(end.register_forward_hook(self._add_joint, with_kwargs=True))
+            if end is not mlp:
+                self._handles.append(mlp.register_forward_pre_hook(self._note_mlp_input, with_kwargs=True))
         if pre_norm is not None:
             self._handles.append(pre_norm.register_forward_pre_hook(self._embed_before_norm))
 

@@ -23,6 +23,7 @@ from peft_aim.fingerprint import fingerprint, same_weights
 from peft_aim.head import AIMHead
 from peft_aim.layer import AIMLayer
 from peft_aim.saved import check_shapes, frozen_weights, saved_shapes, shapes_of
+from peft_aim.summary import summary
 from peft_aim.targets import as_regex, branches, check_free, check_head, check_modules_to_save, select_blocks
 from peft_aim.tuner_layer import WHY_NO_MERGE, AIMTunerLayer
 
@@ -93,7 +94,7 @@ class AIMModel(BaseTuner):
         if peft_config.has_block_adapters:
             blocks = select_blocks(self.model, found, peft_config)
             peft_config.target_modules = as_regex(blocks)
-            peft_config.branches = {name: branches(peft_config) for name in blocks}
+            peft_config.branches = {name: branches(peft_config, found.blocks[name]) for name in blocks}
         if peft_config.temporal_embedding:
             for name in found.entries:
                 peft_config.branches.setdefault(name, []).append("temporal_embedding")
@@ -154,6 +155,32 @@ class AIMModel(BaseTuner):
                     f"{', '.join(sorted(others))}: all adapters of a model share the parts of its blocks."
                 )
         return clips
+
+    def print_adapted_blocks(self, adapter_name: str | None = None) -> None:
+        """Print which blocks got which adapters, how time is attended in them, and what was left out.
+
+        Args:
+            adapter_name: The adapter; by default the active one.
+
+        Example:
+            >>> import timm
+            >>> from peft import get_peft_model
+            >>> backbone = timm.create_model("vit_tiny_patch16_224", depth=2)
+            >>> config = AIMConfig(spatial=False, temporal_embedding=False)
+            >>> get_peft_model(backbone, config).print_adapted_blocks()
+            VisionTransformer with the adapter 'default': 2 of 2 blocks with attention adapted
+            <BLANKLINE>
+            block                     width  bottleneck  adapters         attention along time
+            blocks.0 to blocks.1 (2)  192    48          temporal, joint  attn: its own call on nothing but tokens
+            <BLANKLINE>
+            parameters  in blocks  each    in all
+            temporal    2          18,672  37,344
+            joint       2          18,672  37,344
+        """
+        name = adapter_name or self.active_adapters[0]
+        if name not in self.peft_config:
+            raise ValueError(f"There is no adapter {name!r} here. There are {', '.join(self.peft_config)}.")
+        print(summary(self.model, name))
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(WHY_NO_MERGE)

@@ -36,6 +36,15 @@ def norm_width(norm: nn.Module) -> int | None:
     return None if weight is None else weight.numel()
 
 
+def copy_without_hooks(module: nn.Module) -> nn.Module:
+    """Return a copy that calls nobody: hooks are others' business."""
+    twin = copy.deepcopy(module)
+    for part in twin.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return twin
+
+
 def channel_axis(module: nn.Module, shape: tuple[int, ...], width: int) -> int | None:
     """Return on which axis a norm, an attention or an MLP that is called on a shape has its channels.
 
@@ -61,13 +70,37 @@ def channel_axis(module: nn.Module, shape: tuple[int, ...], width: int) -> int |
 
 
 @torch.no_grad()
+def acts_on_each_place(norm: nn.Module, shape: tuple[int, ...], width: int) -> bool:
+    """Whether a norm treats each place of tokens alone, as LayerNorm does and GroupNorm doesn't.
+
+    Args:
+        norm: The norm.
+        shape: Shape of the tokens that it is called on.
+        width: Token width D.
+
+    Example:
+        >>> acts_on_each_place(nn.GroupNorm(1, 8), (2, 8, 4, 4), 8)
+        False
+    """
+    twin, x = _twin_and_tokens(norm, shape)
+    changed, axis = x.clone(), channel_axis(norm, shape, width)
+    changed.movedim(axis or -1, -1)[(0, *[0] * (len(shape) - 2))] += torch.arange(width)
+    return int((twin(changed) != twin(x)).movedim(axis or -1, -1).any(-1).sum()) == 1
+
+
+@torch.no_grad()
 def _axis_of_scale(norm: nn.Module, shape: tuple[int, ...]) -> int:
     """Return along which axis a norm's scale acts: where the result changes if that of one channel does."""
-    twin = copy.deepcopy(norm).to_empty(device="cpu").float().eval()
-    for tensor in (*twin.parameters(), *twin.buffers()):
-        tensor.fill_(1)
-    x = torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(0))
+    twin, x = _twin_and_tokens(norm, shape)
     before = twin(x)
     twin.weight[0] = 3
     changed = twin(x) != before
     return -1 if changed[..., 1:].sum() == 0 else 1
+
+
+def _twin_and_tokens(norm: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, torch.Tensor]:
+    """Return a copy of a norm, with all that it has learned put to 1, and tokens of one image."""
+    twin = copy_without_hooks(norm).to_empty(device="cpu").float().eval()
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        tensor.fill_(1)
+    return twin, torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(0))

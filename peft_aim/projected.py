@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from peft_aim.parts import is_norm, norm_width
 
+NONLINEAR = (nn.GELU, nn.ReLU, nn.SiLU, nn.Hardswish)
+
 
 @dataclass(frozen=True)
 class Projected:
@@ -34,6 +36,8 @@ class Projected:
         by_head: Whether the features of a fused projection are ordered by head first, then by query, key and value.
         first: Name of a norm that the attention itself applies to its input (TinyViT).
         norms: Names of norms on the query and key of each head, and perhaps on the value.
+        scale: What scores are multiplied by, if not by ``(D / heads) ** -0.5`` (CvT).
+        activation: Name of a nonlinearity before the output projection (LeViT).
         log_scale: Name of the parameter that holds the logarithm of what cosine similarities are multiplied by
             (Swin v2); None for dot products.
         keys_unbiased: Whether the fused projection's bias is left out for keys (torchvision's Swin v2).
@@ -46,6 +50,8 @@ class Projected:
     by_head: bool = False
     first: str | None = None
     norms: tuple[str, ...] = ()
+    scale: float | None = None
+    activation: str | None = None
     log_scale: str | None = None
     keys_unbiased: bool = False
     adds_query: bool = False
@@ -58,7 +64,7 @@ class Projected:
         heads = self._heads(attention, x)
         normed = [part(name)(head) for name, head in zip(self.norms, heads, strict=False)]
         query, key, value = [*normed, *heads[len(normed) :]]
-        scale = None
+        scale = self.scale
         if self.log_scale is not None:
             log_scale = attention.get_parameter(self.log_scale).view(1, -1, 1, 1)
             query = F.normalize(query, dim=-1) * log_scale.clamp(max=math.log(100)).exp()
@@ -66,7 +72,10 @@ class Projected:
         mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)  # (B*N, heads, T, D / heads)
         if self.adds_query:
             mixed = mixed + query
-        return _project(part(self.out), mixed.transpose(1, 2).flatten(2))
+        mixed = mixed.transpose(1, 2).flatten(2)
+        if self.activation is not None:
+            mixed = part(self.activation)(mixed)
+        return _project(part(self.out), mixed)
 
     def used_parameters(self, attention: nn.Module) -> set[int]:
         """Identities of the parameters that a call reads."""
@@ -101,38 +110,61 @@ class Projected:
 
 def guesses(attention: nn.Module) -> Iterator[Projected]:
     """Iterate over the ways in which an attention may be built around its projections."""
-    heads = _number_of_heads(attention)
-    linears = _pointwise(attention)
+    heads, linears = _number_of_heads(attention), _pointwise(attention)
     inner = _inner(linears)
     if heads is None or not inner:
         return
     width = linears[inner[0]].weight.shape[1]
     outs = [name for name, m in linears.items() if _role(name) is None and m.weight.shape[0] == width]
-    norms = {name: norm_width(m) for name, m in attention.named_modules() if is_norm(m) and norm_width(m)}
-    wide = [name for name, norm in norms.items() if norm == width]
-    per_head = sorted((n for n in norms if _role(n) in ("q", "k", "v")), key=lambda n: "qkv".index(_role(n)))
-    names = [name for name, _ in attention.named_parameters()]
-    log_scale = next((name for name in names if name.endswith("logit_scale")), None)
     units = tuple(_unit(attention, name) for name in inner)
-    wholes = [pair for out in reversed(outs) for pair in ((inner, out), (units, _unit(attention, out)))]
-    for (inner, out), first, by_head, unbiased, adds in itertools.product(
-        dict.fromkeys(wholes), [None, *wide[:1]], (False, True), (False, True), (False, True)
-    ):
-        if (by_head and len(inner) == 3) or (unbiased and (log_scale is None or len(inner) > 1)):
-            continue
-        if unbiased and linears[_mixer_name(attention, inner[0])].bias is None:
-            continue
+    ends = [pair for out in reversed(outs) for pair in ((inner, out), (units, _unit(attention, out)))]
+    fused_bias = len(inner) == 1 and linears[inner[0]].bias is not None
+    log_scale = next((name for name, _ in attention.named_parameters() if name.endswith("logit_scale")), None)
+    pooled = any(isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) for module in attention.modules())
+    options = {
+        "by_head": (False, True) if len(inner) < 3 else (False,),
+        "scale": dict.fromkeys((None, _own_scale(attention))),
+        "activation": dict.fromkeys((None, _own_activation(attention))),
+        "keys_unbiased": (False, True) if log_scale and fused_bias else (False,),
+        "adds_query": (False, True) if pooled else (False,),
+    }
+    for (into, out), *chosen in itertools.product(dict.fromkeys(ends), *options.values()):
         yield Projected(
-            inner,
+            into,
             out,
             heads,
-            by_head=by_head,
-            first=first,
-            norms=tuple(per_head),
+            first=_first_norm(attention, width, inner[0]),
+            norms=_norms_of_heads(attention, units),
             log_scale=log_scale,
-            keys_unbiased=unbiased,
-            adds_query=adds,
+            **dict(zip(options, chosen, strict=True)),
         )
+
+
+def _own_scale(attention: nn.Module) -> float | None:
+    found = [getattr(module, name, None) for module in attention.modules() for name in ("scale", "scale_factor")]
+    return next((value for value in found if isinstance(value, float)), None)
+
+
+def _own_activation(attention: nn.Module) -> str | None:
+    """Return the name of a nonlinearity of the attention's own (LeViT)."""
+    return next((name for name, module in attention.named_children() if isinstance(module, NONLINEAR)), None)
+
+
+def _first_norm(attention: nn.Module, width: int, inner: str) -> str | None:
+    """Return the name of a norm over all channels that stands before the first projection (TinyViT)."""
+    for name, module in attention.named_children():
+        if inner == name or inner.startswith(f"{name}."):
+            return None
+        if is_norm(module) and norm_width(module) == width:
+            return name
+    return None
+
+
+def _norms_of_heads(attention: nn.Module, units: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of norms on query, key and perhaps value, in this order."""
+    norms = [name for name, m in attention.named_modules() if is_norm(m) and norm_width(m)]
+    named = {_role(name.rpartition(".")[2]): name for name in norms if not name.startswith(units)}
+    return tuple(named[role] for role in ("q", "k", "v") if role in named)
 
 
 def _number_of_heads(attention: nn.Module) -> int | None:
@@ -185,11 +217,6 @@ def _unit(attention: nn.Module, name: str) -> str:
         if len(_pointwise(around)) == 1:
             return ".".join(path[:depth])
     return name
-
-
-def _mixer_name(attention: nn.Module, unit: str) -> str:
-    inside = next(iter(_pointwise(attention.get_submodule(unit))))
-    return ".".join(filter(None, (unit, inside)))
 
 
 def _mixer(unit: nn.Module) -> nn.Module:

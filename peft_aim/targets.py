@@ -11,18 +11,19 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
+from peft_aim.anatomy import Anatomy
 from peft_aim.backbone import Survey, listed
 from peft_aim.config import AIMConfig
 from peft_aim.tuner_layer import AIMTunerLayer
 
 
-def branches(config: AIMConfig) -> list[str]:
+def branches(config: AIMConfig, anatomy: Anatomy) -> list[str]:
     """Return which adapters a block has."""
     wanted = {
         "temporal_in": config.temporal and config.temporal_adapters == 2,
         "temporal": config.temporal,
         "spatial": config.spatial,
-        "joint": config.joint,
+        "joint": config.joint and anatomy.mlp is not None,
     }
     return [name for name, on in wanted.items() if on]
 
@@ -131,7 +132,7 @@ def check_modules_to_save(model: nn.Module, found: Survey, config: AIMConfig) ->
     for block in (name for name in found.blocks if name in config.branches):
         anatomy = found.blocks[block]
         parts = {name for name in names if name.rpartition(".")[0] == block}
-        hooked += [block, *parts, *(f"{block}.{part}" for part in (anatomy.attention, anatomy.mlp, anatomy.mlp_end))]
+        hooked += [block, *parts, *(f"{block}.{p}" for p in (anatomy.attention, anatomy.mlp, anatomy.mlp_end) if p)]
     for wanted in config.modules_to_save or []:
         matched = [name for name in names if name.endswith(wanted)]  # as PEFT does
         wrong = [name for name in matched if any(part == name or part.startswith(f"{name}.") for part in hooked)]

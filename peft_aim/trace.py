@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from peft_aim.outputs import first_parameter, first_tensor, named_arguments
+from peft_aim.parts import is_norm
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Call:
     arguments: dict[str, Any]
     children: list[Call] = field(default_factory=list)
     returned: Handle | None = None
+
+    @property
+    def parts(self) -> list[Call]:
+        """Calls made by the module itself, or by a ``Sequential`` of a norm and what follows it in its stead."""
+        return [part for child in self.children for part in (child.children if child.is_branch else [child])]
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether it is a ``Sequential`` that starts with a norm."""
+        return isinstance(self.module, nn.Sequential) and bool(self.children) and is_norm(self.children[0].module)
 
     def walk(self) -> Iterator[Call]:
         """Iterate over this call and all below it, in the order in which they began."""

@@ -135,7 +135,6 @@ class QKNorm(nn.Module):
         (AcrossTheBatch(), "sequences of a batch influence each other"),
         (nn.Linear(8, 8), "tokens of a sequence do not influence each other"),
         (nn.Linear(8, 16), "the shape changes"),
-        (XCA(8, num_heads=2), "not an average of values over the sequence"),
         (QKNorm(), "do not reproduce its own forward"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -143,6 +142,10 @@ class QKNorm(nn.Module):
 def test_what_is_no_attention_along_a_sequence_is_refused(attention, reason):
     with pytest.raises(ValueError, match=f"{type(attention).__name__} cannot be run along time.*{reason}"):
         find_kind(attention, (1, 5, 8), {})
+
+
+def test_attention_between_channels_mixes_frames_as_it_is():
+    assert find_kind(XCA(8, num_heads=2), (1, 5, 8), {}) is plain
 
 
 def test_finding_the_kind_leaves_attention_and_random_numbers_alone():

@@ -1,0 +1,144 @@
+"""Says which blocks of a model got which adapters, how time is attended in them, and what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from peft_aim.attention import in_words
+from peft_aim.backbone import Survey, listed
+from peft_aim.head import AIMHead
+from peft_aim.layer import AIMLayer
+
+ADAPTERS = {"temporal_in": "temporal, first of two", "temporal": "temporal", "spatial": "spatial", "joint": "joint"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is to be said of one block, or of several in a row of which the same is to be said.
+
+    Attributes:
+        first: Name of the block.
+        last: Name of the last one of those in a row.
+        count: How many these are.
+        width: Token width D.
+        bottleneck: Width of the bottlenecks, None if there is none.
+        adapters: Which adapters the block has, "" if none.
+        attention: Name of its attention, and how it is called along time.
+    """
+
+    first: str
+    last: str
+    count: int
+    width: int
+    bottleneck: int | None
+    adapters: str
+    attention: str
+
+
+def summary(model: nn.Module, adapter_name: str) -> str:
+    """Return a readable map of an adapter in a model.
+
+    Args:
+        model: The adapted image model, as ``PeftModel.get_base_model()`` gives it.
+        adapter_name: The adapter.
+    """
+    found: Survey = model.aim_clips.survey
+    layers = {name: model.get_submodule(name) for name in found.blocks}
+    lines = _rows(_line(name, layer, found, adapter_name) for name, layer in layers.items())
+    adapted = sum(line.count for line in lines if line.bottleneck)
+    total = len(found.blocks) + len(found.skipped) + len(found.refused)
+    parts = [
+        f"{type(model).__name__} with the adapter {adapter_name!r}: {adapted} of {total} blocks with attention "
+        "adapted",
+        _table(
+            ["block", "width", "bottleneck", "adapters", "attention along time"],
+            [
+                [_span(line), line.width, line.bottleneck or "-", line.adapters or "none", line.attention]
+                for line in lines
+            ],
+        ),
+        _table(["parameters", "in blocks", "each", "in all"], _counts(model, layers, adapter_name)),
+    ]
+    if found.refused or found.skipped:
+        parts.append(f"Left out:{listed({**found.skipped, **found.refused})}")
+    if found.without_attention:
+        parts.append(f"No attention in:{listed(found.without_attention)}")
+    return "\n\n".join(parts)
+
+
+def _line(name: str, layer: nn.Module, found: Survey, adapter: str) -> Line:
+    anatomy = found.blocks[name]
+    has = [text for branch, text in ADAPTERS.items() if _has(layer, branch, adapter)]
+    bottleneck = next((_down(layer, b, adapter).out_features for b in ADAPTERS if _has(layer, b, adapter)), None)
+    if isinstance(layer, AIMLayer) and adapter in layer.aim_temporal_embedding:
+        has.insert(0, "temporal embedding")
+    attends = f"{anatomy.attention}: {in_words(anatomy.attend)}" if _has(layer, "temporal", adapter) else "no"
+    return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), attends)
+
+
+def _rows(lines: Iterable[Line]) -> list[Line]:
+    """Put lines that say the same into one."""
+    rows: list[Line] = []
+    for line in lines:
+        alike = rows and replace(rows[-1], first=line.first, last=line.last, count=1) == line
+        if alike:
+            rows[-1] = replace(rows[-1], last=line.last, count=rows[-1].count + 1)
+        else:
+            rows.append(line)
+    return rows
+
+
+def _span(line: Line) -> str:
+    return line.first if line.count == 1 else f"{line.first} to {line.last} ({line.count})"
+
+
+def _counts(model: nn.Module, layers: dict[str, nn.Module], adapter: str) -> list[list[object]]:
+    rows = []
+    for branch, text in ADAPTERS.items():
+        sizes = [
+            _size(_down(m, branch, adapter)) + _size(_up(m, branch, adapter))
+            for m in layers.values()
+            if _has(m, branch, adapter)
+        ]
+        if sizes:
+            rows.append([text, len(sizes), _range(sizes), f"{sum(sizes):,}"])
+    embeddings = [
+        m.aim_temporal_embedding[adapter].numel()
+        for m in layers.values()
+        if isinstance(m, AIMLayer) and adapter in m.aim_temporal_embedding
+    ]
+    if embeddings:
+        rows.append(["temporal embedding", len(embeddings), _range(embeddings), f"{sum(embeddings):,}"])
+    heads = [_size(m.aim_head[adapter]) for m in model.modules() if isinstance(m, AIMHead) and adapter in m.aim_head]
+    if heads:
+        rows.append(["head", "-", f"{heads[0]:,}", f"{heads[0]:,}"])
+    return rows
+
+
+def _has(layer: nn.Module, branch: str, adapter: str) -> bool:
+    return isinstance(layer, AIMLayer) and adapter in getattr(layer, f"aim_{branch}_up")
+
+
+def _down(layer: AIMLayer, branch: str, adapter: str) -> nn.Linear:
+    return getattr(layer, f"aim_{branch}_down")[adapter]
+
+
+def _up(layer: AIMLayer, branch: str, adapter: str) -> nn.Linear:
+    return getattr(layer, f"aim_{branch}_up")[adapter]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _range(sizes: list[int]) -> str:
+    return f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
+
+
+def _table(head: list[str], rows: list[list[object]]) -> str:
+    cells = [[str(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
