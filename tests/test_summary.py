@@ -44,10 +44,8 @@ def test_the_map_says_what_was_left_out(capsys):
     with pytest.warns(UserWarning, match="adapts 1 of 3 blocks"):
         text = printed(capsys, backbone)
     assert "Left out:\n  blocks_token_only.0, blocks_token_only.1: it makes (2, 1, 32) of tokens (2, 4, 32)" in text
-    backbone = timm.create_model("caformer_s18", depths=(1, 1, 1, 1), dims=(16, 16, 32, 32))
-    assert "No attention in:\n  stages.0.blocks.0, stages.1.blocks.0: SepConv cannot be run" in printed(
-        capsys, backbone
-    )
+    text = printed(capsys, timm.create_model("caformer_s18"))
+    assert "No attention in:\n  stages.0.blocks.0, stages.0.blocks.1, " in text and "SepConv cannot be run" in text
 
 
 def test_the_map_of_another_adapter(capsys):
