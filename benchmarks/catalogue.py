@@ -32,6 +32,8 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from timm.models.vitamin import MbConvStages, VitCfg
 from torch import Tensor, nn
 
+from peft_aim.outputs import first_parameter, run
+
 LIBRARIES = ("timm", "transformers", "towers", "torchvision", "open_clip")
 LISTS = Path(__file__).parent / "models"
 CLASSES = 5  # scores of a small model
@@ -475,22 +477,29 @@ def _is_scale(name: str, parameter: Tensor) -> bool:
     return bool(parameter.flatten()[0] != 0) or name.endswith("gamma")  # a norm that starts at zero is a scale, too
 
 
-def call(model: nn.Module, images: Tensor) -> object:
-    """Call a model on images (B, 3, H, W), also those few that want them in another form."""
+def inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return images (B, 3, H, W) as the arguments that a model wants, by name."""
     kind = type(model).__name__
     if kind.startswith("Siglip2"):  # patches of P x P pixels, each flattened, and their grid
         patch, side = model.config.vision_config.patch_size, images.shape[-1]
         patches = nn.functional.unfold(images, patch, stride=patch).mT
         grid = torch.full((len(images), 2), side // patch)
-        return model(patches, torch.ones(patches.shape[:2], dtype=torch.long), grid)
+        mask = torch.ones(patches.shape[:2], dtype=torch.long)
+        return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": grid}
     if kind.startswith("ImageGPT"):  # pixels as words
-        return model(images[:, 0, ::8, ::8].flatten(1).mul(100).long().abs() % (model.config.vocab_size - 1))
+        words = images[:, 0, ::8, ::8].flatten(1).mul(100).long().abs() % (model.config.vocab_size - 1)
+        return {"input_ids": words}
     if kind.startswith("ShieldGemma2"):  # the image's tokens and a question
         config = model.config
         words = torch.full((len(images), config.mm_tokens_per_image + 2), config.image_token_index)
         words[:, -2:] = 5
-        return model(pixel_values=images, input_ids=words)
-    return model(images)
+        return {"pixel_values": images, "input_ids": words}
+    return {first_parameter(model): images}
+
+
+def call(model: nn.Module, images: Tensor) -> object:
+    """Call a model on images (B, 3, H, W), also those few that want them in another form."""
+    return run(model, inputs(model, images))
 
 
 def tensor(output: object) -> Tensor:

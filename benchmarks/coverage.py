@@ -23,6 +23,7 @@ from benchmarks import catalogue, laws
 from benchmarks.record import RESULTS, record
 from benchmarks.tables import insert
 from peft_aim.attention import in_words
+from peft_aim.outputs import Images
 from peft_aim.recognize import signature
 
 TITLES = {
@@ -81,9 +82,6 @@ def examine(backbone: nn.Module) -> Row:
     """Adapt a backbone and check the laws."""
     began = time.perf_counter()
     size = catalogue.image_size(backbone)
-    generator = torch.Generator().manual_seed(0)
-    shape = (laws.CLIPS, laws.FRAMES, 3)
-    clips = torch.randn(*shape, size, size, generator=generator) + torch.randn(*shape, 1, 1, generator=generator)
     facts = {"pixels": size, "parameters": sum(parameter.numel() for parameter in backbone.parameters())}
     try:
         found = laws.adapt(copy.deepcopy(backbone)).base_model.model.aim_clips.survey
@@ -101,11 +99,20 @@ def examine(backbone: nn.Module) -> Row:
     if left_out:
         facts["left out"] = sorted({reason.split(" (its own call")[0] for reason in left_out.values()})
     try:
-        held = laws.check(lambda: copy.deepcopy(backbone), clips)
+        held = laws.check(lambda: copy.deepcopy(backbone), random_clips(backbone))
         outcome = {"outcome": "adapted", "laws": held}
     except Exception as error:  # a broken law, or a crash, which breaks one as well
         outcome = {"outcome": "wrong", "reason": f"{type(error).__name__}: {error}"[:500]}
     return {**facts, **outcome, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def random_clips(backbone: nn.Module) -> Images:
+    """Return clips of noise, of another brightness in each frame, as a backbone takes them."""
+    generator, size = torch.Generator().manual_seed(0), catalogue.image_size(backbone)
+    count = laws.CLIPS * laws.FRAMES
+    images = torch.randn(count, 3, size, size, generator=generator) + torch.randn(count, 3, 1, 1, generator=generator)
+    arguments = catalogue.inputs(backbone, images)
+    return {name: argument.unflatten(0, (laws.CLIPS, laws.FRAMES)) for name, argument in arguments.items()}
 
 
 def table(rows: list[Row]) -> str:

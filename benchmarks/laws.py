@@ -19,7 +19,7 @@ from peft_aim import AIMConfig
 from peft_aim.attention import OnGrid
 from peft_aim.clips import per_clip
 from peft_aim.layer import AIMLayer
-from peft_aim.outputs import first_tensor, tensors_in
+from peft_aim.outputs import Images, first_tensor, run, tensors_in
 
 CLIPS, FRAMES = 2, 4
 
@@ -35,12 +35,12 @@ class NotOffered(Exception):
     """Raised where a backbone offers nothing that a law could be about."""
 
 
-def check(build: Callable[[], nn.Module], clips: Tensor) -> dict[str, str]:
+def check(build: Callable[[], nn.Module], clips: Images) -> dict[str, str]:
     """Check all laws.
 
     Args:
         build: Returns the backbone with random weights, the same ones at each call.
-        clips: Clips ``(B, T, C, H, W)`` to run.
+        clips: Clips to run, as the backbone takes images, with axes (B, T) in place of one of images.
 
     Returns:
         By law, "holds" or "not offered".
@@ -81,32 +81,38 @@ def scores(output: object) -> Tensor:
     return next(tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.ndim)
 
 
+def folded(clips: Images) -> Images:
+    """Return the images of clips."""
+    return {name: argument.flatten(0, 1) for name, argument in clips.items()}
+
+
 @torch.no_grad()
-def untrained_adapters_change_nothing(build: Callable, clips: Tensor) -> None:
+def untrained_adapters_change_nothing(build: Callable, clips: Images) -> None:
     """Identity at the start, bit for bit."""
     backbone = build().requires_grad_(False)  # torch multiplies some matrices otherwise if they are trained
-    before = per_clip(scores(backbone(clips.flatten(0, 1))), *clips.shape[:2])
-    after = scores(adapt(backbone, init_weights=True)(clips))
+    before = per_clip(scores(run(backbone, folded(clips))), CLIPS, FRAMES)
+    after = scores(run(adapt(backbone, init_weights=True), clips))
     _require(torch.equal(before, after), f"scores change by up to {_difference(before, after):.1e}")
 
 
 @torch.no_grad()
-def frames_mix_and_clips_do_not(build: Callable, clips: Tensor) -> None:
+def frames_mix_and_clips_do_not(build: Callable, clips: Images) -> None:
     """By the temporal branch alone, a frame changes what the other frames of its clip become, and no other clip."""
     model = adapt(build(), spatial=False, joint=False, temporal_embedding=False)
-    changed = clips.clone()
-    changed[0, 1] = torch.randn_like(changed[0, 1])
+    name, pictures = next(iter(clips.items()))
+    changed = {**clips, name: pictures.clone()}
+    changed[name][0, 1] = torch.randn_like(pictures[0, 1])
     before, after = (_tokens(model, c)[1] for c in (clips, changed))
-    change = (before - after).abs().unflatten(0, (*clips.shape[:2], -1)).flatten(2).amax(-1)  # (B, T)
+    change = (before - after).abs().unflatten(0, (CLIPS, FRAMES, -1)).flatten(2).amax(-1)  # (B, T)
     _require(not change[1:].any(), f"another clip changes by {float(change[1:].max()):.1e}")
     others = change[0, [0, *range(2, FRAMES)]]
     _require(bool((others > 1e-6).any()), f"other frames of its clip change by {others.tolist()} only")
-    one, other = scores(model(clips)), scores(model(changed))
+    one, other = scores(run(model, clips)), scores(run(model, changed))
     _require(not torch.equal(one[0], other[0]) and torch.equal(one[1:], other[1:]), "scores don't follow")
 
 
 @torch.no_grad()
-def places_never_mix(build: Callable, clips: Tensor) -> None:
+def places_never_mix(build: Callable, clips: Images) -> None:
     """In the temporal branch a token changes what its own place gets, at all frames of its clip, and nothing else."""
     model = adapt(build())
     for layer, tokens in zip(layers(model), _tokens(model, clips)[0], strict=True):
@@ -127,7 +133,7 @@ def places_never_mix(build: Callable, clips: Tensor) -> None:
 
 
 @torch.no_grad()
-def time_is_free_of_space(build: Callable, clips: Tensor) -> None:
+def time_is_free_of_space(build: Callable, clips: Images) -> None:
     """Along time no bias, window, rotation or pooling of space acts, at the length of the spatial call above all.
 
     They would tell positions apart. Where the attention's own weights are where they usually are, softmax attention
@@ -148,7 +154,7 @@ def time_is_free_of_space(build: Callable, clips: Tensor) -> None:
                 _require(_close(y, expected), f"by hand it is other by {_difference(y, expected):.1e}")
 
 
-def gradients_reach_every_adapter_and_nothing_else(build: Callable, clips: Tensor) -> None:
+def gradients_reach_every_adapter_and_nothing_else(build: Callable, clips: Images) -> None:
     """All that is trainable gets a gradient, and it is the adapters' alone."""
     for key, parameter in _backward(adapt(build()), clips).named_parameters():
         if ".aim_" in key:
@@ -158,20 +164,20 @@ def gradients_reach_every_adapter_and_nothing_else(build: Callable, clips: Tenso
 
 
 @torch.no_grad()
-def saved_and_loaded_gives_the_same(build: Callable, clips: Tensor) -> None:
+def saved_and_loaded_gives_the_same(build: Callable, clips: Images) -> None:
     """Saved, and loaded into a fresh copy, the scores are the same bit for bit."""
     model = adapt(build(), temporal_adapters=2)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = PeftModel.from_pretrained(build(), folder).eval()
-    one, other = scores(model(clips)), scores(loaded(clips))
+    one, other = scores(run(model, clips)), scores(run(loaded, clips))
     _require(torch.equal(one, other), f"scores change by up to {_difference(one, other):.1e}")
 
 
 @torch.no_grad()
-def unloading_gives_back_the_backbone(build: Callable, clips: Tensor) -> None:
+def unloading_gives_back_the_backbone(build: Callable, clips: Images) -> None:
     """After ``unload()`` weights, hooks and results are the backbone's own."""
-    backbone, images = build(), clips.flatten(0, 1)
+    backbone, images = build(), folded(clips)
     untouched = copy.deepcopy(backbone)
     unloaded = adapt(backbone).unload()
     _require(unloaded is backbone and repr(unloaded) == repr(untouched), "it is another model")
@@ -179,10 +185,10 @@ def unloading_gives_back_the_backbone(build: Callable, clips: Tensor) -> None:
     expected = untouched.state_dict()
     same = all(torch.equal(tensor, expected[key]) for key, tensor in unloaded.state_dict().items())
     _require(same and len(expected) == len(unloaded.state_dict()), "weights change")
-    _require(torch.equal(scores(unloaded(images)), scores(untouched(images))), "results change")
+    _require(torch.equal(scores(run(unloaded, images)), scores(run(untouched, images))), "results change")
 
 
-def checkpointing_gives_the_same_gradients(build: Callable, clips: Tensor) -> None:
+def checkpointing_gives_the_same_gradients(build: Callable, clips: Images) -> None:
     """Gradients are the same whether or not the backbone recomputes its blocks."""
     wanted = _backward(adapt(build()), clips)
     backbone = build()
@@ -239,7 +245,7 @@ def by_hand(attention: nn.Module, x: Tensor) -> Tensor | None:
     return out((weights @ v).transpose(1, 2).flatten(2))
 
 
-def _tokens(model: nn.Module, clips: Tensor) -> tuple[list[Tensor], Tensor]:
+def _tokens(model: nn.Module, clips: Images) -> tuple[list[Tensor], Tensor]:
     """Return what each adapted block is called on, and what the last one returns."""
     given, returned, handles = [], [], []
 
@@ -252,18 +258,18 @@ def _tokens(model: nn.Module, clips: Tensor) -> tuple[list[Tensor], Tensor]:
     for layer in layers(model):
         handles.append(layer.register_forward_pre_hook(note_input, with_kwargs=True))
         handles.append(layer.register_forward_hook(note_output))
-    model(clips)
+    run(model, clips)
     for handle in handles:
         handle.remove()
     return given, returned[-1]
 
 
-def _backward(model: nn.Module, clips: Tensor) -> nn.Module:
+def _backward(model: nn.Module, clips: Images) -> nn.Module:
     model.train()
     for module in model.modules():  # what is drawn at random would differ from run to run
         if isinstance(module, nn.Dropout):
             module.eval()
-    scores(model(clips)).square().mean().backward()
+    scores(run(model, clips)).square().mean().backward()
     return model
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from peft_aim.anatomy import Anatomy, NotABlock, PartNames, examine, has_attention, looks_like_a_block
+from peft_aim.example import blank_images, drawn
+from peft_aim.outputs import Images
 from peft_aim.parts import is_norm
 from peft_aim.probes import check_alike, check_places_stay, entries, misbuilt
 from peft_aim.trace import Call, Handle, trace
@@ -26,7 +27,8 @@ class Survey:
     Attributes:
         tower: Name of the part that takes images; "" is the whole model, something else the image tower of a model
             that takes text as well.
-        channels: Number of channels C of an image.
+        image: Shape of an image, (C, H, W), or of the patches that it is given as, (N, F).
+        further: Further arguments that it needs with an image (mask and grid of patches), by name their axes.
         blocks: The blocks that AIM can adapt, by name, in the order in which they run.
         skipped: Blocks with attention that it leaves out on purpose (class attention, downsampling), by name, with
             the reason.
@@ -39,7 +41,8 @@ class Survey:
     """
 
     tower: str
-    channels: int
+    image: tuple[int, ...]
+    further: dict[str, int]
     blocks: dict[str, Anatomy]
     skipped: dict[str, str]
     refused: dict[str, str]
@@ -70,23 +73,25 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
     for call in calls:  # names as seen from the whole model
         call.name = ".".join(filter(None, (tower_name, call.name)))
     found = _Found()
-    found.sort(calls, len(images), names)
+    found.sort(calls, 2, names)
     if found.blocks:
         check_alike(model, output)
         check_places_stay(tower, images, calls, found.blocks)
     explained = names.attention and names.mlp  # by the user, whose word counts
-    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-    if found.blocks and not explained and images.device.type != "meta":
-        found.refuse(misbuilt(model, tower, drawn, found.blocks))
+    first_argument = next(iter(images.values()))
+    runs = first_argument.device.type != "meta"
+    if found.blocks and not explained and runs:
+        found.refuse(misbuilt(model, tower, drawn(images), found.blocks))
     if not found.blocks:
         raise ValueError(found.nothing(model))
     first = list(found.blocks)[:1]
-    if images.device.type != "meta":
-        first = entries(model, tower, drawn, found.blocks)
+    if runs:
+        first = entries(model, tower, drawn(images), found.blocks)
     head = _head(calls, output) if tower is model else None
     return Survey(
         tower=tower_name,
-        channels=images.shape[1],
+        image=tuple(first_argument.shape[1:]),
+        further={name: argument.ndim for name, argument in list(images.items())[1:]},
         blocks=found.blocks,
         skipped=found.skipped,
         refused=found.refused,
@@ -97,44 +102,19 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
     )
 
 
-def image_size(model: nn.Module) -> tuple[int, int]:
-    """Return the height and width of the images that a model is made for, 224 x 224 where it doesn't say."""
-    found = [getattr(module, name, None) for module in model.modules() for name in ("img_size", "image_size")]
-    found.append(getattr(getattr(model, "config", None), "image_size", None))
-    found.append((getattr(model, "pretrained_cfg", None) or {}).get("input_size"))
-    for size in found:
-        if isinstance(size, int) and not isinstance(size, bool):
-            return size, size
-        if isinstance(size, (tuple, list)) and len(size) >= 2:
-            return tuple(size[-2:])
-    return 224, 224
-
-
-def _trace(model: nn.Module, tower: nn.Module) -> tuple[Tensor, Call, Any]:
+def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
     """Run a model on two blank images; return these, the tree of calls, and what it returned."""
-    like = next(parameter for parameter in tower.parameters() if parameter.is_floating_point())
-    height, width = image_size(tower)
     errors = []
-    for channels in _channels(tower):
-        images = torch.zeros(2, channels, height, width, device=like.device, dtype=like.dtype)
+    for images in blank_images(tower):
         try:
             return images, *trace(tower, images)
         except Exception as error:
-            errors.append(error)
+            errors.append((error, tuple(next(iter(images.values())).shape)))
+    error, shape = errors[0]
     raise ValueError(
-        f"{type(model).__name__} could not be run on a blank image {tuple(images.shape)} to find its blocks: "
-        f"{type(errors[0]).__name__}: {errors[0]}. If its images have another size, say so with model.image_size = "
-        "(H, W)."
-    ) from errors[0]
-
-
-def _channels(model: nn.Module) -> list[int]:
-    """Return how many channels an image may have: as many as the first convolution takes, or what the model says."""
-    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    declared = getattr(model, "in_chans", getattr(getattr(model, "config", None), "num_channels", None))
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    found = [stem.in_channels if stem else None, declared, size[0] if size else 3]
-    return list(dict.fromkeys(channels for channels in found if channels))
+        f"{type(model).__name__} could not be run on a blank image {shape} to find its blocks: "
+        f"{type(error).__name__}: {error}. If its images have another size, say so with model.image_size = (H, W)."
+    ) from error
 
 
 def _tower(model: nn.Module) -> tuple[str, nn.Module]:

@@ -67,9 +67,9 @@ class Clips:
         if not isinstance(clips, Tensor):
             raise ValueError(
                 f"{type(model).__name__} got {type(clips).__name__} where clips belong. Pass a tensor "
-                f"(B, T, {self.survey.channels}, H, W) first, or as {self._arguments[0]}=."
+                f"(B, T, {', '.join(map(str, self.survey.image))}) first, or as {self._arguments[0]}=."
             )
-        if clips.ndim == 4:
+        if clips.ndim == len(self.survey.image) + 1:
             clips = clips.unsqueeze(1)
         self._check(clips)
         for norm in self._frozen_norms:
@@ -80,6 +80,7 @@ class Clips:
             # A reentrant checkpoint drops all gradients of a function none of whose inputs require one.
             images = images.detach().requires_grad_()
         args, kwargs = with_first_argument(images, self._arguments[0], args, kwargs)
+        args, kwargs = self._fold_further(args, kwargs)
         labels, args, kwargs = take_labels(self._arguments, shape.clips, args, kwargs)
         _check_per_image(shape, {**dict(zip(self._arguments, args, strict=False)), **kwargs})
         self._labels.set(labels)
@@ -94,9 +95,34 @@ class Clips:
         output = map_tensors(lambda t: per_clip(t, shape.clips, shape.frames), output)
         return output if labels.labels is None else add_loss(model, self.survey.head, labels, output)
 
+    def _fold_further(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Fold masks and grids of patches, ``(B, T, ...)``, as the patches were."""
+
+        def fold(name: str, value: Any) -> Any:
+            per_frame = isinstance(value, Tensor) and value.ndim == self.survey.further.get(name, value.ndim) + 1
+            return value.flatten(0, 1) if per_frame else value
+
+        args = tuple(fold(name, value) for name, value in zip(self._arguments, args, strict=False))
+        return args, {name: fold(name, value) for name, value in kwargs.items()}
+
     def _check(self, clips: Tensor) -> None:
-        shape, channels = tuple(clips.shape), self.survey.channels
-        if clips.ndim != 5:
+        shape = tuple(clips.shape)
+        if len(self.survey.image) == 2:
+            self._check_patches(shape)
+        else:
+            self._check_images(shape)
+        if 0 in shape[:2]:
+            raise ValueError(f"Got clips {shape}: there is no frame in them.")
+        if not clips.is_floating_point():
+            raise ValueError(
+                f"Got clips of {clips.dtype}. Pass floats, normalized as the backbone's images were: clips / 255, "
+                "less the mean, over the deviation of each channel (timm.data.resolve_model_data_config, or "
+                "transformers.AutoImageProcessor, has them)."
+            )
+
+    def _check_images(self, shape: tuple[int, ...]) -> None:
+        channels = self.survey.image[0]
+        if len(shape) != 5:
             raise ValueError(
                 f"Got a tensor {shape}, which is neither clips (B, T, {channels}, H, W) nor images "
                 f"(B, {channels}, H, W). For a single clip (T, {channels}, H, W) pass clip.unsqueeze(0)."
@@ -111,13 +137,13 @@ class Clips:
                 f"Got clips {shape} with {shape[2]} channels where the model takes {channels}: clips are "
                 f"(B, T, {channels}, H, W)."
             )
-        if 0 in shape[:2]:
-            raise ValueError(f"Got clips {shape}: there is no frame in them.")
-        if not clips.is_floating_point():
+
+    def _check_patches(self, shape: tuple[int, ...]) -> None:
+        width = self.survey.image[-1]
+        if len(shape) != 4 or shape[-1] != width:
             raise ValueError(
-                f"Got clips of {clips.dtype}. Pass floats, normalized as the backbone's images were: clips / 255, "
-                "less the mean, over the deviation of each channel (timm.data.resolve_model_data_config, or "
-                "transformers.AutoImageProcessor, has them)."
+                f"Got a tensor {shape}, but this model takes clips as patches (B, T, N, {width}), as its image "
+                f"processor makes them of each frame, and {', '.join(self.survey.further)} with the axes (B, T) first."
             )
 
 

@@ -8,6 +8,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+Images = Mapping[str, Tensor]  # images as a model takes them, by name: the first argument, and what belongs to it
+
+
+def run(model: nn.Module, images: Images) -> Any:
+    """Call a model on images.
+
+    Example:
+        >>> import torch
+        >>> run(nn.Identity(), {"input": torch.ones(1)})
+        tensor([1.])
+    """
+    first, *further = images
+    return model(images[first], **{name: images[name] for name in further})
+
 
 def first_parameter(module: nn.Module) -> str:
     """Return the name of the first parameter of a module's forward, "" if it takes none.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.anatomy import Anatomy
-from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, tensors_in
+from peft_aim.outputs import Images, first_argument, first_parameter, first_tensor, replace_first, run, tensors_in
 from peft_aim.parts import MIXERS, channel_axis, is_norm
 from peft_aim.trace import Call, running, trace
 
@@ -43,12 +43,12 @@ def check_alike(model: nn.Module, output: Any) -> None:
             )
 
 
-def check_places_stay(model: nn.Module, images: Tensor, evaluated: Iterable[Call], blocks: Iterable[str]) -> None:
+def check_places_stay(model: nn.Module, images: Images, evaluated: Iterable[Call], blocks: Iterable[str]) -> None:
     """Check that blocks see as many tokens in training as in evaluation.
 
     Args:
         model: The image model.
-        images: Images ``(B, C, H, W)``.
+        images: What it takes.
         evaluated: The calls of a run in evaluation mode.
         blocks: Names of the blocks, as in these calls.
 
@@ -57,7 +57,7 @@ def check_places_stay(model: nn.Module, images: Tensor, evaluated: Iterable[Call
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        with torch.random.fork_rng([p.device for p in model.parameters() if p.is_cuda][:1]):
             root, _ = trace(model, images, training=True)
     except Exception:  # one that wants more than images in training shows nothing
         return
@@ -75,21 +75,22 @@ def check_places_stay(model: nn.Module, images: Tensor, evaluated: Iterable[Call
             )
 
 
-def misbuilt(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[str, Anatomy]) -> dict[str, str]:
+def misbuilt(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[str, Anatomy]) -> dict[str, str]:
     """Find blocks that don't add up as a branch with attention and then one with an MLP, each beside a skip.
 
     Args:
         model: The model that the names belong to.
         tower: The part of it that takes images.
-        images: Two images ``(2, C, H, W)``, not blank and not the same.
+        images: Two images that are not blank and not the same.
         blocks: Its blocks.
 
     Returns:
         What was observed, by the names of such blocks.
     """
-    silent = _probe(model, tower, images[:1], blocks)
+    one = {name: argument[:1] for name, argument in images.items()}
+    silent = _probe(model, tower, one, blocks)
     ends = [f"{name}.{b.attention if b.norm_first or not b.norm1 else b.norm1}" for name, b in blocks.items()]
-    stirred = _probe(model, tower, images[:1], blocks, noisy=ends)
+    stirred = _probe(model, tower, one, blocks, noisy=ends)
     cut = [name for name, anatomy in blocks.items() if anatomy.pieces > 1]
     both = _probe(model, tower, images, blocks) if cut else silent
     wrong = {}
@@ -111,21 +112,22 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[st
     return wrong
 
 
-def entries(model: nn.Module, tower: nn.Module, images: Tensor, blocks: dict[str, Anatomy]) -> list[str]:
+def entries(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[str, Anatomy]) -> list[str]:
     """Find the blocks that tokens enter first, one for each of the trunks that stand beside each other.
 
     Args:
         model: The model that the names belong to.
         tower: The part of it that takes images.
-        images: Two images ``(2, C, H, W)``, not blank and not the same.
+        images: Two images that are not blank and not the same.
         blocks: Its blocks.
     """
-    quiet = _probe(model, tower, images[:1], blocks)
+    one = {name: argument[:1] for name, argument in images.items()}
+    quiet = _probe(model, tower, one, blocks)
     found, reached = [], set()
     for name in blocks:
         if name not in reached:
             found.append(name)
-            behind = _probe(model, tower, images[:1], blocks, {name})
+            behind = _probe(model, tower, one, blocks, {name})
             reached |= {other for other in blocks if not _same(quiet[other].given, behind[other].given)} | {name}
     return found
 
@@ -144,7 +146,7 @@ class _Seen:
 def _probe(
     model: nn.Module,
     tower: nn.Module,
-    images: Tensor,
+    images: Images,
     blocks: dict[str, Anatomy],
     noisy: Iterable[str] = (),
 ) -> dict[str, _Seen]:
@@ -165,7 +167,7 @@ def _probe(
     handles += [model.get_submodule(name).register_forward_hook(_replacing(_noise)) for name in noisy]
     try:
         with running(tower, training=False):
-            tower(images)
+            run(tower, images)
     finally:
         for handle in handles:
             handle.remove()

@@ -231,8 +231,8 @@ def _random_twin(attention: nn.Module, generator: torch.Generator) -> nn.Module:
     twin = copy_without_hooks(attention)
     twin.eval()
     config = getattr(twin, "config", None)
-    if hasattr(config, "_attn_implementation"):
-        config._attn_implementation = "eager"  # the copy runs on the CPU in float64, flash kernels don't
+    if getattr(config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
+        config._attn_implementation = "sdpa"  # the copy runs on the CPU in float64, flash kernels don't
     there = next(twin.parameters(), torch.empty(0)).device.type != "meta"
     twin = (twin.to("cpu") if there else _materialize(twin)).double()
     for parameter in twin.parameters():

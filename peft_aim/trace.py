@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from peft_aim.outputs import first_parameter, first_tensor, named_arguments
+from peft_aim.outputs import Images, first_parameter, first_tensor, named_arguments, run
 from peft_aim.parts import is_norm
 
 
@@ -72,25 +72,25 @@ class Call:
 
 
 @torch.no_grad()
-def trace(model: nn.Module, images: Tensor, training: bool = False) -> tuple[Call, Any]:
+def trace(model: nn.Module, images: Images, training: bool = False) -> tuple[Call, Any]:
     """Run a model once and record the tree of its calls.
 
     Args:
         model: The model.
-        images: Its only argument, ``(B, C, H, W)``.
+        images: What it takes.
         training: Whether it runs as in training.
 
     Returns:
         The call of the model itself, and what it returned.
 
     Example:
-        >>> call, scores = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, 1, 2, 2))
+        >>> call, _ = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), {"input": torch.zeros(1, 1, 2, 2)})
         >>> [(child.name, child.returned.shape) for child in call.children]
         [('0', (1, 4)), ('1', (1, 2))]
     """
     recorder = _Recorder()
     with running(model, training), recorder.attached(model):
-        output = model(images)
+        output = run(model, images)
     return recorder.root, output
 
 

@@ -17,7 +17,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from peft_aim import AIMConfig
 from peft_aim.anatomy import PartNames
-from peft_aim.backbone import image_size, survey
+from peft_aim.backbone import survey
+from peft_aim.example import image_size
 
 
 def adapt(model: nn.Module, **options: object) -> nn.Module:
@@ -39,7 +40,7 @@ def adapt(model: nn.Module, **options: object) -> nn.Module:
 def test_survey(name, expected):
     found = survey(zoo.build(name), PartNames())
     assert (found.tower, *found.entries.values(), found.head) == expected
-    assert found.channels == 3 and not found.refused
+    assert found.image == (3, 32, 32) and not found.further and not found.refused
 
 
 def test_the_image_tower_of_a_model_of_image_and_text():

@@ -37,7 +37,7 @@ SAMPLE = {
         "volo_d1_224",  # outlook attention
         "xcit_nano_12_p16_224",  # attention between channels
     ],
-    "transformers": ["cvt", "hiera", "levit", "mobilevit", "segformer", "swinv2"],
+    "transformers": ["cvt", "hiera", "levit", "mobilevit", "segformer", "siglip2", "swiftformer", "swinv2"],
     "torchvision": ["maxvit_t", "swin_v2_t"],
     "open_clip": ["ViT-B-32"],
 }
@@ -47,9 +47,7 @@ RESULTS = Path(coverage.__file__).parent / "results" / "coverage.json"
 @pytest.mark.parametrize(("library", "name"), [(library, name) for library, names in SAMPLE.items() for name in names])
 def test_all_laws_hold(library, name):
     backbone = catalogue.build(library, name)
-    size = catalogue.image_size(backbone)
-    clips = torch.randn(laws.CLIPS, laws.FRAMES, 3, size, size)
-    held = laws.check(lambda: copy.deepcopy(backbone), clips)
+    held = laws.check(lambda: copy.deepcopy(backbone), coverage.random_clips(backbone))
     assert list(held) == [law.__name__ for law in laws.LAWS]
     assert set(held.values()) <= {"holds", "not offered"}
 
@@ -91,7 +89,7 @@ def test_laws_can_be_broken(law, spoil, monkeypatch):
         return model
 
     backbone = catalogue.build("open_clip", "ViT-B-32")
-    clips = torch.randn(laws.CLIPS, laws.FRAMES, 3, *[catalogue.image_size(backbone)] * 2)
+    clips = coverage.random_clips(backbone)
     law(lambda: copy.deepcopy(backbone), clips)
     monkeypatch.setattr(laws, "adapt", adapt_and_spoil)
     with pytest.raises(laws.Broken):
