@@ -1,7 +1,7 @@
 """The image transformers of four libraries, built small with random weights: the structure stays, the size goes.
 
-One rule shrinks all of them: `smaller` reads what a constructor or a config is asked for and changes depths, widths,
-heads and windows by their names. ``python -m benchmarks.catalogue [library]`` builds and checks every entry.
+One rule shrinks all of them, :func:`benchmarks.shrink.smaller`. ``python -m benchmarks.catalogue [library]`` builds
+and checks every entry.
 """
 
 from __future__ import annotations
@@ -32,44 +32,23 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from timm.models.vitamin import MbConvStages, VitCfg
 from torch import Tensor, nn
 
+from benchmarks.shrink import SIZES, flat, small_config, smaller, words
 from peft_aim.outputs import first_parameter, run
 
 LIBRARIES = ("timm", "transformers", "towers", "torchvision", "open_clip")
 LISTS = Path(__file__).parent / "models"
 CLASSES = 5  # scores of a small model
-WIDEST = 384  # channels of a small model
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-CLASSIFIERS = _words("""
+CLASSIFIERS = words("""
 beit clip data2vec-vision deit dinov2 dinov2_with_registers ijepa metaclip_2 siglip siglip2 vit vit_msn swin swinv2
 segformer hiera donut-swin pvt pvt_v2 cvt mobilevit mobilevitv2 swiftformer levit imagegpt perceiver dinat
 shieldgemma2
 """)
 
-DEPTHS = _words("""
-depth depths layers stages num_layers num_hidden_layers n_layer serial_depths parallel_depth transformer_depths
-transformer_depth num_self_attends_per_block encoder_layers decoder_layers d blocks_per_stage block_layers
-vision_layers
-""")
-WIDTHS = _words("""
-embed_dim embed_dims dims base_dims hidden_size hidden_sizes width n_embd d_model hidden_dim embed_dim_per_stage
-block_channels
-""")
-HEADS = _words("num_heads heads num_heads_outer num_attention_heads n_head num_attention_heads_per_stage")
-SHARED_HEADS = _words("num_kv_heads num_key_value_heads")  # grouped-query attention
-WITH_WIDTH = _words("""
-intermediate_size rel_pos_dim out_features inner_dim stem_hidden_dim stem_width stem_channels init_channels mlp_dim
-decoder_hidden_size
-""")
-WINDOWS = _words("window_size window_sizes wss partition_size")
-SIZES = _words("img_size image_size")
 
 # Temperatures and rope frequencies mean something at the values they start from.
-NEAR_INIT = _words("temperature logit_scale logit_bias tau freqs lambda")
+NEAR_INIT = words("temperature logit_scale logit_bias tau freqs lambda")
 
 # What no rule can know, by timm's module or by model type of transformers.
 TWEAKS: dict[str, dict[str, object]] = {
@@ -87,112 +66,6 @@ TWEAKS: dict[str, dict[str, object]] = {
     "perceiver": {"d_latents": 128, "num_latents": 16},
     "levit": {"img_size": 128},  # strides of 64 in all: the last stage keeps 2 x 2 tokens
 }
-
-
-def smaller(options: Mapping[str, object], level: int = 2) -> dict[str, object]:
-    """Return those options that make a transformer small, and their new values.
-
-    Args:
-        options: What a constructor or a config takes, by name; nested configs are shrunk with it.
-        level: 2 shrinks everything, 1 leaves the widths alone, 0 changes nothing.
-    """
-    if level == 0:
-        return {}
-    changes: dict[str, object] = {}
-    depths = {name: value for name, value in options.items() if name in DEPTHS and _counts(value)}
-    for name, value in depths.items():
-        changes[name] = _each(value, lambda depth: min(depth, 2))
-    for name, value in options.items():
-        if name not in changes and (new := _per_block(name, value, depths)) is not None:
-            changes[name] = new
-        if name in WINDOWS and value is not None and any(_flat(value)):
-            least = min(window for window in _flat(value) if window)  # 0 says no windows
-            changes[name] = _each(value, lambda window, least=least: round(window * 4 / least))
-        if name == "vocab_size":
-            changes[name] = min(value, 1000)
-        if name.endswith(("token_id", "token_index")) and isinstance(value, int):
-            changes[name] = value % 1000
-        if (nested := _smaller_nested(value, level)) is not None:
-            changes[name] = nested
-    if level == 2:
-        changes.update(_narrower({**options, **changes}, depths))
-    return {name: value for name, value in changes.items() if value != options[name]}
-
-
-def _per_block(name: str, value: object, depths: dict[str, object]) -> object | None:
-    """Return what is left of an option that says something for each block, or for some blocks by their number."""
-    total = next((d for d in depths.values()), None)
-    if "global" in name and "att" in name and isinstance(value, list | tuple):
-        # One global block stays, the last of its stage; the others stay windowed.
-        last = min(total, 2) - 1 if isinstance(total, int) else sum(min(d, 2) for d in total[:-1]) - 1
-        return type(value)([last])
-    if isinstance(value, list | tuple) and isinstance(total, int) and len(value) == total > 2:
-        return type(value)([value[0], value[-1]])
-    return None
-
-
-def _narrower(options: Mapping[str, object], depths: dict[str, object]) -> dict[str, object]:
-    """Divide widths and heads alike, so that a head keeps its width; then halve what is still wide."""
-    width_name = next((name for name in WIDTHS if options.get(name)), None)
-    heads_name = next((name for name in HEADS if options.get(name)), None)
-    if width_name is None:
-        return {}
-    width, heads = options[width_name], _flat(options.get(heads_name) or 1)
-    changes: dict[str, object] = {}
-    common = math.gcd(*heads)
-    if heads_name and isinstance(width, int) >= isinstance(options[heads_name], int) and _flat(width)[0] % common == 0:
-        keep = 2 if max(heads) == common > 1 else 1  # two heads where every stage has as many
-        changes[heads_name] = _each(options[heads_name], lambda h: h // common * keep)
-        new = _each(width, lambda w: w // common * keep)
-        units = [8 * h for h in _flat(changes[heads_name])]
-    else:  # as many heads at every width, or heads of a given width
-        unit = options.get("head_dim") or 32
-        common = max(1, math.gcd(*_flat(width)) // unit)
-        new = _each(width, lambda w: w // common) if all(w % (common * unit) == 0 for w in _flat(width)) else width
-        units = [unit] * len(_flat(width))
-    # A single width doubles from stage to stage.
-    stages = next((len(d) for d in depths.values() if not isinstance(d, int)), 1) if isinstance(width, int) else 1
-    factors = [f for f in range(1, 17) if all(w % (f * u) == 0 for w, u in zip(_flat(new), units, strict=False))]
-    enough = [f for f in factors if max(_flat(new)) * 2 ** (stages - 1) / f <= WIDEST]
-    factor = (enough or factors[-1:] or [1])[0]
-    new = _each(new, lambda w: w // factor)
-    changes[width_name] = new
-    for name in SHARED_HEADS:
-        if options.get(name) and heads_name in changes:
-            changes[name] = _each(options[name], lambda kv: max(1, kv * _flat(changes[heads_name])[0] // heads[0]))
-    ratio = _flat(new)[0] / _flat(width)[0]
-    for name in WITH_WIDTH:
-        if options.get(name):
-            changes[name] = _each(options[name], lambda w: max(8, round(w * ratio / 8) * 8))
-    return changes
-
-
-def _smaller_nested(value: object, level: int) -> object | None:
-    """Shrink a config inside the options: a dataclass, a config of transformers, a dict, or a sequence of them."""
-    if isinstance(value, tf.PretrainedConfig):
-        return _config(value, level)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **smaller(fields, level))
-    if isinstance(value, dict):
-        return {**value, **smaller(value, level)}
-    if isinstance(value, list | tuple) and any(dataclasses.is_dataclass(v) for v in _flat(value)):
-        return _each(value, lambda v: _smaller_nested(v, level) or v)
-    return None
-
-
-def _each(value: object, change: Callable) -> object:
-    if isinstance(value, list | tuple):
-        return type(value)(_each(v, change) for v in value)
-    return change(value)
-
-
-def _counts(value: object) -> bool:
-    return all(isinstance(v, int) for v in _flat(value))
-
-
-def _flat(value: object) -> list:
-    return [leaf for v in value for leaf in _flat(v)] if isinstance(value, list | tuple) else [value]
 
 
 # ---- every library: the first attempt that runs ----
@@ -219,8 +92,8 @@ def _first_that_runs(make: Callable[[int, int], nn.Module], sizes: list[int]) ->
 
 def _sizes(options: Mapping[str, object], family: str) -> list[int]:
     """Return image sizes to try: four patches a side or 64 pixels, then larger ones up to the size as published."""
-    patch = max(_flat(options.get("patch_size") or 1))
-    full = next((max(_flat(options[name])) for name in SIZES if options.get(name)), 224)
+    patch = max(flat(options.get("patch_size") or 1))
+    full = next((max(flat(options[name])) for name in SIZES if options.get(name)), 224)
     least = TWEAKS.get(family, {}).get("img_size", 4 * patch if patch > 12 else 64)
     return list(dict.fromkeys([least, *(size for size in (96, 128, full // 2, 192, 224, full) if size > least)]))
 
@@ -303,27 +176,6 @@ def _timm(name: str) -> nn.Module:
 
 # ---- transformers ----
 
-DERIVED = _words("""
-self id2label label2id num_labels transformers_version architectures dtype out_features out_indices _out_features
-_out_indices stage_names problem_type
-""")
-
-
-def _config(
-    config: tf.PretrainedConfig, level: int, size: int | None = None, **options: object
-) -> tf.PretrainedConfig:
-    """Return a small copy of a config, made anew so that what it derives from its options is derived again."""
-    names = [name for name in inspect.signature(type(config)).parameters if name not in DERIVED]
-    fields = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    changes = {**smaller(fields, level), **options}
-    for name in SIZES:
-        if size is not None and fields.get(name):
-            changes[name] = _each(fields[name], lambda _: size)
-    vision = changes.get("vision_config", fields.get("vision_config"))
-    if size is not None and isinstance(vision, tf.PretrainedConfig):
-        changes["vision_config"] = _config(vision, 0, size)
-    return type(config)(**{**fields, **changes})
-
 
 def _transformers(model_cls: type, model_type: str, config: tf.PretrainedConfig, **options: object) -> nn.Module:
     vision = getattr(config, "vision_config", None) or config
@@ -331,7 +183,7 @@ def _transformers(model_cls: type, model_type: str, config: tf.PretrainedConfig,
 
     def make(level: int, size: int) -> nn.Module:
         changes = {**options, **TWEAKS.get(model_type, {})}
-        return model_cls(_config(config, level, size, **changes))
+        return model_cls(small_config(config, level, size, **changes))
 
     return _first_that_runs(make, _sizes(known, model_type))
 
@@ -450,7 +302,7 @@ def image_size(model: nn.Module) -> int:
     size = getattr(vision, "image_size", None) or getattr(model, "image_size", None)
     if size is None:
         size = getattr(model, "catalogue", {}).get("image_size", 128 if "MaxVit" in type(model).__name__ else 64)
-    return max(_flat(size))
+    return max(flat(size))
 
 
 def randomize(model: nn.Module) -> None:
