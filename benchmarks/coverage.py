@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks import catalogue, laws
 from benchmarks.record import RESULTS, record
-from benchmarks.tables import insert
+from benchmarks.tables import FRONT, HERE, insert
 from peft_aim.attention import in_words
 from peft_aim.outputs import Images
 from peft_aim.recognize import signature
@@ -53,8 +53,9 @@ def main() -> None:
     rows.sort(key=lambda row: (order[row["library"]], row["family"], row["name"]))
     minutes = round((time.perf_counter() - began) / 60, 1)
     record("coverage", "python -m benchmarks.coverage", seed=0, minutes=minutes, rows=rows)
-    insert("coverage", table(rows))
-    print(table(rows))
+    insert("coverage", summary(rows), FRONT)
+    insert("coverage", f"{summary(rows)}\n{by_family(rows)}", HERE)
+    print(summary(rows))
 
 
 def examine_family(library: str, names: list[str]) -> list[Row]:
@@ -90,14 +91,13 @@ def examine(backbone: nn.Module) -> Row:
     if found.tower:  # open_clip's image towers are built by themselves
         reason = f"takes text as well, so it is no model of clips as a whole; its image tower {found.tower} is adapted"
         return {**facts, "outcome": "not run", "reason": reason}
-    left_out = {**found.skipped, **found.refused}
     facts |= {
         "blocks": len(found.blocks),
-        "of": len(found.blocks) + len(left_out),
+        "of": len(found.blocks) + len(found.left_out),
         "along time": sorted({in_words(anatomy.attend) for anatomy in found.blocks.values()}),
     }
-    if left_out:
-        facts["left out"] = sorted({reason.split(" (its own call")[0] for reason in left_out.values()})
+    if found.left_out:
+        facts["left out"] = sorted({reason.split(" (its own call")[0] for reason in found.left_out.values()})
     try:
         held = laws.check(lambda: copy.deepcopy(backbone), random_clips(backbone))
         outcome = {"outcome": "adapted", "laws": held}
@@ -115,8 +115,8 @@ def random_clips(backbone: nn.Module) -> Images:
     return {name: argument.unflatten(0, (laws.CLIPS, laws.FRAMES)) for name, argument in arguments.items()}
 
 
-def table(rows: list[Row]) -> str:
-    """Return the results as Markdown: a row for each library, then one for each family."""
+def summary(rows: list[Row]) -> str:
+    """Return the results as Markdown, a row for each library."""
     lines = [
         "| library | models | adapted, all laws hold | refused | wrong | not run |",
         "|---|---|---|---|---|---|",
@@ -127,6 +127,12 @@ def table(rows: list[Row]) -> str:
         share = f"{count['adapted']} ({count['adapted'] / len(own):.1%})" if own else "-"
         numbers = (len(own), share, count["refused"], count["wrong"], count["not run"])
         lines.append(f"| {TITLES[library]} | {' | '.join(map(str, numbers))} |")
+    return "\n".join(lines)
+
+
+def by_family(rows: list[Row]) -> str:
+    """Return the results as Markdown, a table for each library with a row for each family."""
+    lines = []
     for library, title in TITLES.items():
         families = defaultdict(list)
         for row in rows:

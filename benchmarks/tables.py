@@ -1,21 +1,22 @@
-"""Puts generated tables into this folder's README, between markers that say where they come from."""
+"""Puts generated tables into a README, between markers that say where they come from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-README = Path(__file__).parent / "README.md"
+HERE = Path(__file__).parent / "README.md"
+FRONT = Path(__file__).parent.parent / "README.md"
 
 
-def insert(name: str, table: str) -> None:
+def insert(name: str, table: str, readme: Path) -> None:
     """Replace the table between ``<!-- name -->`` and ``<!-- end of name -->``.
 
     Raises:
         ValueError: If the README lacks the markers.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = README.read_text()
+    text = readme.read_text()
     if begin not in text or end not in text:
-        raise ValueError(f"{README} has no lines {begin} and {end} to put the table between. Add them.")
+        raise ValueError(f"{readme} has no lines {begin} and {end} to put the table between. Add them.")
     head, rest = text.split(begin)
-    README.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
+    readme.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")

@@ -52,9 +52,9 @@ class Survey:
     features: int | None
 
     @property
-    def coverage(self) -> str:
-        """How many of the blocks with attention can be adapted, "7 of 12"."""
-        return f"{len(self.blocks)} of {len(self.blocks) + len(self.skipped) + len(self.refused)}"
+    def left_out(self) -> dict[str, str]:
+        """All blocks with attention that are not adapted, by name, with the reason."""
+        return {**self.skipped, **self.refused}
 
 
 def survey(model: nn.Module, names: PartNames) -> Survey:

@@ -49,7 +49,7 @@ def summary(model: nn.Module, adapter_name: str) -> str:
     layers = {name: model.get_submodule(name) for name in found.blocks}
     lines = _rows(_line(name, layer, found, adapter_name) for name, layer in layers.items())
     adapted = sum(line.count for line in lines if line.bottleneck)
-    total = len(found.blocks) + len(found.skipped) + len(found.refused)
+    total = len(found.blocks) + len(found.left_out)
     parts = [
         f"{type(model).__name__} with the adapter {adapter_name!r}: {adapted} of {total} blocks with attention "
         "adapted",
@@ -62,8 +62,8 @@ def summary(model: nn.Module, adapter_name: str) -> str:
         ),
         _table(["parameters", "in blocks", "each", "in all"], _counts(model, layers, adapter_name)),
     ]
-    if found.refused or found.skipped:
-        parts.append(f"Left out:{listed({**found.skipped, **found.refused})}")
+    if found.left_out:
+        parts.append(f"Left out:{listed(found.left_out)}")
     if found.without_attention:
         parts.append(f"No attention in:{listed(found.without_attention)}")
     return "\n\n".join(parts)

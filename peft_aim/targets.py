@@ -42,14 +42,15 @@ def select_blocks(model: nn.Module, found: Survey, config: AIMConfig) -> list[st
         targets = names
         if found.skipped:
             warnings.warn(
-                f"AIM adapts {found.coverage} blocks with attention of {type(model).__name__}, and leaves out:"
+                f"AIM adapts {len(names)} of {len(names) + len(found.skipped)} blocks with attention of "
+                f"{type(model).__name__}, and leaves out:"
                 f"{listed(found.skipped)}\nTo say that this is meant, give target_modules={as_regex(names)!r}.",
                 stacklevel=2,
             )
     else:
         raise ValueError(
             f"AIM can adapt {len(names)} blocks of {type(model).__name__}, but not these:"
-            f"{listed({**found.refused, **found.skipped})}\nTo adapt the "
+            f"{listed(found.left_out)}\nTo adapt the "
             f"others alone, say so: target_modules={as_regex(names)!r}."
         )
     layers = _layers(model, found, config)
@@ -68,8 +69,7 @@ def _targets(model: nn.Module, found: Survey, config: AIMConfig) -> list[str]:
     wrong = [name for name in matched if name not in found.blocks]
     if wrong or not matched:
         what = f"{', '.join(wrong[:4])}, which AIM cannot adapt as a block" if wrong else "no module"
-        left_out = {**found.refused, **found.skipped}
-        reasons = listed({name: left_out[name] for name in wrong if name in left_out})
+        reasons = listed({name: found.left_out[name] for name in wrong if name in found.left_out})
         raise ValueError(
             f"target_modules={config.target_modules!r} matches {what}.{reasons}\nThe blocks of this "
             f"{type(model).__name__} are {as_regex(list(found.blocks))!r}."

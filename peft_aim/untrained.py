@@ -61,7 +61,10 @@ def _torchvision(name: str) -> nn.Module:
 
 
 def _open_clip(name: str) -> nn.Module:
-    open_clip = importlib.import_module("open_clip")
+    try:
+        open_clip = importlib.import_module("open_clip")
+    except ModuleNotFoundError:
+        raise ValueError("open_clip is not installed: pip install open_clip_torch") from None
     if name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {name!r}. See open_clip.list_models().")
     return open_clip.create_model(name, load_weights=False)
