@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from peft_aim.attention import Kind
 from peft_aim.parts import acts_on_each_place, channel_axis, is_norm, mixes, norm_width
 from peft_aim.recognize import find_kind, signature
-from peft_aim.trace import Call
+from peft_aim.trace import Call, Handle
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,13 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
             understood=has_attention(call),
         )
     axes = {p: -1 if p is None else channel_axis(p.module, p.given.shape, width) for p in (norm1, attention, mlp)}
-    own = axes[norm1] if norm1 and norm1.given.shape == shape else channel_axis(call.module, shape, width)
+    own = channel_axis(call.module, shape, width)
+    if norm1 is not None:  # whose axis is certain, even where D is the height or width of an image
+        own = axes[norm1] if norm1.given.shape == shape else own
+        axes |= {part: axes[norm1] for part in (attention, mlp) if part and part.given.shape == norm1.given.shape}
+        if axes[norm1] == 1 and len(norm1.given.shape) != len(shape):
+            raise NotABlock(f"its norm gets tokens {norm1.given.shape}, of other axes than its own, {shape}")
+    _check_attends_to_itself(attention, width)
     if None in (own, *axes.values()):
         shapes = ", ".join(str(part.given.shape) for part in (call, attention, mlp) if part)
         raise NotABlock(
@@ -148,6 +154,18 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
         pieces=shape[0] // images,
         others=tuple(_inside(call, other) for other in others),
     )
+
+
+def _check_attends_to_itself(attention: Call, width: int) -> None:
+    for name, value in attention.arguments.items():
+        tokens = isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 2
+        tokens = tokens and value.shape[-1] == width != value.shape[-2]  # and no mask
+        if tokens and Handle.of(value) != attention.given:
+            raise NotABlock(
+                f"its attention gets further tokens {tuple(value.shape)} as {name}, so it attends to something else "
+                "than its own tokens",
+                understood=True,
+            )
 
 
 def _attention(block: Call, names: PartNames) -> tuple[Call, Call | None, bool]:
@@ -212,8 +230,12 @@ def _width(block: Call, norm: Call | None, attention: Call) -> int:
     """Return the token width D: that of a norm, or else of the first layer of the attention."""
     if norm is not None and norm_width(norm.module):
         return norm_width(norm.module)
-    first = next((m for m in attention.module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))), None)
-    return block.given.shape[-1] if first is None else first.weight.shape[1]
+    for module in attention.module.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            return module.weight.shape[1]
+        if isinstance(module, nn.MultiheadAttention):
+            return module.embed_dim
+    raise NotABlock(f"neither a norm nor its {_inside(block, attention)} tells how wide its tokens are")
 
 
 def _kind(attention: Call, channels: int, kinds: dict[tuple, Kind], understood: bool) -> Kind:
@@ -232,6 +254,8 @@ def _named(parts: list[Call], name: str | None, option: str) -> Call | None:
         return None
     for call in (call for part in parts for call in part.walk()):
         if call.name == name or call.name.endswith(f".{name}"):
+            if mixes(call.module) == option.startswith("norm"):
+                raise NotABlock(f"{option}={name!r} is a {type(call.module).__name__} there, which cannot be meant")
             return call
     called = ", ".join(part.name.rpartition(".")[2] for part in parts)
     raise NotABlock(f"{option}={name!r} is not called there; {called or 'nothing'} is")

@@ -55,13 +55,13 @@ def along_time(attention_class: type[nn.Module]) -> Callable[[Kind], Kind]:
 
 
 def in_words(kind: Kind) -> str:
-    """Return what a kind does, the first line of its docstring, or its name.
+    """Return what a kind does, the first line of its docstring, or its name if it is a user's.
 
     Example:
         >>> in_words(plain)
         'its own call on nothing but tokens'
     """
-    line = (inspect.getdoc(kind) or getattr(kind, "__name__", type(kind).__name__)).partition("\n")[0]
+    line = (inspect.getdoc(kind) or f"your function {kind.__name__}").partition("\n")[0]
     return line.rstrip(".")
 
 

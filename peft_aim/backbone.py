@@ -14,7 +14,7 @@ from peft_aim.anatomy import Anatomy, NotABlock, PartNames, examine, has_attenti
 from peft_aim.example import blank_images, drawn
 from peft_aim.outputs import Images
 from peft_aim.parts import is_norm
-from peft_aim.probes import check_alike, check_places_stay, entries, misbuilt
+from peft_aim.probes import check_alike, check_places_stay, entries, misbuilt, scattered
 from peft_aim.trace import Call, Handle, trace
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
@@ -30,8 +30,8 @@ class Survey:
         image: Shape of an image, (C, H, W), or of the patches that it is given as, (N, F).
         further: Further arguments that it needs with an image (mask and grid of patches), by name their axes.
         blocks: The blocks that AIM can adapt, by name, in the order in which they run.
-        skipped: Blocks with attention that it leaves out on purpose (class attention, downsampling), by name, with
-            the reason.
+        skipped: Blocks that it leaves out because they are something else (class attention, downsampling), or have
+            attention that cannot be run along time, by name, with the reason.
         refused: Blocks with attention that it doesn't understand, by name, with the reason.
         without_attention: What looks like a block, but has no attention, by name, with the reason.
         entries: The blocks that tokens enter first, of which there are two where two trunks stand beside each other,
@@ -80,6 +80,8 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
     explained = names.attention and names.mlp  # by the user, whose word counts
     first_argument = next(iter(images.values()))
     runs = first_argument.device.type != "meta"
+    if found.blocks and runs:
+        found.refuse(scattered(model, tower, drawn(images), found.blocks))
     if found.blocks and not explained and runs:
         found.refuse(misbuilt(model, tower, drawn(images), found.blocks))
     if not found.blocks:
@@ -111,9 +113,10 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
         except Exception as error:
             errors.append((error, tuple(next(iter(images.values())).shape)))
     error, shape = errors[0]
+    size = "If its images have another size, say so with model.image_size = (H, W)."
     raise ValueError(
         f"{type(model).__name__} could not be run on a blank image {shape} to find its blocks: "
-        f"{type(error).__name__}: {error}. If its images have another size, say so with model.image_size = (H, W)."
+        f"{type(error).__name__}: {error}. {'' if isinstance(error, TypeError) else size}"
     ) from error
 
 
@@ -178,8 +181,9 @@ class _Found:
         return (
             f"No block that AIM can adapt was found in {type(model).__name__}. AIM needs x + attention(norm1(x)) "
             f"followed by x + mlp(norm2(x)), or the same with norms behind. {found}\nIf its parts are there under "
-            "unusual names, name them with norm1_module, attention_module, norm2_module and mlp_module; a "
-            "convolutional network cannot be adapted."
+            "unusual names, name them with norm1_module, attention_module, norm2_module and mlp_module; how an "
+            "attention is called along time can be taught by peft_aim.attention.along_time; a convolutional network "
+            "cannot be adapted."
         )
 
 

@@ -58,13 +58,17 @@ def _preprocessed(model: nn.Module, like: Tensor) -> Iterator[Images]:
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     config = getattr(model, "config", None)
-    if type(config) not in IMAGE_PROCESSOR_MAPPING:
-        return
     vision = getattr(config, "vision_config", config)
+    whole = [c for c in IMAGE_PROCESSOR_MAPPING if type(config) in (c, _vision_config(c))]
     patch, count = getattr(vision, "patch_size", None), getattr(vision, "num_patches", None)
-    if not isinstance(patch, int) or not isinstance(count, int):
+    if not whole or not isinstance(patch, int) or not isinstance(count, int):
         return
-    processor = IMAGE_PROCESSOR_MAPPING[type(config)]["torchvision"](patch_size=patch, max_num_patches=count)
+    processor = IMAGE_PROCESSOR_MAPPING[whole[0]]["torchvision"](patch_size=patch, max_num_patches=count)
     pictures = [torch.zeros(3, 2 * patch, 2 * patch, dtype=torch.uint8)] * 2
     made = processor(images=pictures, return_tensors="pt")
     yield {name: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for name, t in made.items()}
+
+
+def _vision_config(config_class: type) -> type | None:
+    """Return the class of the config of a model's image tower."""
+    return getattr(config_class, "sub_configs", {}).get("vision_config")

@@ -154,10 +154,11 @@ class AIMLayer(AIMTunerLayer):
         if adapter in self.aim_temporal_in_up:
             h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
         mixed = first_tensor(anatomy.attend(self.base_layer.get_submodule(anatomy.attention), h))
+        mixed = from_time(mixed, like, anatomy.pieces)
         if not anatomy.norm_first:
             mixed = self._norm(mixed)
         mixed = bottleneck(mixed, self.aim_temporal_down[adapter], self.aim_temporal_up[adapter])
-        mixed = from_time(mixed, like, anatomy.pieces).movedim(-1, anatomy.channels)
+        mixed = mixed.movedim(-1, anatomy.channels)
         return drop_path(mixed, self.aim_settings[adapter].drop_path, self.training)
 
     def _norm(self, tokens: Tensor) -> Tensor:
@@ -183,7 +184,8 @@ class AIMLayer(AIMTunerLayer):
         return replace_first(output, a)
 
     def _note_mlp_input(self, mlp: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._mlp_input.set(first_argument(self._mlp_argument, args, kwargs))
+        if self.current in self.aim_joint_up:
+            self._mlp_input.set(first_argument(self._mlp_argument, args, kwargs))
 
     def _add_joint(self, mlp: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         adapter = self.current

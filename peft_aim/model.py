@@ -167,15 +167,16 @@ class AIMModel(BaseTuner):
             >>> from peft import get_peft_model
             >>> backbone = timm.create_model("vit_tiny_patch16_224", depth=2)
             >>> config = AIMConfig(spatial=False, temporal_embedding=False)
-            >>> get_peft_model(backbone, config).print_adapted_blocks()
+            >>> get_peft_model(backbone, config).print_adapted_blocks()  # doctest: +ELLIPSIS
             VisionTransformer with the adapter 'default': 2 of 2 blocks with attention adapted
             <BLANKLINE>
-            block                     width  bottleneck  adapters         attention along time
-            blocks.0 to blocks.1 (2)  192    48          temporal, joint  attn: its own call on nothing but tokens
+            block                     parts                  width  bottleneck  adapters         attention along time
+            blocks.0 to blocks.1 (2)  norm1 attn; norm2 mlp  192    48          temporal, joint  its own call on ...
             <BLANKLINE>
-            parameters  in blocks  each    in all
-            temporal    2          18,672  37,344
-            joint       2          18,672  37,344
+            parameters  number  each    in all
+            temporal    2       18,672  37,344
+            joint       2       18,672  37,344
+            together                    74,688
         """
         name = adapter_name or self.active_adapters[0]
         if name not in self.peft_config:

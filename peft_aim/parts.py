@@ -11,13 +11,14 @@ MIXERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm: a leaf that says so in its class name, LayerNorm, RMSNorm and so on.
+    """Whether a module is a norm: one says so in its class name, LayerNorm, BatchNormAct2d, and holds no layers.
 
     Example:
         >>> is_norm(nn.LayerNorm(4)), is_norm(nn.Linear(4, 4))
         (True, False)
     """
-    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+    learns = any(True for child in module.children() for _ in child.parameters())
+    return "norm" in type(module).__name__.lower() and not learns
 
 
 def mixes(module: nn.Module) -> bool:
@@ -82,10 +83,13 @@ def acts_on_each_place(norm: nn.Module, shape: tuple[int, ...], width: int) -> b
         >>> acts_on_each_place(nn.GroupNorm(1, 8), (2, 8, 4, 4), 8)
         False
     """
+    axis = channel_axis(norm, shape, width)
+    if axis is None:
+        return False
     twin, x = _twin_and_tokens(norm, shape)
-    changed, axis = x.clone(), channel_axis(norm, shape, width)
-    changed.movedim(axis or -1, -1)[(0, *[0] * (len(shape) - 2))] += torch.arange(width)
-    return int((twin(changed) != twin(x)).movedim(axis or -1, -1).any(-1).sum()) == 1
+    changed = x.clone()
+    changed.movedim(axis, -1)[(0, *[0] * (len(shape) - 2))] += torch.arange(width)
+    return int((twin(changed) != twin(x)).movedim(axis, -1).any(-1).sum()) == 1
 
 
 @torch.no_grad()
@@ -93,6 +97,9 @@ def _axis_of_scale(norm: nn.Module, shape: tuple[int, ...]) -> int:
     """Return along which axis a norm's scale acts: where the result changes if that of one channel does."""
     twin, x = _twin_and_tokens(norm, shape)
     before = twin(x)
+    if norm_width(norm) is None:
+        power = before.square().mean(-1)
+        return -1 if torch.allclose(power, torch.ones_like(power), atol=0.05) else 1
     twin.weight[0] = 3
     changed = twin(x) != before
     return -1 if changed[..., 1:].sum() == 0 else 1

@@ -89,27 +89,42 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[st
     """
     one = {name: argument[:1] for name, argument in images.items()}
     silent = _probe(model, tower, one, blocks)
-    ends = [f"{name}.{b.attention if b.norm_first or not b.norm1 else b.norm1}" for name, b in blocks.items()]
-    stirred = _probe(model, tower, one, blocks, noisy=ends)
-    cut = [name for name, anatomy in blocks.items() if anatomy.pieces > 1]
-    both = _probe(model, tower, images, blocks) if cut else silent
+    noisy = [f"{name}.{part}" for name, b in blocks.items() for part in (b.norm1, b.attention) if part]
+    stirred = _probe(model, tower, one, blocks, noisy)
     wrong = {}
     for name, anatomy in blocks.items():
         quiet, loud = silent[name], stirred[name]
         if anatomy.mlp is None:
             quiet.between, loud.between = quiet.given, loud.returned
         added = not _same(loud.given, loud.returned)  # else a gate behind the attention is still closed
-        if anatomy.norm_first and anatomy.norm1 and quiet.attended.count_nonzero():
+        if anatomy.norm_first and anatomy.norm1 and not _is_called_on(loud.normed, loud.attended):
             wrong[name] = "its attention is not called on what its first norm returns"
+        elif not (anatomy.norm_first and anatomy.norm1) and not _is_called_on(quiet.given, quiet.attended):
+            wrong[name] = "its attention is called neither on its input nor on what a norm makes of it"
         elif not _passes(quiet.given, quiet.between):
             wrong[name] = "its MLP branch doesn't get its input plus what its attention branch returns"
         elif not _passes(quiet.between, quiet.returned):
             wrong[name] = "it doesn't return what its MLP branch got plus what that returns"
         elif added and _same(loud.given, loud.between):
             wrong[name] = "its MLP branch doesn't see what its attention adds, as in a parallel block"
-        elif name in cut and not _leads(quiet.given, both[name].given):
-            wrong[name] = "its tokens are in an order in which those of one image are not together"
     return wrong
+
+
+def scattered(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[str, Anatomy]) -> dict[str, str]:
+    """Find blocks that cut images into pieces but don't keep the pieces of one image together.
+
+    Args:
+        model: The model that the names belong to.
+        tower: The part of it that takes images.
+        images: Two images that are not blank and not the same.
+        blocks: Its blocks.
+    """
+    cut = {name: anatomy for name, anatomy in blocks.items() if anatomy.pieces > 1}
+    if not cut:
+        return {}
+    one, both = (_probe(model, tower, {k: v[:n] for k, v in images.items()}, cut) for n in (1, 2))
+    wrong = [name for name in cut if not _leads(one[name].given, both[name].given)]
+    return dict.fromkeys(wrong, "its tokens are in an order in which those of one image are not together")
 
 
 def entries(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[str, Anatomy]) -> list[str]:
@@ -134,9 +149,10 @@ def entries(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[str
 
 @dataclass
 class _Seen:
-    """What passed through a block: its input, its attention's, that of the MLP branch, and what it returned."""
+    """What passed through a block: its input, its first norm's output, its attention's input, and so on."""
 
     given: Tensor | None = None
+    normed: Tensor | None = None
     attended: Tensor | None = None
     between: Tensor | None = None
     returned: Tensor | None = None
@@ -165,6 +181,9 @@ def _probe(
         handles += _silence(block, anatomy)
         handles.append(block.register_forward_hook(_on_output(partial(_note, seen[name], "returned", anatomy))))
     handles += [model.get_submodule(name).register_forward_hook(_replacing(_noise)) for name in noisy]
+    for name, anatomy in ((n, a) for n, a in blocks.items() if a.norm1):
+        norm, note = model.get_submodule(f"{name}.{anatomy.norm1}"), partial(_note, seen[name], "normed", anatomy)
+        handles.append(norm.register_forward_hook(_on_output(note)))
     try:
         with running(tower, training=False):
             run(tower, images)
@@ -241,6 +260,14 @@ def _leads(one: Tensor, both: Tensor) -> bool:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten())
+
+
+def _is_called_on(made: Tensor, taken: Tensor) -> bool:
+    """Whether tokens are taken as they were made, in any order of places; windows may be padded."""
+    if made.shape[-1] != taken.shape[-1]:
+        return False
+    x, y = (tokens.reshape(-1, made.shape[-1]).sort(0).values for tokens in (made, taken))
+    return torch.equal(x, y) if x.shape == y.shape else set(x[:, 0].tolist()) <= set(y[:, 0].tolist())
 
 
 def _passes(given: Tensor, taken: Tensor) -> bool:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from peft_aim.parts import copy_without_hooks, is_norm, norm_width
 from peft_aim.projected import Projected, guesses
 
 # What pools queries or keys over an image is made of, together with norms over all channels.
-SPATIAL = (nn.Conv2d, nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.GELU, nn.ReLU)
+POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d)
+SPATIAL = (nn.Conv2d, *POOLS, nn.GELU, nn.ReLU)
 
 
 def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str, Any], channels: int = -1) -> Kind:
@@ -49,7 +51,8 @@ def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str,
     generator = torch.Generator().manual_seed(0)
     twin = _random_twin(attention, generator)
     width, places = shape[channels], math.prod(shape[1:]) // shape[channels]
-    lengths = (3, 5, places) if 1 < places <= 1024 else (3, 5)  # at its own length a bias of space fits
+    own = (places,) if 1 < places <= 1024 else ()  # at its own length a bias of space fits
+    lengths = (3, 5, *own, 67)  # the last is longer than windows are
     references: dict[frozenset, list[Reference]] = {}
     observed: dict[str, None] = {}
     for kind in _candidates(attention, shape, arguments, channels):
@@ -58,7 +61,7 @@ def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str,
                 used = frozenset(kind.used_parameters(twin))
                 if used not in references:  # most guesses differ in how they use the same parts
                     references[used] = _references(kind, twin, shape, arguments, channels)
-                _check_reproduces_forward(kind, references[used])
+                _check_reproduces_forward(kind, twin, references[used])
             check_mixes_frames(kind, twin, width, lengths, generator)
             return kind
         except Exception as error:  # whatever a foreign module raises is the observation to report
@@ -82,7 +85,12 @@ def signature(attention: nn.Module) -> tuple:
         if isinstance(value, (bool, int, float, str, tuple))
     ]
     shapes = [(name, tuple(parameter.shape)) for name, parameter in attention.named_parameters()]
-    return repr(attention), repr(plain_attributes), repr(shapes)
+    content = [(name, tuple(buffer.shape), _sum(buffer)) for name, buffer in attention.named_buffers()]
+    return repr(attention), repr(plain_attributes), repr(shapes), repr(content)
+
+
+def _sum(buffer: Tensor) -> float | None:
+    return None if buffer.device.type == "meta" else float(buffer.double().nan_to_num().sum())
 
 
 def _candidates(attention: nn.Module, shape: tuple, arguments: dict[str, Any], channels: int) -> Iterator[Kind]:
@@ -146,21 +154,47 @@ def check_mixes_frames(
             raise ValueError("the result depends on positions in the sequence")
         if not _same(attend(x[:1]), y[:1]):
             raise ValueError("sequences of a batch influence each other")
+        if _same(y[:, 0] * x[:, 1], y[:, 1] * x[:, 0]):
+            raise ValueError("each token only has its channels scaled, as by squeeze-and-excitation")
         changed = x.clone()
         changed[:, 0] = torch.randn(width, generator=generator, dtype=torch.float64)
         if _same(attend(changed)[:, 1:], y[:, 1:]):
             raise ValueError("tokens of a sequence do not influence each other")
 
 
-Reference = tuple[nn.Module, Tensor, Tensor]  # an attention with nothing spatial in it, tokens, and its own result
+# An attention with nothing spatial in it, tokens, its own result, and the call that gave it.
+Reference = tuple[nn.Module, Tensor, Tensor, Callable[[Tensor], Tensor]]
 
 
-def _check_reproduces_forward(kind: Projected, references: list[Reference]) -> None:
+def _check_reproduces_forward(kind: Projected, twin: nn.Module, references: list[Reference]) -> None:
     """Check that, without what is spatial in it, the module's own forward computes the same."""
-    for bare, x, own in references:
+    for bare, x, own, call in references:
         if _same(first_tensor(kind(bare, x.flatten(1, -2))), own.flatten(1, -2)):
+            _check_leaves_out_space_alone(kind, twin, bare, x, own, call)
             return
     raise ValueError("they do not reproduce its own forward")
+
+
+def _check_leaves_out_space_alone(
+    kind: Projected, twin: nn.Module, bare: nn.Module, x: Tensor, own: Tensor, call: Callable[[Tensor], Tensor]
+) -> None:
+    """Check that what a kind leaves out tells places apart, which a temperature, a gate or the like does not."""
+    used, order = kind.used_parameters(bare), torch.randperm(x[0, ..., 0].numel()).roll(1)
+
+    def shuffled(tokens: Tensor) -> Tensor:
+        return tokens.flatten(1, -2)[:, order].view_as(tokens)
+
+    for name, module in bare.named_modules():
+        parameters = [(n, p) for n, p in module.named_parameters(recurse=False) if id(p) not in used]
+        for key, parameter in parameters:
+            parameter.copy_(twin.get_submodule(name).get_parameter(key))
+        _forget_caches(bare)
+        acts = bool(parameters) and not _same(call(x), own)
+        if acts and _same(call(shuffled(x)), shuffled(call(x))):
+            raise ValueError(f"they leave out {name or parameters[0][0]}, which has nothing to do with places")
+        for _, parameter in parameters:
+            parameter.zero_()
+    _forget_caches(bare)
 
 
 def _references(
@@ -171,16 +205,18 @@ def _references(
     What a kind leaves out is put to zero, or replaced by the identity, so that biases vanish and nothing is pooled.
     """
     found = []
-    for neutralize in (_without_parameters, _without_layers):
+    pools = any(isinstance(module, POOLS) or _reaches_out(module) for module in twin.modules())
+    for neutralize in (_without_parameters, _without_layers) if pools else (_without_parameters,):
         bare = neutralize(twin, kind)
         for places, given in _calls(twin, shape, arguments, channels):
             x = torch.randn(2, *places, shape[channels], generator=torch.Generator().manual_seed(1)).double()
+            call = partial(_call, bare, given, channels)
             try:
-                own = first_tensor(bare(x.movedim(-1, channels), **given)).movedim(channels, -1)
+                own = call(x)
             except Exception:  # of another size than it is made for, or without a layer that it needs
                 continue
             if own.shape == x.shape:
-                found.append((bare, x, own))
+                found.append((bare, x, own, call))
     return found
 
 
@@ -209,9 +245,23 @@ def _without_parameters(twin: nn.Module, kind: Projected) -> nn.Module:
     for parameter in bare.parameters():
         if id(parameter) not in used:
             parameter.zero_()
-    bare.train()  # forgets a bias that evaluation has cached
-    bare.eval()
+    _forget_caches(bare)
     return bare
+
+
+def _forget_caches(attention: nn.Module) -> None:
+    """Make an attention forget a bias that it has cached for evaluation (LeViT)."""
+    attention.train()
+    attention.eval()
+
+
+def _call(attention: nn.Module, arguments: dict[str, Any], channels: int, x: Tensor) -> Tensor:
+    return first_tensor(attention(x.movedim(-1, channels), **arguments)).movedim(channels, -1)
+
+
+def _reaches_out(module: nn.Module) -> bool:
+    """Whether a module is a convolution over more than one pixel."""
+    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
 
 
 def _without_layers(twin: nn.Module, kind: Projected) -> nn.Module:

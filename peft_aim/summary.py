@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from peft_aim.anatomy import Anatomy
 from peft_aim.attention import in_words
 from peft_aim.backbone import Survey, listed
 from peft_aim.head import AIMHead
@@ -26,7 +27,8 @@ class Line:
         width: Token width D.
         bottleneck: Width of the bottlenecks, None if there is none.
         adapters: Which adapters the block has, "" if none.
-        attention: Name of its attention, and how it is called along time.
+        parts: Names of its norms, attention and MLP.
+        attention: How its attention is called along time.
     """
 
     first: str
@@ -35,6 +37,7 @@ class Line:
     width: int
     bottleneck: int | None
     adapters: str
+    parts: str
     attention: str
 
 
@@ -54,13 +57,13 @@ def summary(model: nn.Module, adapter_name: str) -> str:
         f"{type(model).__name__} with the adapter {adapter_name!r}: {adapted} of {total} blocks with attention "
         "adapted",
         _table(
-            ["block", "width", "bottleneck", "adapters", "attention along time"],
+            ["block", "parts", "width", "bottleneck", "adapters", "attention along time"],
             [
-                [_span(line), line.width, line.bottleneck or "-", line.adapters or "none", line.attention]
+                [_span(line), line.parts, line.width, line.bottleneck or "-", line.adapters or "none", line.attention]
                 for line in lines
             ],
         ),
-        _table(["parameters", "in blocks", "each", "in all"], _counts(model, layers, adapter_name)),
+        _table(["parameters", "number", "each", "in all"], _counts(model, layers, adapter_name)),
     ]
     if found.left_out:
         parts.append(f"Left out:{listed(found.left_out)}")
@@ -75,8 +78,17 @@ def _line(name: str, layer: nn.Module, found: Survey, adapter: str) -> Line:
     bottleneck = next((_down(layer, b, adapter).out_features for b in ADAPTERS if _has(layer, b, adapter)), None)
     if isinstance(layer, AIMLayer) and adapter in layer.aim_temporal_embedding:
         has.insert(0, "temporal embedding")
-    attends = f"{anatomy.attention}: {in_words(anatomy.attend)}" if _has(layer, "temporal", adapter) else "no"
-    return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), attends)
+    attends = in_words(anatomy.attend) if _has(layer, "temporal", adapter) else "no"
+    return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), _parts(anatomy), attends)
+
+
+def _parts(anatomy: Anatomy) -> str:
+    """Name the parts of a block in the order in which they act."""
+    mlp = [anatomy.mlp] if anatomy.mlp == anatomy.mlp_end else [anatomy.mlp, anatomy.mlp_end]
+    branches = ([anatomy.norm1, anatomy.attention], [anatomy.norm2, *mlp])
+    if not anatomy.norm_first:
+        branches = ([anatomy.attention, anatomy.norm1], [*mlp, anatomy.norm2])
+    return "; ".join(" ".join(filter(None, names)) for names in branches if any(names))
 
 
 def _rows(lines: Iterable[Line]) -> list[Line]:
@@ -96,26 +108,16 @@ def _span(line: Line) -> str:
 
 
 def _counts(model: nn.Module, layers: dict[str, nn.Module], adapter: str) -> list[list[object]]:
-    rows = []
+    sizes: dict[str, list[int]] = {}
     for branch, text in ADAPTERS.items():
-        sizes = [
-            _size(_down(m, branch, adapter)) + _size(_up(m, branch, adapter))
-            for m in layers.values()
-            if _has(m, branch, adapter)
-        ]
-        if sizes:
-            rows.append([text, len(sizes), _range(sizes), f"{sum(sizes):,}"])
-    embeddings = [
-        m.aim_temporal_embedding[adapter].numel()
-        for m in layers.values()
-        if isinstance(m, AIMLayer) and adapter in m.aim_temporal_embedding
-    ]
-    if embeddings:
-        rows.append(["temporal embedding", len(embeddings), _range(embeddings), f"{sum(embeddings):,}"])
-    heads = [_size(m.aim_head[adapter]) for m in model.modules() if isinstance(m, AIMHead) and adapter in m.aim_head]
-    if heads:
-        rows.append(["head", "-", f"{heads[0]:,}", f"{heads[0]:,}"])
-    return rows
+        has = [layer for layer in layers.values() if _has(layer, branch, adapter)]
+        sizes[text] = [_size(_down(m, branch, adapter)) + _size(_up(m, branch, adapter)) for m in has]
+    embeds = [m for m in layers.values() if isinstance(m, AIMLayer) and adapter in m.aim_temporal_embedding]
+    sizes["temporal embedding"] = [layer.aim_temporal_embedding[adapter].numel() for layer in embeds]
+    heads = [m for m in model.modules() if isinstance(m, AIMHead) and adapter in m.aim_head]
+    sizes["head"] = [_size(head.aim_head[adapter]) for head in heads]
+    rows = [[text, len(each), _range(each), f"{sum(each):,}"] for text, each in sizes.items() if each]
+    return [*rows, ["together", "", "", f"{sum(map(sum, sizes.values())):,}"]]
 
 
 def _has(layer: nn.Module, branch: str, adapter: str) -> bool:

@@ -145,5 +145,8 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
         with torch.compiler.set_stance("force_eager"):  # hooks are to run, not to be compiled
             yield
     finally:
+        for module, _ in modes:
+            if type(module).train is not nn.Module.train:  # it forgets a bias cached for evaluation (LeViT)
+                module.train()
         for module, mode in modes:
             module.training = mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from pathlib import Path
 
@@ -33,11 +34,12 @@ def untrained(name: str) -> nn.Module:
 
 def _timm(name: str) -> nn.Module:
     timm = importlib.import_module("timm")
-    if not timm.is_model(name):
-        similar = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
+    base, _, tag = name.partition(".")
+    known = timm.list_models(f"{base}*", pretrained=True) if tag and timm.is_model(base) else timm.list_models()
+    if name not in known:
         raise ValueError(
-            f"timm has no model {name!r}{f' (similar: {similar})' if similar else ''}. A model of transformers is "
-            "given by its folder or by its Hub id, with a '/' in it; others by torchvision:NAME and open_clip:NAME."
+            f"{_unknown('timm', name, known)} A model of transformers is given by its folder or by its Hub id, with a "
+            "'/' in it; others by torchvision:NAME and open_clip:NAME."
         )
     return timm.create_model(name)
 
@@ -56,7 +58,7 @@ def _transformers(name: str) -> nn.Module:
 def _torchvision(name: str) -> nn.Module:
     models = importlib.import_module("torchvision.models")
     if name not in models.list_models(module=models):
-        raise ValueError(f"torchvision has no model {name!r}. See torchvision.models.list_models().")
+        raise ValueError(_unknown("torchvision", name, models.list_models(module=models)))
     return models.get_model(name, weights=None)
 
 
@@ -66,5 +68,10 @@ def _open_clip(name: str) -> nn.Module:
     except ModuleNotFoundError:
         raise ValueError("open_clip is not installed: pip install open_clip_torch") from None
     if name not in open_clip.list_models():
-        raise ValueError(f"open_clip has no model {name!r}. See open_clip.list_models().")
+        raise ValueError(_unknown("open_clip", name, open_clip.list_models()))
     return open_clip.create_model(name, load_weights=False)
+
+
+def _unknown(library: str, name: str, known: list[str]) -> str:
+    similar = difflib.get_close_matches(name, known, n=3)
+    return f"{library} has no model {name!r}{f', did you mean {similar}?' if similar else '.'}"

@@ -23,20 +23,21 @@ def test_the_map_says_which_block_got_what(capsys):
     rows = [line.split("  ") for line in text.splitlines()]
     cells = [[cell.strip() for cell in row if cell] for row in rows]
     assert text.startswith("VisionTransformer with the adapter 'default': 2 of 3 blocks with attention adapted\n")
-    assert ["blocks.0", "32", "-", "temporal embedding", "no"] in cells
+    assert ["blocks.0", "norm1 attn; norm2 mlp", "32", "-", "temporal embedding", "no"] in cells
     both = "temporal, first of two, temporal, spatial, joint"
-    assert ["blocks.1 to blocks.2 (2)", "32", "8", both, "attn: its own call on nothing but tokens"] in cells
+    parts, call = "norm1 attn; norm2 mlp", "its own call on nothing but tokens"
+    assert ["blocks.1 to blocks.2 (2)", parts, "32", "8", both, call] in cells
     assert ["temporal", "2", "552", "1,104"] in cells  # (32 x 8 + 8) + (8 x 32 + 32)
     assert ["temporal embedding", "1", "128", "128"] in cells
-    assert ["head", "-", "99", "99"] in cells
+    assert ["head", "1", "99", "99"] in cells
 
 
 def test_counts_add_up_to_what_is_trained(capsys):
     model = get_peft_model(zoo.build("timm_swin"), AIMConfig(num_labels=3))
     model.print_adapted_blocks()
     table = capsys.readouterr().out.split("parameters")[1].splitlines()[1:]
-    in_all = sum(int(line.split()[-1].replace(",", "")) for line in table if line)
-    assert in_all == model.get_nb_trainable_parameters()[0]
+    *each, together = [int(line.split()[-1].replace(",", "")) for line in table if line]
+    assert sum(each) == together == model.get_nb_trainable_parameters()[0]
 
 
 def test_the_map_says_what_was_left_out(capsys):
@@ -82,8 +83,9 @@ def test_inspect_a_folder_of_transformers(tmp_path, capsys):
     ("name", "message"),
     [
         ("resnet10t", "No block that AIM can adapt was found in ResNet"),
-        ("vit_huge", "timm has no model 'vit_huge' .similar: .'davit_huge'"),
-        ("torchvision:vit", "torchvision has no model 'vit'"),
+        ("vit_bse_patch16_224", "timm has no model 'vit_bse_patch16_224', did you mean .'vit_base_patch16_224'"),
+        ("vit_base_patch16_clip_224.nope", "timm has no model 'vit_base_patch16_clip_224.nope', did you mean"),
+        ("torchvision:vit_b16", "torchvision has no model 'vit_b16', did you mean .'vit_b_16'"),
         ("open_clip:vit", "open_clip has no model 'vit'"),
         ("keras:vit", "'keras:vit' is of a library that is not known here"),
         ("./nowhere/", "transformers has no config './nowhere/'"),
