@@ -289,7 +289,8 @@ def build(library: str, name: str) -> nn.Module:
         warnings.simplefilter("ignore")
         model = makers.get(library, _open_clip)(name).eval()
     randomize(model)
-    return model
+    model.train()  # forgets a bias that evaluation has cached (LeViT)
+    return model.eval()
 
 
 def image_size(model: nn.Module) -> int:

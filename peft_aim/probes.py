@@ -90,7 +90,7 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[st
     one = {name: argument[:1] for name, argument in images.items()}
     silent = _probe(model, tower, one, blocks)
     noisy = [f"{name}.{part}" for name, b in blocks.items() for part in (b.norm1, b.attention) if part]
-    stirred = _probe(model, tower, one, blocks, noisy)
+    stirred = _probe(model, tower, one, blocks, noisy, others_pass=False)
     wrong = {}
     for name, anatomy in blocks.items():
         quiet, loud = silent[name], stirred[name]
@@ -165,8 +165,12 @@ def _probe(
     images: Images,
     blocks: dict[str, Anatomy],
     noisy: Iterable[str] = (),
+    others_pass: bool = True,
 ) -> dict[str, _Seen]:
-    """Run with both branches of all blocks silenced, and noise in place of what some modules return."""
+    """Run with both branches of all blocks silenced, and noise in place of what some modules return.
+
+    What else is in a block passes what it gets, or does what it does.
+    """
     seen: dict[str, _Seen] = defaultdict(_Seen)
     handles = []
     for name, anatomy in blocks.items():
@@ -179,6 +183,8 @@ def _probe(
             module, note = block.get_submodule(part), partial(_note, seen[name], field, anatomy)
             handles.append(module.register_forward_pre_hook(_on_input(module, note), with_kwargs=True))
         handles += _silence(block, anatomy)
+        if others_pass:
+            handles += [block.get_submodule(part).register_forward_hook(_passing) for part in anatomy.others]
         handles.append(block.register_forward_hook(_on_output(partial(_note, seen[name], "returned", anatomy))))
     handles += [model.get_submodule(name).register_forward_hook(_replacing(_noise)) for name in noisy]
     for name, anatomy in ((n, a) for n, a in blocks.items() if a.norm1):
@@ -194,7 +200,7 @@ def _probe(
 
 
 def _silence(block: nn.Module, anatomy: Anatomy) -> list[Any]:
-    """Make both branches of a block add nothing, and what else is in it change nothing."""
+    """Make both branches of a block add nothing."""
     zero = [name for name in (anatomy.norm1, anatomy.attention) if name]
     if not anatomy.norm_first and anatomy.norm2:
         zero.append(anatomy.norm2)
@@ -204,7 +210,7 @@ def _silence(block: nn.Module, anatomy: Anatomy) -> list[Any]:
     ):  # its second half may add the skip by itself
         for layer in (m for m in block.get_submodule(name).modules() if isinstance(m, MIXERS) or is_norm(m)):
             handles.append(layer.register_forward_hook(_replacing(_zeros)))
-    return handles + [block.get_submodule(name).register_forward_hook(_passing) for name in anatomy.others]
+    return handles
 
 
 def _passing(module: nn.Module, args: tuple, output: Any) -> Any:
