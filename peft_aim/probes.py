@@ -96,7 +96,7 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[st
         quiet, loud = silent[name], stirred[name]
         if anatomy.mlp is None:
             quiet.between, loud.between = quiet.given, loud.returned
-        added = not _same(loud.given, loud.returned)  # else a gate behind the attention is still closed
+        added = not _equal(loud.given, loud.returned)  # else a gate behind the attention is still closed
         if anatomy.norm_first and anatomy.norm1 and not _is_called_on(loud.normed, loud.attended):
             wrong[name] = "its attention is not called on what its first norm returns"
         elif not (anatomy.norm_first and anatomy.norm1) and not _is_called_on(quiet.given, quiet.attended):
@@ -105,7 +105,7 @@ def misbuilt(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[st
             wrong[name] = "its MLP branch doesn't get its input plus what its attention branch returns"
         elif not _passes(quiet.between, quiet.returned):
             wrong[name] = "it doesn't return what its MLP branch got plus what that returns"
-        elif added and _same(loud.given, loud.between):
+        elif added and _equal(loud.given, loud.between):
             wrong[name] = "its MLP branch doesn't see what its attention adds, as in a parallel block"
     return wrong
 
@@ -143,7 +143,7 @@ def entries(model: nn.Module, tower: nn.Module, images: Images, blocks: dict[str
         if name not in reached:
             found.append(name)
             behind = _probe(model, tower, one, blocks, {name})
-            reached |= {other for other in blocks if not _same(quiet[other].given, behind[other].given)} | {name}
+            reached |= {other for other in blocks if not _equal(quiet[other].given, behind[other].given)} | {name}
     return found
 
 
@@ -205,10 +205,9 @@ def _silence(block: nn.Module, anatomy: Anatomy) -> list[Any]:
     if not anatomy.norm_first and anatomy.norm2:
         zero.append(anatomy.norm2)
     handles = [block.get_submodule(name).register_forward_hook(_replacing(_zeros)) for name in zero]
-    for name in filter(
-        None, dict.fromkeys((anatomy.mlp, anatomy.mlp_end))
-    ):  # its second half may add the skip by itself
-        for layer in (m for m in block.get_submodule(name).modules() if isinstance(m, MIXERS) or is_norm(m)):
+    halves = [block.get_submodule(name) for name in {anatomy.mlp, anatomy.mlp_end} - {None}]
+    for layer in (m for half in halves for m in half.modules()):  # the second half may add the skip by itself
+        if isinstance(layer, MIXERS) or is_norm(layer):
             handles.append(layer.register_forward_hook(_replacing(_zeros)))
     return handles
 
@@ -264,7 +263,7 @@ def _leads(one: Tensor, both: Tensor) -> bool:
     return len(both) == 2 * len(one) and torch.allclose(one, both[: len(one)], rtol=1e-3, atol=1e-5)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _equal(one: Tensor, other: Tensor) -> bool:
     return one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten())
 
 
