@@ -107,3 +107,18 @@ def test_readme_quotes_what_was_measured():
         scores = " | ".join(f"{row['top-1']:.1%}" for row in (chance, frozen, aim))
         assert f"| {scores} | {aim['trained parameters']:,} | {aim['file bytes'] / 1000:.0f} kB |" in readme
         assert aim["top-1"] >= 0.95 and frozen["top-1"] <= chance["top-1"] + 0.15
+
+
+def test_readme_quotes_what_token_mixers_learned():
+    root = PACKAGE.parent
+    rows = json.loads((root / "benchmarks" / "results" / "token_mixers.json").read_text())["rows"]
+
+    def mean(mixing: str, column: str) -> str:
+        values = [row[column] for row in rows if mixing in row["mixing"]]
+        assert len(values) == 3
+        return f"{sum(values) / 3:.1%}"
+
+    readme = " ".join((root / "README.md").read_text().split())
+    assert f"{mean('XCiT', 'with')} and {mean('SwiftFormer', 'with')} on [a task that no sum over frames" in readme
+    without = sorted(mean(mixing, "without") for mixing in ("softmax", "XCiT", "SwiftFormer"))
+    assert f"has {mean('softmax', 'with')}, and {without[0]} to {without[-1]} without" in readme
