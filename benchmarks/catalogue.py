@@ -346,7 +346,7 @@ def inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         config = model.config
         words = torch.full((len(images), config.mm_tokens_per_image + 2), config.image_token_index)
         words[:, -2:] = 5
-        return {"pixel_values": images, "input_ids": words}
+        return {"input_ids": words, "pixel_values": images}
     return {first_parameter(model): images}
 
 

@@ -158,9 +158,10 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
 
 def _check_attends_to_itself(attention: Call, width: int) -> None:
     for name, value in attention.arguments.items():
-        tokens = isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 2
-        tokens = tokens and value.shape[-1] == width != value.shape[-2]  # and no mask
-        if tokens and Handle.of(value) != attention.given:
+        tokens = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3
+        tokens = tokens and value.shape[-1] == width and value.shape[0] == attention.given.shape[0]
+        others = tokens and value.shape[1] != attention.given.shape[1]  # a rotation has as many
+        if (others or name in ("key", "value")) and Handle.of(value) != attention.given:
             raise NotABlock(
                 f"its attention gets further tokens {tuple(value.shape)} as {name}, so it attends to something else "
                 "than its own tokens",
