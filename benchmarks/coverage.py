@@ -37,13 +37,13 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Examine the libraries given, all by default, and write table and results; others keep their earlier results."""
+    """Examine the libraries given, or families of them, "timm:swin_transformer"; others keep their earlier results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("libraries", nargs="*", default=catalogue.LIBRARIES)
     libraries, began = parser.parse_args().libraries, time.perf_counter()
     path = RESULTS / "coverage.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [row for row in rows if row["library"] not in libraries]
+    rows = [row for row in rows if not {row["library"], f"{row['library']}:{row['family']}"} & {*libraries}]
     with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for library in libraries:
             for of_family in pool.map(examine_family, *zip(*_families(library), strict=True)):
@@ -167,11 +167,12 @@ def _family_line(family: str, rows: list[Row]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _families(library: str) -> list[tuple[str, list[str]]]:
+def _families(wanted: str) -> list[tuple[str, list[str]]]:
+    library, _, family = wanted.partition(":")
     families = defaultdict(list)
     for name in catalogue.names(library):
         families[catalogue.family(library, name)].append(name)
-    return [(library, names) for names in families.values()]
+    return [(library, names) for name, names in families.items() if family in ("", name)]
 
 
 def _line(rows: list[Row]) -> str:

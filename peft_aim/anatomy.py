@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from peft_aim.attention import Kind
@@ -160,7 +161,8 @@ def _check_attends_to_itself(attention: Call, width: int) -> None:
     for name, value in attention.arguments.items():
         tokens = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3
         tokens = tokens and value.shape[-1] == width and value.shape[0] == attention.given.shape[0]
-        others = tokens and value.shape[1] != attention.given.shape[1]  # a rotation has as many
+        # Of the two images, which are alike; what a rotation has for each head isn't.
+        others = tokens and value.shape[1] != attention.given.shape[1] and torch.equal(value[0], value[-1])
         if (others or name in ("key", "value")) and Handle.of(value) != attention.given:
             raise NotABlock(
                 f"its attention gets further tokens {tuple(value.shape)} as {name}, so it attends to something else "
