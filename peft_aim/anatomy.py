@@ -159,7 +159,7 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
 
 def _check_attends_to_itself(attention: Call, width: int) -> None:
     for name, value in attention.arguments.items():
-        tokens = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3
+        tokens = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3 and not value.is_meta
         tokens = tokens and value.shape[-1] == width and value.shape[0] == attention.given.shape[0]
         # Of the two images, which are alike; what a rotation has for each head isn't.
         others = tokens and value.shape[1] != attention.given.shape[1] and torch.equal(value[0], value[-1])
