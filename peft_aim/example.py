@@ -39,7 +39,7 @@ def image_size(model: nn.Module) -> tuple[int, int]:
     for size in found:
         if isinstance(size, int) and not isinstance(size, bool):
             return size, size
-        if isinstance(size, (tuple, list)) and len(size) >= 2:
+        if isinstance(size, (tuple, list)) and len(size) >= 2 and all(isinstance(side, int) for side in size[-2:]):
             return tuple(size[-2:])
     return 224, 224
 
