@@ -119,6 +119,26 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
     return branch * kept.to(branch.dtype) / (1 - rate)
 
 
+def same_in_all_frames(features: Tensor, rate: float, frames: int) -> Tensor:
+    """Drop features at random, in all frames of a clip the same: so dropping comes before averaging or after it.
+
+    Args:
+        features: Features of B clips.
+        rate: Probability of dropping a feature; the others are scaled up by ``1 / (1 - rate)``.
+        frames: Frames T per clip.
+
+    Shape:
+        ``(B*T, *, D) -> (B*T, *, D)``
+
+    Example:
+        >>> dropped = same_in_all_frames(torch.ones(6, 50), rate=0.5, frames=3)
+        >>> torch.equal(dropped[0], dropped[2]), torch.equal(dropped[0], dropped[3])
+        (True, False)
+    """
+    features = features.unflatten(0, (-1, frames))  # (B, T, *, D)
+    return (features * F.dropout(torch.ones_like(features[:, :1]), rate)).flatten(0, 1)
+
+
 def initialize(linear: nn.Linear) -> None:
     """Fill a new layer as the official code does: weights normal with deviation 0.02, no bias."""
     nn.init.trunc_normal_(linear.weight, std=0.02)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peft_aim.anatomy import Anatomy, NotABlock, PartNames, examine, has_attention, looks_like_a_block
 from peft_aim.example import blank_images, drawn
 from peft_aim.outputs import Images
-from peft_aim.parts import is_norm
+from peft_aim.parts import is_norm, norm_width
 from peft_aim.probes import check_alike, check_places_stay, entries, misbuilt, scattered
 from peft_aim.trace import Call, Handle, trace
 
@@ -38,6 +38,7 @@ class Survey:
             and the norm between position embedding and that block (CLIP), None if there is none.
         head: Name of the last layer, whose output is the class scores, if there is one.
         features: Width of what the head takes.
+        final_norms: The norms behind the last block.
     """
 
     tower: str
@@ -50,6 +51,7 @@ class Survey:
     entries: dict[str, str | None]
     head: str | None
     features: int | None
+    final_norms: list[str]
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -101,6 +103,7 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
         entries={name: _pre_norm(calls, name) for name in first},
         head=head and head.name,
         features=head and head.given.shape[-1],
+        final_norms=_final_norms(calls, {*found.blocks, *found.skipped, *found.refused}),
     )
 
 
@@ -234,5 +237,12 @@ def _head(calls: list[Call], output: Any) -> Call | None:
 
 def _scores(output: Any) -> Tensor | None:
     if isinstance(output, Mapping):
-        return output.get("logits")
+        return output.get("logits", next(iter(output.values()), None))
     return output
+
+
+def _final_norms(calls: list[Call], blocks: set[str]) -> list[str]:
+    """Return the norms that learn and run behind the last block; statistics of images stay as they are."""
+    last = max(position for position, call in enumerate(calls) if call.name in blocks)
+    behind = [call for call in calls[last:] if is_norm(call.module) and not _within(call.name, blocks)]
+    return [c.name for c in behind if norm_width(c.module) is not None and not hasattr(c.module, "running_mean")]

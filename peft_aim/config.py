@@ -34,6 +34,10 @@ class AIMConfig(PeftConfig):
         scale: Factor s on the joint adapter.
         drop_path: Rate of stochastic depth at the last block, on the temporal and the joint branch; it grows
             linearly from 0 at the first block. The paper trains with 0.2.
+        head_dropout: Rate of dropout before the adapter's own head, alike in all frames of a clip. The paper trains
+            with 0.5.
+        final_norm: Whether the norms behind the last block, if there are any, are trained and saved with the adapter,
+            as in the paper.
         temporal_embedding: Whether a learned embedding (1, T, D), zero at the start, is added to the tokens.
         num_labels: Number of classes of this adapter's own, fresh classification head. None keeps the model's head.
         id2label: Names of the classes by index; stored with the adapter. Implies ``num_labels``.
@@ -46,10 +50,12 @@ class AIMConfig(PeftConfig):
         attention_module: Name, inside a block, of the attention.
         norm2_module: Name, inside a block, of the norm before the MLP.
         mlp_module: Name, inside a block, of the MLP.
-        modules_to_save: Further modules to train and save with the adapter, the final norm for example.
+        modules_to_save: Further modules to train and save with the adapter.
         init_weights: False draws the up-projections and the temporal embedding at random, so that the fresh adapter
             is not an identity. For tests.
         backbone_fingerprint: Filled when the adapter is saved: the frozen weights it was trained on.
+        video: What :mod:`peft_aim.video` notes with an adapter that it has trained: how to make clips of a video file,
+            how it was trained, and how well it did.
 
     Raises:
         ValueError: If a value has the wrong type or range, or settings contradict each other.
@@ -71,6 +77,8 @@ class AIMConfig(PeftConfig):
     temporal_adapters: int = 1
     scale: float = 0.5
     drop_path: float = 0.0
+    head_dropout: float = 0.0
+    final_norm: bool = False
     temporal_embedding: bool = True
     num_labels: int | None = None
     id2label: dict[int, str] | None = None
@@ -84,6 +92,7 @@ class AIMConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     init_weights: bool = True
     backbone_fingerprint: str | None = None
+    video: dict[str, Any] | None = None
 
     # No options, so neither compared nor saved: the folder it was loaded from, whether weights are to follow from
     # there, the fingerprint of the backbone it is being saved from, and what each module of the model at hand gets.
@@ -153,9 +162,11 @@ class AIMConfig(PeftConfig):
             raise ValueError(f"scale={self.scale!r} is not a finite number. The paper uses 0.5, and 1.0 for SSv2.")
         if not _is_number(self.drop_path) or not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path={self.drop_path!r} is not in [0, 1). The paper trains with 0.2.")
+        if not _is_number(self.head_dropout) or not 0 <= self.head_dropout < 1:
+            raise ValueError(f"head_dropout={self.head_dropout!r} is not in [0, 1). The paper trains with 0.5.")
 
     def _check_flags(self) -> None:
-        for name in ("spatial", "temporal", "joint", "temporal_embedding", "init_weights"):
+        for name in ("spatial", "temporal", "joint", "temporal_embedding", "final_norm", "init_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not True or False.")
 
@@ -217,6 +228,11 @@ class AIMConfig(PeftConfig):
             raise ValueError(
                 f"drop_path={self.drop_path} has nothing to drop: it acts on the temporal and the joint branch, and "
                 "both are off. Switch one on, or set drop_path=0."
+            )
+        if self.head_dropout and not self.num_labels:
+            raise ValueError(
+                f"head_dropout={self.head_dropout} acts before the adapter's own head, and it has none. Give "
+                "num_labels or id2label, or set head_dropout=0."
             )
         if not (self.has_block_adapters or self.temporal_embedding or self.num_labels):
             raise ValueError(

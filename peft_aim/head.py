@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from peft_aim.adapter import initialize
+from peft_aim.adapter import initialize, same_in_all_frames
 from peft_aim.config import AIMConfig
+from peft_aim.frames import Frames
 from peft_aim.tuner_layer import AIMTunerLayer
 
 
@@ -18,14 +19,18 @@ class AIMHead(AIMTunerLayer):
     Args:
         head: The model's head, or the identity in its place.
         features: Width of what it takes.
+        frames: Tells how many frames the clips have that features belong to.
     """
 
     adapter_layer_names = ("aim_head",)
+    other_param_names = ("aim_dropout",)
 
-    def __init__(self, head: nn.Module, features: int) -> None:
+    def __init__(self, head: nn.Module, features: int, frames: Frames) -> None:
         super().__init__(head)
         self.features = features
+        self.frames = frames
         self.aim_head = nn.ModuleDict()
+        self.aim_dropout: dict[str, float] = {}
 
     @property
     def adapters(self) -> Mapping[str, nn.Module]:
@@ -39,6 +44,7 @@ class AIMHead(AIMTunerLayer):
             head.to(like)
         initialize(head)
         self.aim_head[adapter_name] = head
+        self.aim_dropout[adapter_name] = config.head_dropout
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -46,5 +52,7 @@ class AIMHead(AIMTunerLayer):
         adapter = self.current
         if adapter is None:
             return self.base_layer(features, *args, **kwargs)
-        head = self.aim_head[adapter]
+        head, rate = self.aim_head[adapter], self.aim_dropout[adapter]
+        if self.training and rate:
+            features = same_in_all_frames(features, rate, self.frames.of(features))
         return head(features.to(head.weight.dtype))

@@ -22,6 +22,7 @@ from peft_aim.config import AIMConfig
 from peft_aim.fingerprint import fingerprint, same_weights
 from peft_aim.head import AIMHead
 from peft_aim.layer import AIMLayer
+from peft_aim.norm import AIMNorm
 from peft_aim.saved import check_shapes, frozen_weights, saved_shapes, shapes_of
 from peft_aim.summary import summary
 from peft_aim.targets import as_regex, branches, check_free, check_head, check_modules_to_save, select_blocks
@@ -102,6 +103,8 @@ class AIMModel(BaseTuner):
         if peft_config.num_labels:
             check_head(self.model, found, peft_config)
             peft_config.branches[found.head] = ["head"]
+        if peft_config.final_norm:
+            peft_config.branches |= {name: ["norm"] for name in found.final_norms}
         return peft_config
 
     @staticmethod
@@ -129,6 +132,9 @@ class AIMModel(BaseTuner):
         if isinstance(target, AIMHead):
             target.update_layer(adapter_name, peft_config, like=next(self.model.parameters()))
             return
+        if isinstance(target, AIMNorm):
+            target.update_layer(adapter_name, peft_config.inference_mode)
+            return
         names = list(found.blocks)
         depth = names.index(current_key) / max(1, len(names) - 1)
         target.update_layer(adapter_name, peft_config, peft_config.branches[current_key], depth)
@@ -137,7 +143,9 @@ class AIMModel(BaseTuner):
         clips: Clips = self.model.aim_clips
         found = clips.survey
         if name == found.head:
-            return AIMHead(target, found.features)
+            return AIMHead(target, found.features, clips.frames)
+        if name in found.final_norms:
+            return AIMNorm(target)
         pre_norm = found.entries.get(name)
         return AIMLayer(target, found.blocks[name], clips.frames, pre_norm and self.model.get_submodule(pre_norm))
 

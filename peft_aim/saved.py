@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from peft_aim.head import AIMHead
+from peft_aim.norm import AIMNorm
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -114,7 +115,7 @@ def frozen_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
 def _replaces(module: nn.Module, adapter_name: str) -> bool:
     if isinstance(module, ModulesToSaveWrapper):
         return adapter_name in module.modules_to_save
-    return isinstance(module, AIMHead) and adapter_name in module.aim_head
+    return isinstance(module, (AIMHead, AIMNorm)) and adapter_name in module.adapters
 
 
 def _plain(name: str) -> str:

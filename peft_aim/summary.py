@@ -12,6 +12,7 @@ from peft_aim.attention import in_words
 from peft_aim.backbone import Survey, listed
 from peft_aim.head import AIMHead
 from peft_aim.layer import AIMLayer
+from peft_aim.norm import AIMNorm
 
 ADAPTERS = {"temporal_in": "temporal, first of two", "temporal": "temporal", "spatial": "spatial", "joint": "joint"}
 
@@ -114,8 +115,9 @@ def _counts(model: nn.Module, layers: dict[str, nn.Module], adapter: str) -> lis
         sizes[text] = [_size(_down(m, branch, adapter)) + _size(_up(m, branch, adapter)) for m in has]
     embeds = [m for m in layers.values() if isinstance(m, AIMLayer) and adapter in m.aim_temporal_embedding]
     sizes["temporal embedding"] = [layer.aim_temporal_embedding[adapter].numel() for layer in embeds]
-    heads = [m for m in model.modules() if isinstance(m, AIMHead) and adapter in m.aim_head]
-    sizes["head"] = [_size(head.aim_head[adapter]) for head in heads]
+    for text, kind in {"final norm": AIMNorm, "head": AIMHead}.items():
+        own = [m.adapters[adapter] for m in model.modules() if isinstance(m, kind) and adapter in m.adapters]
+        sizes[text] = [_size(module) for module in own]
     rows = [[text, len(each), _range(each), f"{sum(each):,}"] for text, each in sizes.items() if each]
     return [*rows, ["together", "", "", f"{sum(map(sum, sizes.values())):,}"]]
 

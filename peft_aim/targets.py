@@ -129,6 +129,7 @@ def check_modules_to_save(model: nn.Module, found: Survey, config: AIMConfig) ->
     """
     names = [name.replace("base_layer.", "") for name, _ in model.named_modules()]
     hooked = [norm for norm in found.entries.values() if norm and config.temporal_embedding]
+    hooked += found.final_norms if config.final_norm else []
     for block in (name for name in found.blocks if name in config.branches):
         anatomy = found.blocks[block]
         parts = {name for name in names if name.rpartition(".")[0] == block}

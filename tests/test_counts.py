@@ -25,9 +25,7 @@ B16, L14 = "vit_base_patch16_clip_224", "vit_large_patch14_clip_224"
 def test_timm_clip(name, frames, classes, temporal_adapters, expected):
     with torch.device("meta"):
         backbone = timm.create_model(name, num_classes=0)
-    config = AIMConfig(
-        num_frames=frames, num_labels=classes, temporal_adapters=temporal_adapters, modules_to_save=["norm"]
-    )
+    config = AIMConfig(num_frames=frames, num_labels=classes, temporal_adapters=temporal_adapters, final_norm=True)
     assert get_peft_model(backbone, config).get_nb_trainable_parameters()[0] == expected
 
 
@@ -35,5 +33,5 @@ def test_transformers_clip():
     vision = {"hidden_size": 768, "intermediate_size": 3072, "patch_size": 16}
     with torch.device("meta"):
         backbone = tf.CLIPForImageClassification(tf.CLIPConfig(vision_config=vision, num_labels=1000))
-    config = AIMConfig(num_frames=8, num_labels=400, modules_to_save=["post_layernorm"])
+    config = AIMConfig(num_frames=8, num_labels=400, final_norm=True)
     assert get_peft_model(backbone, config).get_nb_trainable_parameters()[0] == 10_966_672
