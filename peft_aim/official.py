@@ -1,0 +1,307 @@
+"""Reads the checkpoints of the official code of AIM, without running any code that may be in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What the official code calls an adapter, and what this package does; then the same for its two layers.
+ADAPTERS = {"T_Adapter_in": "temporal_in", "T_Adapter": "temporal", "S_Adapter": "spatial", "MLP_Adapter": "joint"}
+HALVES = {"D_fc1": "down", "D_fc2": "up"}
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the official code names and runs the frozen weights of an image model.
+
+    Attributes:
+        name: Name of the layout.
+        activation: Activation of the MLPs.
+        eps: Epsilon of the norms.
+        class_token: Name of the class token.
+        position: Name of the position embedding.
+        patches: Name of the convolution that makes patches.
+        pre_norm: Name of the norm before the first block, None if there is none.
+        blocks: Name of the list of blocks; the names after it are those inside a block.
+        qkv: What the names of the fused projection's weight and bias start with.
+        proj: Name of the attention's second projection.
+        norms: Names of the two norms.
+        mlp: Names of the two layers of the MLP.
+    """
+
+    name: str
+    activation: str
+    eps: float
+    class_token: str
+    position: str
+    patches: str
+    pre_norm: str | None
+    blocks: str
+    qkv: str
+    proj: str
+    norms: tuple[str, str]
+    mlp: tuple[str, str]
+
+    def outside(self) -> list[str]:
+        """Return the names of what the file must have outside of blocks."""
+        norm = [f"{self.pre_norm}.weight", f"{self.pre_norm}.bias"] if self.pre_norm else []
+        return [self.class_token, self.position, f"{self.patches}.weight", *norm]
+
+    def inside(self) -> list[str]:
+        """Return the names of what the file must have in each block."""
+        layers = [self.qkv, *(f"{name}." for name in (self.proj, *self.norms, *self.mlp))]
+        return [f"{layer}{kind}" for layer in layers for kind in ("weight", "bias")]
+
+
+CLIP = Layout(
+    name="CLIP",
+    activation="QuickGELU",
+    eps=1e-5,
+    class_token="class_embedding",
+    position="positional_embedding",
+    patches="conv1",
+    pre_norm="ln_pre",
+    blocks="transformer.resblocks",
+    qkv="attn.in_proj_",
+    proj="attn.out_proj",
+    norms=("ln_1", "ln_2"),
+    mlp=("mlp.c_fc", "mlp.c_proj"),
+)
+IMAGENET = Layout(
+    name="vit_imagenet",
+    activation="GELU",
+    eps=1e-6,
+    class_token="cls_token",
+    position="pos_embed",
+    patches="patch_embed.proj",
+    pre_norm=None,
+    blocks="blocks",
+    qkv="attn.qkv.",
+    proj="attn.proj",
+    norms=("norm1", "norm2"),
+    mlp=("mlp.fc1", "mlp.fc2"),
+)
+
+
+@dataclass(frozen=True)
+class Official:
+    """What an official checkpoint holds.
+
+    Attributes:
+        source: The file, for messages.
+        layout: How its frozen weights are named.
+        outside: Frozen weights outside of blocks, by their names in the file less "backbone.".
+        blocks: Frozen weights of each block, by their names inside it.
+        adapters: Adapters of each block, by names as "temporal_down.weight".
+        temporal_embedding: The temporal embedding (1, T, D).
+        norm: Weight and bias of the final norm.
+        head: Weight and bias of the head.
+    """
+
+    source: str
+    layout: Layout
+    outside: Weights
+    blocks: list[Weights]
+    adapters: list[Weights]
+    temporal_embedding: Tensor
+    norm: Weights
+    head: Weights
+
+    @property
+    def width(self) -> int:
+        """Token width D."""
+        return self.temporal_embedding.shape[-1]
+
+    @property
+    def bottleneck(self) -> int:
+        """Width of the bottlenecks."""
+        return self.adapters[0]["spatial_down.weight"].shape[0]
+
+    @property
+    def temporal_adapters(self) -> int:
+        """Number of bottlenecks of the temporal branch, 1 or 2."""
+        return 2 if "temporal_in_down.weight" in self.adapters[0] else 1
+
+    def name_of(self, block: int | None, name: str) -> str:
+        """Return the name that a frozen tensor, of a block or from outside of them, has in the file."""
+        return f"backbone.{name}" if block is None else f"backbone.{self.layout.blocks}.{block}.{name}"
+
+
+def read_official(checkpoint: str | os.PathLike | Mapping[str, Any]) -> Official:
+    """Read a checkpoint of the official code.
+
+    Args:
+        checkpoint: Path of the file, or what it holds: a state dict, or a dict with one as "state_dict".
+
+    Raises:
+        ValueError: If it cannot be read as tensors alone, is no checkpoint of AIM, or is not complete.
+    """
+    in_memory = isinstance(checkpoint, Mapping)
+    if not in_memory and not isinstance(checkpoint, (str, os.PathLike)):
+        raise ValueError(f"The checkpoint, a {type(checkpoint).__name__}, is neither a path nor a dict of tensors.")
+    source = "The checkpoint" if in_memory else os.fspath(checkpoint)
+    weights = _state_dict(checkpoint if in_memory else _load(source), source)
+    layout = _layout(weights, source)
+    inside: dict[int, Weights] = defaultdict(dict)
+    outside = {name.removeprefix("backbone."): t for name, t in weights.items() if name.startswith("backbone.")}
+    for name in list(outside):
+        match = re.fullmatch(rf"{re.escape(layout.blocks)}\.(\d+)\.(.+)", name)
+        if match:
+            inside[int(match[1])][match[2]] = outside.pop(name)
+    embedding = outside.pop("temporal_embedding", None)
+    norm = {name.removeprefix("ln_post."): outside.pop(name) for name in list(outside) if name.startswith("ln_post.")}
+    head = {name.removeprefix("cls_head."): t for name, t in weights.items() if name.startswith("cls_head.")}
+    blocks = [inside[i] for i in sorted(inside)]
+    adapters = [_take_adapters(block) for block in blocks]
+    official = Official(source, layout, outside, blocks, adapters, embedding, norm, _plain_head(head, source))
+    _check_complete(official, sorted(inside))
+    return official
+
+
+def _load(path: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of which kind a pickle is matters only if it cannot be read
+            return torch.load(path, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}. Give the path of an official AIM checkpoint.") from error
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+        classes = _unsafe_classes(path, error)
+        if not classes:
+            raise ValueError(
+                f"{path} is broken, or no file of torch.save ({_reason(error)}). Get the file again."
+            ) from error
+        raise ValueError(
+            f"{path} holds more than tensors, and reading it would run code: {', '.join(classes)}. Nothing of it was "
+            "run. If you trust it, make a file of its tensors alone, on a machine that has nothing to lose: "
+            'torch.save({"state_dict": torch.load(path, weights_only=False)["state_dict"]}, new_path).'
+        ) from error
+
+
+def _unsafe_classes(path: str, error: Exception) -> list[str]:
+    """Return classes and functions that reading a file would call, as far as can be told without reading it."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # it knows only today's format, and no broken files
+        return re.findall(r"GLOBAL (\S+) was not an allowed global", str(error))
+
+
+def _reason(error: Exception) -> str:
+    """Return what was wrong, without torch's advice to read it all the same."""
+    reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+    return f"{type(error).__name__}: {reason}".rstrip(". ")
+
+
+def _state_dict(loaded: Any, source: str) -> Weights:
+    """Return the floating-point tensors of a loaded checkpoint by name, less the prefix of a wrapper."""
+    weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise ValueError(
+            f"{source} holds a {type(weights if weights is not None else loaded).__name__} where a state dict belongs."
+            " Give an official AIM checkpoint, a dict of tensors, or a dict with one as 'state_dict'."
+        )
+    tensors = {str(name): t for name, t in weights.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def _layout(weights: Weights, source: str) -> Layout:
+    if not any(part in ADAPTERS for name in weights for part in name.split(".")):
+        raise ValueError(
+            f"{source} is no checkpoint of AIM: none of its {len(weights)} tensors belongs to an S_Adapter, T_Adapter "
+            "or MLP_Adapter. For a pretrained image model use peft.get_peft_model(model, AIMConfig(...)) instead."
+        )
+    swin = next((name for name in weights if re.search(r"(^|\.)layers\.\d+\.blocks\.\d+\.", name)), None)
+    if swin is not None:
+        raise ValueError(
+            f"{source} is of a Swin ({swin}). Only the layouts of CLIP and of ViT from IN-21K are known: the official "
+            "Swin has a learned bias over time, which this package has not. Train an adapter for Swin anew."
+        )
+    for layout in (CLIP, IMAGENET):
+        if any(name.startswith(f"backbone.{layout.blocks}.") for name in weights):
+            return layout
+    raise ValueError(
+        f"{source} has adapters, as {next(n for n in weights if '_Adapter.' in n)}, but blocks neither as "
+        f"backbone.{CLIP.blocks}.N nor as backbone.{IMAGENET.blocks}.N. Only these layouts of the official code are "
+        "known: rename the tensors."
+    )
+
+
+def _take_adapters(block: Weights) -> Weights:
+    """Take the adapters out of a block's weights and give them this package's names."""
+    adapters = {}
+    for name in list(block):
+        adapter, _, rest = name.partition(".")
+        half, _, kind = rest.partition(".")
+        if adapter in ADAPTERS and half in HALVES:
+            adapters[f"{ADAPTERS[adapter]}_{HALVES[half]}.{kind}"] = block.pop(name)
+    return adapters
+
+
+def _plain_head(head: Weights, source: str) -> Weights:
+    """Return weight and bias of a head that is one linear layer."""
+    if head.keys() != {"fc_cls.weight", "fc_cls.bias"}:
+        raise ValueError(
+            f"{source} has a head of {', '.join(sorted(head)) or 'no tensors'} where cls_head.fc_cls.weight and .bias "
+            "belong. Only the official code's linear head can be converted."
+        )
+    return {name.removeprefix("fc_cls."): tensor for name, tensor in head.items()}
+
+
+def _check_complete(file: Official, numbers: list[int]) -> None:
+    """Check that a checkpoint has all that a model needs, in shapes that fit each other."""
+    if numbers != list(range(len(numbers))):
+        raise ValueError(f"{file.source} has the blocks {numbers}, with gaps. Get the file again.")
+    missing = [file.name_of(None, name) for name in file.layout.outside() if name not in file.outside]
+    missing += ["backbone.temporal_embedding"] * (file.temporal_embedding is None)
+    missing += [f"backbone.ln_post.{kind}" for kind in ("weight", "bias") if kind not in file.norm]
+    two = any(name.startswith("temporal_in_") for adapters in file.adapters for name in adapters)
+    for i, block in enumerate(file.blocks):
+        missing += [file.name_of(i, name) for name in file.layout.inside() if name not in block]
+        missing += [file.name_of(i, name) for name in _missing_adapters(file.adapters[i], two)]
+    if missing:
+        more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
+        raise ValueError(f"{file.source} has no {', '.join(missing[:6])}{more}. Get the whole file again.")
+    _check_shapes(file)
+
+
+def _missing_adapters(found: Weights, two: bool) -> list[str]:
+    """Return the official names of what a block lacks; a second temporal adapter is in all blocks or in none."""
+    wanted = [name for name in ADAPTERS if two or name != "T_Adapter_in"]
+    names = {
+        f"{a}.{h}.{k}": f"{ADAPTERS[a]}_{HALVES[h]}.{k}" for a in wanted for h in HALVES for k in ("weight", "bias")
+    }
+    return [official for official, ours in names.items() if ours not in found]
+
+
+def _check_shapes(file: Official) -> None:
+    """Check that adapters, embedding, final norm and head are all of one width."""
+    width, hidden = file.width, file.bottleneck
+    wrong = {}
+    for i, adapters in enumerate(file.adapters):
+        for name, tensor in adapters.items():
+            side, _, kind = name.rpartition("_")[2].partition(".")
+            shape = (hidden, width) if side == "down" else (width, hidden)
+            if tuple(tensor.shape) != (shape if kind == "weight" else shape[:1]):
+                wrong[f"block {i} {name}"] = tensor
+    if file.temporal_embedding.ndim != 3 or file.temporal_embedding.shape[0] != 1:
+        wrong["backbone.temporal_embedding"] = file.temporal_embedding
+    wrong |= {f"backbone.ln_post.{kind}": t for kind, t in file.norm.items() if tuple(t.shape) != (width,)}
+    if tuple(file.head["weight"].shape) != (len(file.head["bias"]), width):
+        wrong["cls_head.fc_cls.weight"] = file.head["weight"]
+    if wrong:
+        listed = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(wrong.items())[:6])
+        raise ValueError(
+            f"{file.source} has tensors that don't fit its width {width} and its bottlenecks of {hidden}: {listed}. "
+            "Get the file again."
+        )
