@@ -18,6 +18,7 @@ from peft_aim.official import Official, read_official
 from peft_aim.place_for_head import with_place_for_head
 from peft_aim.same_equations import check_same_equations, mlp_layers
 from peft_aim.same_weights import check_nothing_else, check_same_size, pair_weights
+from peft_aim.targets import check_free
 
 ADAPTER = "default"
 
@@ -54,6 +55,7 @@ def from_official(
     """
     file = read_official(checkpoint)
     config = _config(file, scale)
+    check_free(backbone, ADAPTER)
     model = with_place_for_head(backbone)
     found = survey(model, PartNames())
     _check_backbone(file, model, found)
@@ -77,8 +79,8 @@ def _ratio(bottleneck: int, width: int) -> float:
     """Return a ratio of which the product with the width, rounded down, is the bottleneck.
 
     Example:
-        >>> _ratio(192, 768), int(49 * (29 / 49)), int(49 * _ratio(29, 49))
-        (0.25, 28, 29)
+        >>> _ratio(192, 768), int(49 * (1 / 49)), int(49 * _ratio(1, 49))
+        (0.25, 0, 1)
     """
     ratio = bottleneck / width
     return ratio if int(width * ratio) == bottleneck else (bottleneck + 0.5) / width

@@ -194,13 +194,13 @@ def _unsafe_classes(path: str, error: Exception) -> list[str]:
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # it knows only today's format, and no broken files
-        return re.findall(r"GLOBAL (\S+) was not an allowed global", str(error))
+        return sorted(set(re.findall(r"GLOBAL (\S+\.\S+)", str(error))))
 
 
 def _reason(error: Exception) -> str:
     """Return what was wrong, without torch's advice to read it all the same."""
     reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-    return f"{type(error).__name__}: {reason}".rstrip(". ")
+    return type(error).__name__ if "weights_only" in reason else f"{type(error).__name__}: {reason}".rstrip(". ")
 
 
 def _state_dict(loaded: Any, source: str) -> Weights:

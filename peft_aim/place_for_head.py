@@ -46,7 +46,8 @@ def with_place_for_head(model: nn.Module) -> nn.Module:
     _switch_off_projection(tower, found)
     wrapped = nn.Sequential(tower, nn.Identity())
     wrapped.image_size = size
-    return wrapped.train(tower.training)
+    wrapped.training = tower.training  # and not by train(), for parts of the tower may have modes of their own
+    return wrapped
 
 
 def _switch_off_projection(tower: nn.Module, found: Survey) -> None:
