@@ -149,8 +149,8 @@ def read_official(checkpoint: str | os.PathLike | Mapping[str, Any]) -> Official
     """
     in_memory = isinstance(checkpoint, Mapping)
     if not in_memory and not isinstance(checkpoint, (str, os.PathLike)):
-        raise ValueError(f"The checkpoint, a {type(checkpoint).__name__}, is neither a path nor a dict of tensors.")
-    source = "The checkpoint" if in_memory else os.fspath(checkpoint)
+        raise ValueError(f"checkpoint={checkpoint!r} is neither a path nor a dict of tensors.")
+    source = "checkpoint={...}" if in_memory else os.fspath(checkpoint)
     weights = _state_dict(checkpoint if in_memory else _load(source), source)
     layout = _layout(weights, source)
     inside: dict[int, Weights] = defaultdict(dict)

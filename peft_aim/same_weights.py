@@ -11,6 +11,7 @@ from peft_aim.observe import relative_difference
 from peft_aim.official import Official
 
 HALF_PRECISION = 0.005  # rounding to bfloat16 makes 0.0017
+PARTS = ("query", "key", "value")
 
 Pairs = dict[str, str]  # from a tensor's name in the file to that of its equal in the backbone
 
@@ -56,8 +57,7 @@ def pair_weights(file: Official, backbone: nn.Module, found: Survey) -> Pairs:
         pairs |= more_pairs
         wrong |= more_wrong
     if wrong:
-        total = len(file.outside) + sum(map(len, file.blocks))
-        raise ValueError(_other_weights(file, backbone, wrong, total))
+        raise ValueError(_other_weights(file, backbone, wrong, len(pairs) + len(wrong)))
     return pairs
 
 
@@ -95,30 +95,25 @@ def _within(name: str, modules: Iterable[str]) -> bool:
 def _pair(wanted: Mapping[str, Tensor], free: dict[str, nn.Parameter], fused: str = " ") -> tuple[Pairs, Pairs]:
     """Return the pairs, each parameter in one at most, and what was seen for tensors that have no equal."""
     pairs, wrong = {}, {}
-    for name, tensor in wanted.items():
+    for name, tensor in _split(wanted, free, fused).items():
         equal, seen = _equal(tensor, free)
-        pieces = {name: equal}
-        if equal is None and name.startswith(fused) and len(tensor) % 3 == 0:
-            pieces = _pair_thirds(name, tensor, free) or pieces
-        if None in pieces.values():
+        if equal is None:
             wrong[name] = seen
-            continue
-        for equal in pieces.values():
+        else:
             del free[equal]
-        pairs |= pieces
+            pairs[name] = equal
     return pairs, wrong
 
 
-def _pair_thirds(name: str, tensor: Tensor, free: Mapping[str, nn.Parameter]) -> Pairs | None:
-    """Return the pairs of a projection's three parts, None if not all of them have an equal."""
-    left, pairs = dict(free), {}
-    for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-        equal, _ = _equal(third, left)
-        if equal is None:
-            return None
-        del left[equal]
-        pairs[f"{name} ({part})"] = equal
-    return pairs
+def _split(wanted: Mapping[str, Tensor], free: Mapping[str, nn.Parameter], fused: str) -> dict[str, Tensor]:
+    """Split a fused projection of query, key and value where the backbone has three in its place."""
+    shapes, result = {parameter.shape for parameter in free.values()}, {}
+    for name, tensor in wanted.items():
+        if name.startswith(fused) and tensor.shape not in shapes and len(tensor) % 3 == 0:
+            result |= {f"{name} ({part})": third for part, third in zip(PARTS, tensor.chunk(3), strict=True)}
+        else:
+            result[name] = tensor
+    return result
 
 
 def _equal(tensor: Tensor, free: Mapping[str, nn.Parameter]) -> tuple[str | None, str]:
