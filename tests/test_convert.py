@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import zoo
@@ -70,6 +71,19 @@ def test_saved_adapters_load_onto_a_fresh_backbone(name, tmp_path):
 def test_a_bare_state_dict_will_do():
     state = official("clip")
     assert from_official(state, timm_clip(state)).peft_config["default"].num_labels == CLASSES
+
+
+def test_scores_of_numpy_that_mmcv_notes_do_not_matter(tmp_path):
+    state = official("clip")
+    meta = {
+        "epoch": 30,
+        "hook_msgs": {"best_score": np.float64(0.839), "best_ckpt": "epoch_29.pth"},
+        "iter": np.int64(5),
+    }
+    torch.save({"meta": meta, "state_dict": state}, tmp_path / "a.pth")
+    allowed = set(torch.serialization.get_safe_globals())
+    assert from_official(tmp_path / "a.pth", timm_clip(state)).peft_config
+    assert set(torch.serialization.get_safe_globals()) == allowed
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
