@@ -73,7 +73,7 @@ def check_readout(backbone: nn.Module, found: Survey, seen: Observed) -> None:
         ValueError: If it gets something else.
     """
     expected = class_token(backbone, found, seen)
-    if relative_difference(seen.given[found.head], expected) > TOLERANCE:
+    if not relative_difference(seen.given[found.head], expected) <= TOLERANCE:
         raise ValueError(
             f"The head {found.head!r} of this {type(backbone).__name__} doesn't get the class token behind the final "
             f"norm {found.final_norms[0]!r}, as the official model's does. It may average patches instead: give the "

@@ -109,6 +109,12 @@ def test_a_backbone_keeps_its_mode_and_what_trains_when_refused():
         assert torch.equal(parameter, before[name][0]) and parameter.requires_grad == before[name][1]
 
 
+def test_where_64_does_not_divide_the_width_the_backbone_tells_the_number_of_heads(monkeypatch):
+    monkeypatch.setattr(same_equations, "HEAD_WIDTH", 48)
+    state = official("clip")
+    assert from_official(state, timm_clip(state, num_heads=4)).peft_config
+
+
 # The place for a head.
 
 
@@ -144,7 +150,22 @@ def test_the_image_size_is_carried_over():
     assert tower.matrix is None
 
 
-def test_where_64_does_not_divide_the_width_the_backbone_tells_the_number_of_heads(monkeypatch):
-    monkeypatch.setattr(same_equations, "HEAD_WIDTH", 48)
-    state = official("clip")
-    assert from_official(state, timm_clip(state, num_heads=4)).peft_config
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda s: tf_clip(s).vision_model,
+            r"CLIPVision\w+ returns BaseModelOutputWithPooling, which is neither the class token behind its final",
+        ),
+        (
+            lambda s: open_clip_model(s, pool_type="avg").visual,
+            r"VisionTransformer returns a tensor \(1, 24\), which is neither the class token",
+        ),
+    ],
+)
+def test_towers_that_return_something_else_are_refused(build, message):
+    model = build(official("clip"))
+    before = model.state_dict().keys()
+    with pytest.raises(ValueError, match=message):
+        with_place_for_head(model)
+    assert model.state_dict().keys() == before

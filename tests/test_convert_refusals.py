@@ -14,7 +14,6 @@ from official import SIZES, WIDTH, frozen, official, open_clip_model, renamed, t
 from torch import Tensor, nn
 
 from peft_aim.convert import from_official
-from peft_aim.place_for_head import with_place_for_head
 
 # Refusals: the file.
 
@@ -291,6 +290,24 @@ def test_attention_that_is_not_plain_is_refused():
         from_official(state, backbone)
 
 
+def test_an_mlp_whose_layers_are_not_called_is_refused():
+    class Fused(nn.Module):
+        def __init__(self, mlp: nn.Module) -> None:
+            super().__init__()
+            self.fc1, self.fc2, self.act = mlp.fc1, mlp.fc2, mlp.act
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.act(nn.functional.linear(x, self.fc1.weight, self.fc1.bias))
+            return self.fc2(h)
+
+    state = official("clip")
+    backbone = timm_clip(state)
+    for block in backbone.blocks:
+        block.mlp = Fused(block.mlp)
+    with pytest.raises(ValueError, match="blocks.0.mlp.fc1 and blocks.0.mlp.fc2 .* are not called, so its activation"):
+        from_official(state, backbone)
+
+
 def test_a_backbone_without_final_norm_is_refused():
     state = official("imagenet")
     with pytest.raises(
@@ -315,27 +332,3 @@ def test_a_scale_that_is_no_number_is_refused_before_anything_is_done():
     with pytest.raises(ValueError, match="scale='1' is not a finite number"):
         from_official(state, model, "1")
     assert model.visual.proj is not None
-
-
-# Refusals: no place for a head.
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (
-            lambda s: tf_clip(s).vision_model,
-            r"CLIPVision\w+ returns BaseModelOutputWithPooling, which is neither the class token behind its final",
-        ),
-        (
-            lambda s: open_clip_model(s, pool_type="avg").visual,
-            r"VisionTransformer returns a tensor \(1, 24\), which is neither the class token",
-        ),
-    ],
-)
-def test_towers_that_return_something_else_are_refused(build, message):
-    model = build(official("clip"))
-    before = model.state_dict().keys()
-    with pytest.raises(ValueError, match=message):
-        with_place_for_head(model)
-    assert model.state_dict().keys() == before
