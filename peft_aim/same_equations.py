@@ -145,12 +145,12 @@ def _fits(differences: Mapping[object, float], expected: object) -> bool:
 @torch.no_grad()
 def _heads(file: Official, index: int, backbone: nn.Module, name: str, anatomy: Anatomy) -> int:
     """Return the number of heads of a block's attention, after a check that the official model has as many."""
-    block, weights, width = backbone.get_submodule(name), file.blocks[index], file.width
+    weights, width = file.blocks[index], file.width
+    attention = backbone.get_submodule(f"{name}.{anatomy.attention}")
     x = torch.randn(2, 8, width, generator=torch.Generator().manual_seed(0))
     x = _norm(x, weights, file.layout.norms[0], file.layout.eps)
     with running(backbone, training=False):
-        like = next(block.parameters())
-        got = first_tensor(anatomy.attend(block.get_submodule(anatomy.attention), x.to(like))).cpu().float()
+        got = first_tensor(anatomy.attend(attention, x.to(next(attention.parameters())))).cpu().float()
     counts = [heads for heads in range(1, width + 1) if width % heads == 0]
     differences = {n: relative_difference(got, _attention(weights, file.layout, x, n)) for n in counts}
     best = min(differences, key=differences.__getitem__)
