@@ -6,10 +6,12 @@ import math
 import os
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
 
+from peft_aim.card import write_card
 from peft_aim.peft_type import add_peft_type
 
 
@@ -137,6 +139,11 @@ class AIMConfig(PeftConfig):
         options["backbone_fingerprint"] = self.saved_from or self.backbone_fingerprint
         return options
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write ``adapter_config.json``, and a model card unless the folder has one that somebody has written."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_card(self.to_dict(), Path(save_directory))
+
     @property
     def has_block_adapters(self) -> bool:
         """Whether blocks get any adapter, and not only the embedding or a head are trained."""
@@ -171,6 +178,8 @@ class AIMConfig(PeftConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not True or False.")
 
     def _check_labels(self) -> None:
+        if not isinstance(self.video, (dict, type(None))):
+            raise ValueError(f"video={self.video!r} is not a dict. It is filled by peft-aim train; leave it out.")
         if self.num_labels is not None and (not _is_int(self.num_labels) or self.num_labels < 1):
             raise ValueError(
                 f"num_labels={self.num_labels!r} is not a positive integer. Give the number of classes, or None to "

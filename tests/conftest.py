@@ -1,7 +1,33 @@
+from pathlib import Path
+
 import pytest
 import torch
+import transformers as tf
+from videos import write
 
 
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three videos for training and two for validation in each of two classes."""
+    root = tmp_path / "videos"
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("dark", "light"):
+            for i in range(count):
+                write(root / split / name / f"{i}.mp4", count=4 + i)
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a small image classifier of transformers, for images of 32 pixels."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("backbone") / "vit"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    tf.ViTForImageClassification(tf.ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(path)
+    tf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(path)
+    return str(path)

@@ -23,10 +23,9 @@ from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from peft_aim import same_equations
-from peft_aim.convert import from_official
+from peft_aim.convert import from_official, same_equations
+from peft_aim.convert.place_for_head import with_place_for_head
 from peft_aim.example import image_size
-from peft_aim.place_for_head import with_place_for_head
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])

@@ -13,7 +13,7 @@ import torch
 from official import SIZES, WIDTH, frozen, official, open_clip_model, renamed, tf_clip, tf_vit, timm_clip, timm_vit
 from torch import Tensor, nn
 
-from peft_aim.convert import from_official
+from peft_aim.convert import from_official, same_equations
 
 # Refusals: the file.
 
@@ -235,7 +235,8 @@ def test_an_unknown_activation_is_refused():
         from_official(state, tf_vit(state, "silu"))
 
 
-def test_another_number_of_heads_is_refused():
+def test_another_number_of_heads_is_refused(monkeypatch):
+    monkeypatch.setattr(same_equations, "SMALLEST", WIDTH)
     state = official("clip")
     with pytest.raises(ValueError, match="attention of blocks.0 .* has 4 heads, .* was trained with 2 heads, 64 wide"):
         from_official(state, timm_clip(state, num_heads=4))

@@ -17,7 +17,8 @@ import peft_aim
 from peft_aim.peft_type import add_peft_type, register
 
 PACKAGE = Path(peft_aim.__file__).parent
-CORE = sorted(PACKAGE.glob("*.py"))
+CORE = sorted([*PACKAGE.glob("*.py"), *(PACKAGE / "convert").glob("*.py")])
+COMMANDS = sorted((PACKAGE / "commands").glob("*.py"))
 VIDEO = sorted((PACKAGE / "video").glob("*.py"))
 
 
@@ -36,6 +37,7 @@ def imports(path: Path, everywhere: bool = False) -> set[str]:
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
 def test_the_core_needs_torch_peft_transformers_and_safetensors_alone(path):
     allowed = {"torch", "peft", "transformers", "safetensors", "peft_aim", *sys.stdlib_module_names}
+    allowed |= {"huggingface_hub"} if path.name == "card.py" else set()  # PEFT's own means for model cards
     assert {name.split(".")[0] for name in imports(path)} <= allowed
     assert not any(name.startswith("peft_aim.video") for name in imports(path))
 
@@ -58,7 +60,7 @@ def test_modules_depend_on_each_other_in_one_direction():
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): {
             name for name in imports(path) if name.startswith("peft_aim")
         }
-        for path in CORE + VIDEO
+        for path in CORE + COMMANDS + VIDEO
     }
     done: list[str] = []
     while graph:
@@ -70,7 +72,7 @@ def test_modules_depend_on_each_other_in_one_direction():
 
 
 def test_no_file_is_large():
-    assert max(len(path.read_text().splitlines()) for path in CORE + VIDEO) <= 350
+    assert max(len(path.read_text().splitlines()) for path in CORE + COMMANDS + VIDEO) <= 350
 
 
 def test_peft_knows_the_method():

@@ -2,74 +2,151 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+import torchvision
+import transformers
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from peft_aim.convert.place_for_head import with_place_for_head
+from peft_aim.names import check_known, parse
 from peft_aim.video.transforms import Preprocessing
 
 
-def load_backbone(
-    name: str, weights: str | None = None, random_weights: bool = False
-) -> tuple[nn.Module, Preprocessing]:
+@dataclass(frozen=True)
+class Source:
+    """Where an image model comes from.
+
+    Attributes:
+        model: Its name: of timm, a folder or Hub id of transformers, "torchvision:NAME" or "open_clip:NAME/WEIGHTS",
+            see :func:`peft_aim.names.parse`.
+        weights: A file of weights to use instead of those that its library downloads.
+        model_class: The class of transformers to load it with, ``AutoModelForImageClassification`` if it is None.
+        revision: Which state of a Hub repository of transformers.
+        random_weights: Don't load any: a frozen backbone of noise, for trying things out.
+    """
+
+    model: str
+    weights: str | None = None
+    model_class: str | None = None
+    revision: str | None = None
+    random_weights: bool = False
+
+    @property
+    def downloads(self) -> bool:
+        """Whether its library is to load the pretrained weights that it knows."""
+        return not (self.weights or self.random_weights)
+
+    def resolved(self, model: nn.Module) -> Source:
+        """Say more exactly where a model that was loaded from here can be found again, from elsewhere, too."""
+        weights = self.weights and str(Path(self.weights).resolve())
+        revision = getattr(getattr(model, "config", None), "_commit_hash", None) or self.revision
+        return replace(self, model=model.name_or_path, weights=weights, revision=revision)
+
+
+def load_backbone(source: Source | str) -> tuple[nn.Module, Preprocessing]:
     """Load an image model and how it wants its images.
 
     Args:
-        name: A model of timm, ``vit_base_patch16_clip_224.openai`` for example, or a folder or Hub id of transformers
-            (with a "/" in it), ``google/vit-base-patch16-224`` for example.
-        weights: A file of weights to use instead of those that timm downloads.
-        random_weights: Don't load any: a frozen backbone of noise, for trying things out.
+        source: Where it comes from, or just its name.
+
+    Returns:
+        The model, whose ``name_or_path`` is what it can be loaded by again, and its preprocessing.
 
     Raises:
         ValueError: If there is no such model, or its pretrained weights cannot be had.
     """
-    if "/" in name or Path(name).is_dir():
-        if weights or random_weights:
-            raise ValueError(
-                f"{name} is loaded by transformers with its own weights. Leave weights and random_weights out."
-            )
-        return _from_transformers(name)
-    return _from_timm(name, weights, random_weights)
-
-
-def _from_timm(name: str, weights: str | None, random_weights: bool) -> tuple[nn.Module, Preprocessing]:
-    if not timm.is_model(name):
-        similar = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
-        raise ValueError(
-            f"timm has no model {name!r}{f' (similar: {similar})' if similar else ''}. See timm.list_models(); a "
-            "model of transformers is given by its folder or by its Hub id, with a '/' in it."
-        )
-    if weights and not Path(weights).is_file():
-        raise ValueError(f"There is no file {weights} with weights for {name}.")
+    source = Source(source) if isinstance(source, str) else source
+    library, name = parse(source.model)
+    if library == "transformers":
+        return _from_transformers(name, source)
+    if source.model_class or source.revision:
+        raise ValueError(f"A model class and a revision are for transformers' models; {source.model} is of {library}.")
+    check_known(library, name.partition("/")[0])
+    if source.weights and not Path(source.weights).is_file():
+        raise ValueError(f"There is no file {source.weights} with weights for {name}.")
+    build = {"timm": _from_timm, "torchvision": _from_torchvision, "open_clip": _from_open_clip}[library]
     try:
-        model = timm.create_model(name, pretrained=not (weights or random_weights), num_classes=0)
+        model, preprocessing, found = build(name, source)
     except Exception as error:
         raise ValueError(
             f"The pretrained weights of {name} could not be loaded ({type(error).__name__}: {error}). Give a file "
             "that has them with --weights FILE, or, knowing that the backbone is then frozen noise, --random-weights."
         ) from error
-    if weights:
-        state = load_file(weights) if weights.endswith(".safetensors") else torch.load(weights, weights_only=True)
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        if missing:
-            raise ValueError(f"{weights} lacks weights of {name}: {missing[:5]}, and has others: {unexpected[:5]}.")
-    data = resolve_model_data_config(model)
+    model.name_or_path = found
+    return model, preprocessing
+
+
+def _from_timm(name: str, source: Source) -> tuple[nn.Module, Preprocessing, str]:
+    model = timm.create_model(name, pretrained=source.downloads, num_classes=0)
+    _load_file(model, source.weights)
+    data, tag = resolve_model_data_config(model), model.pretrained_cfg.get("tag")
+    found = f"timm/{name.partition('.')[0]}{f'.{tag}' if source.downloads and tag else ''}"
     size = tuple(data["input_size"][-2:])
-    return model, Preprocessing(size, tuple(data["mean"]), tuple(data["std"]), data["interpolation"])
+    return model, Preprocessing(size, data["mean"], data["std"], data["interpolation"]), found
 
 
-def _from_transformers(name: str) -> tuple[nn.Module, Preprocessing]:
+def _from_torchvision(name: str, source: Source) -> tuple[nn.Module, Preprocessing, str]:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    model = torchvision.models.get_model(name, weights=weights if source.downloads else None)
+    _load_file(model, source.weights)
+    wish = weights.transforms()
+    size = (wish.crop_size * 2)[:2]
+    return model, Preprocessing(size, wish.mean, wish.std, wish.interpolation.value), f"torchvision:{name}"
+
+
+def _from_open_clip(name: str, source: Source) -> tuple[nn.Module, Preprocessing, str]:
+    import open_clip  # no part of the extra
+
+    name, _, tag = name.partition("/")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if source.downloads and tag not in tags:
+        raise ValueError(f"open_clip has the weights {tags} of {name}, but not {tag!r}: write {name}/WEIGHTS")
+    model = open_clip.create_model(name, source.weights or tag or None, load_weights=not source.random_weights)
+    data = open_clip.get_model_preprocess_cfg(model)
+    size = (data["size"],) * 2 if isinstance(data["size"], int) else data["size"]
+    preprocessing = Preprocessing(size, data["mean"], data["std"], data["interpolation"])
+    return with_place_for_head(model), preprocessing, f"open_clip:{name}{f'/{tag}' if tag else ''}"
+
+
+def _load_file(model: nn.Module, path: str | None) -> None:
+    if path is None:
+        return
+    state = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing:
+        raise ValueError(f"{path} lacks {missing[:5]}, and has others: {unexpected[:5]}")
+
+
+def _from_transformers(name: str, source: Source) -> tuple[nn.Module, Preprocessing]:
+    if source.weights or source.random_weights:
+        raise ValueError(
+            f"{name} is loaded by transformers with its own weights. Leave weights and random_weights out."
+        )
+    kind = getattr(transformers, source.model_class or "AutoModelForImageClassification", None)
+    if kind is None:
+        raise ValueError(f"transformers has no class {source.model_class!r} to load {name} with.")
     try:
-        model = AutoModelForImageClassification.from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name)
+        model = kind.from_pretrained(name, revision=source.revision or "main")
+        processor = transformers.AutoImageProcessor.from_pretrained(name, revision=source.revision or "main")
     except (OSError, ValueError) as error:
-        raise ValueError(f"transformers cannot load {name!r} as an image classifier: {error}") from error
+        raise ValueError(f"transformers cannot load {name!r} as an image model: {error}") from error
+    if Path(name).is_dir():
+        model.name_or_path = str(Path(name).resolve())  # found from elsewhere, too
+    return model, _as_wished(processor)
+
+
+def _as_wished(processor: Any) -> Preprocessing:
+    """Return the preprocessing of an image processor of transformers."""
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     side = size.get("shortest_edge", size.get("height")), size.get("shortest_edge", size.get("width"))
     resampling = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(int(getattr(processor, "resample", 2)), "bilinear")
-    return model, Preprocessing(side, tuple(processor.image_mean), tuple(processor.image_std), resampling)
+    if getattr(processor, "do_normalize", True):
+        return Preprocessing(side, processor.image_mean, processor.image_std, resampling)
+    return Preprocessing(side, (0.0,) * 3, (1.0,) * 3, resampling)

@@ -16,15 +16,18 @@ from torch.utils.data import TensorDataset, default_collate
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from peft_aim.video.backbones import load_backbone
+from peft_aim.video.clips import EvaluationClips
+from peft_aim.video.data import Data
 from peft_aim.video.digits import SIZE, TASKS, stills, write_videos
-from peft_aim.video.folder import class_names, scan
-from peft_aim.video.picture import Row, draw_predictions
-from peft_aim.video.train import Recipe, Report, dataset, train
-from peft_aim.video.transforms import Preprocessing
+from peft_aim.video.picture import draw_strip, row_of
+from peft_aim.video.recipe import Recipe
+from peft_aim.video.report import Report
+from peft_aim.video.train import train
+from peft_aim.video.transforms import Preprocessing, to_image
 
 VIDEOS_PER_CLASS = {"train": 120, "val": 50}
 PRETRAINING_STEPS = 400
-RECIPE = Recipe(epochs=8, batch_size=16, lr=5e-3, drop_path=0.0, crop_scale=(1.0, 1.0))
+RECIPE = Recipe(epochs=8, batch_size=16, lr=5e-3, drop_path=0.0, head_dropout=0.0, crop_scale=(1.0, 1.0))
 FROZEN = {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False}
 
 
@@ -52,8 +55,9 @@ def demo(folder: Path) -> list[dict[str, Any]]:
     for task in TASKS:
         for row, options in (("frozen", FROZEN), ("aim", {})):
             say(f"3/4  Task {task!r}: {'AIM' if row == 'aim' else 'a linear head on the frozen backbone'}")
+            data, output = Data.find(folder / task), folder / f"{task}-{row}"
             adapted[task], reports[task, row] = train(
-                folder / task, str(folder / "backbone"), folder / f"{task}-{row}", RECIPE, overwrite=True, **options
+                data, str(folder / "backbone"), output, RECIPE, overwrite=True, **options
             )
     say("4/4  Load both adapters into a fresh backbone, in another process, and swap them on one batch")
     compare_elsewhere(adapted, folder)
@@ -119,17 +123,18 @@ def compare_elsewhere(adapted: dict[str, PeftModel], folder: Path) -> None:
     rows, position = [], 0
     for (task, clips), of_task in zip(examples.items(), scores.values(), strict=True):
         for clip, label in clips:
-            rows.append(Row(clip, of_task[position], label, sorted(TASKS[task])))
+            probabilities = of_task[position].softmax(-1)
+            rows.append(row_of(to_image(clip, preprocessing), probabilities, sorted(TASKS[task]), label))
             position += 1
-    draw_predictions(folder / "predictions.png", rows, preprocessing)
+    draw_strip(folder / "predictions.png", rows)
 
 
 def validation_clips(root: Path, preprocessing: Preprocessing) -> list[tuple[Tensor, int]]:
     """Return the first validation clip of each class, with its label."""
-    videos = scan(root, "val", class_names(root)).videos
-    first = [next(video for video in videos if video[1] == label) for label in range(len(class_names(root)))]
-    clips = dataset(first, RECIPE, preprocessing, training=False)
-    return [(clips[i]["clips"], clips[i]["labels"]) for i in range(len(clips))]
+    data = Data.find(root)
+    first = [next(video for video in data.val if video[1] == label) for label in range(len(data.classes))]
+    clips = EvaluationClips(first, RECIPE.frames, RECIPE.stride, (1, 1), preprocessing, RECIPE.min_frames)
+    return [(item["clips"][0], item["labels"]) for item in map(clips.__getitem__, range(len(clips)))]
 
 
 def results(reports: dict[tuple[str, str], Report], folder: Path) -> list[dict[str, Any]]:
@@ -140,7 +145,8 @@ def results(reports: dict[tuple[str, str], Report], folder: Path) -> list[dict[s
         for row, name in (("frozen", "frozen backbone, linear head"), ("aim", "AIM")):
             report, adapter = reports[task, row], folder / f"{task}-{row}" / "adapter_model.safetensors"
             sizes = {"trained parameters": report.trained_parameters, "file bytes": adapter.stat().st_size}
-            rows.append({"task": task, "model": name, "top-1": report.accuracy, "videos": report.videos, **sizes})
+            best = report.evaluation.best
+            rows.append({"task": task, "model": name, "top-1": best.top1, "videos": best.videos, **sizes})
     return rows
 
 

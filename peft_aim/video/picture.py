@@ -1,62 +1,91 @@
-"""Draws clips with what a model takes them for."""
+"""Draws what a model takes videos for: strips of frames with predictions, and the confusion matrix."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from peft_aim.video.transforms import Preprocessing, to_image
+from peft_aim.video.metrics import Metrics
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """A clip and its prediction.
+    """A row of a picture.
 
     Attributes:
-        clip: The clip as the model got it, ``(T, 3, H, W)``.
-        scores: Scores of the classes, ``(classes,)``.
-        label: Index of the true class.
-        classes: Names of the classes.
+        images: Frames, ``(T, H, W, 3)`` in [0, 1].
+        text: What is written beside them.
+        colour: Of the text.
     """
 
-    clip: Tensor
-    scores: Tensor
-    label: int
-    classes: list[str]
-
-    @property
-    def text(self) -> str:
-        """The predicted class with its probability, and the true one if it is another."""
-        probabilities = self.scores.softmax(-1)
-        guess = int(probabilities.argmax())
-        text = f"{self.classes[guess]}  {probabilities[guess]:.0%}"
-        return text if guess == self.label else f"{text}\n(it is: {self.classes[self.label]})"
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the predicted class is the true one."""
-        return int(self.scores.argmax()) == self.label
+    images: Tensor
+    text: str
+    colour: str = "black"
 
 
-def draw_predictions(path: Path, rows: list[Row], preprocessing: Preprocessing) -> None:
-    """Draw the frames of each clip in a row, with its prediction beside them: green if right, red if not.
+def row_of(images: Tensor, probabilities: Tensor, classes: Sequence[str], label: int | None = None) -> Row:
+    """Make a row of a clip and its prediction: green if it is right, red if it is not.
+
+    Args:
+        images: Frames, ``(T, H, W, 3)`` in [0, 1].
+        probabilities: Of the classes, ``(classes,)``.
+        classes: Their names.
+        label: Index of the true class, if that is known.
+    """
+    guess = int(probabilities.argmax())
+    text = f"{classes[guess]}  {probabilities[guess]:.0%}"
+    if label is None:
+        return Row(images, text)
+    if guess == label:
+        return Row(images, text, "tab:green")
+    return Row(images, f"{text}\n(it is: {classes[label]})", "tab:red")
+
+
+def draw_strip(path: Path, rows: Sequence[Row]) -> None:
+    """Draw the frames of each clip in a row, with the text beside them.
 
     Args:
         path: The picture to write.
-        rows: The clips, all of T frames.
-        preprocessing: How the clips were prepared.
+        rows: The clips.
     """
-    frames = len(rows[0].clip)
+    frames = max(len(row.images) for row in rows)
     figure = Figure(figsize=(1.1 * frames + 2.6, 1.15 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), frames + 1, squeeze=False, width_ratios=[*[1.0] * frames, 2.2])
     for axes, row in zip(grid, rows, strict=True):
         for axis in axes:
             axis.axis("off")
-        for axis, image in zip(axes, to_image(row.clip, preprocessing), strict=False):
+        for axis, image in zip(axes, row.images, strict=False):
             axis.imshow(image.numpy())
-        axes[-1].text(0, 0.5, row.text, va="center", color="tab:green" if row.is_right else "tab:red")
+        axes[-1].text(0, 0.5, row.text, va="center", color=row.colour)
     grid[0, -1].set_title("prediction", loc="left")
+    figure.savefig(path, dpi=110)
+
+
+def draw_confusion(path: Path, metrics: Metrics) -> None:
+    """Draw which part of the videos of each class (rows) is taken for each class (columns).
+
+    Args:
+        path: The picture to write.
+        metrics: The results.
+    """
+    matrix, count = np.array(metrics.confusion), len(metrics.classes)
+    parts = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
+    side = min(20.0, 3 + 0.45 * count)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(parts, cmap="Blues", vmin=0, vmax=1), label="part of the class")
+    axes.set(xlabel="taken for", ylabel="class", title=f"top-1 {metrics.top1:.1%} of {metrics.videos} videos")
+    if count <= 60:  # more names cannot be read
+        axes.set_xticks(range(count), metrics.classes, rotation=90)
+        axes.set_yticks(range(count), metrics.classes)
+    if count <= 20:
+        for (row, column), number in np.ndenumerate(matrix):
+            axes.text(
+                column, row, number, ha="center", va="center", color="white" if parts[row, column] > 0.5 else "black"
+            )
     figure.savefig(path, dpi=110)

@@ -5,45 +5,94 @@ from __future__ import annotations
 import torch
 
 
-def one_per_segment(count: int, frames: int, random: bool) -> list[int]:
-    """Cut a video into equal segments and take a frame of each.
+def training_frames(count: int, frames: int, stride: int | None) -> list[int]:
+    """Choose the frames of a clip at random.
 
     Args:
         count: Number of frames of the video.
         frames: Number of frames T of the clip.
-        random: Take a random frame of each segment (training), or the one at its centre.
+        stride: Distance between them, from a random start; None cuts the video into T equal segments and takes a
+            random frame of each.
 
     Returns:
-        T frame indices in ascending order; a short video repeats frames.
+        T frame indices. A video that is too short loops (with a stride) or repeats frames (by segments).
 
     Example:
-        >>> one_per_segment(16, 4, random=False)
-        [2, 6, 10, 14]
-        >>> one_per_segment(2, 4, random=False)
-        [0, 0, 1, 1]
+        >>> training_frames(5, 4, stride=2)
+        [0, 2, 4, 1]
     """
-    offsets = torch.rand(frames) if random else torch.full((frames,), 0.5)
-    return [min(count - 1, int((i + offset) * count / frames)) for i, offset in enumerate(offsets.tolist())]
+    if stride is None:
+        return _of_segments(count, torch.rand(frames).tolist())
+    return _strided(int(torch.randint(_starts(count, frames, stride), ())), count, frames, stride)
 
 
-def strided(count: int, frames: int, stride: int, random: bool) -> list[int]:
-    """Take frames at a fixed stride, from a random start or from the middle of the video.
+def evaluation_frames(count: int, frames: int, stride: int | None, clips: int = 1) -> list[list[int]]:
+    """Choose the frames of one or several clips, always the same.
+
+    With a stride, the starts of the K clips are the centres of K equal intervals. By segments, each segment is cut
+    into K parts, and clip k takes the centre of the k-th of each.
 
     Args:
         count: Number of frames of the video.
-        frames: Number of frames T of the clip.
-        stride: Distance between them.
-        random: Start at random (training), or so that the clip is centred.
+        frames: Number of frames T per clip.
+        stride: Distance between them; None takes one of each of T equal segments.
+        clips: Number of clips K.
 
     Returns:
-        T frame indices; a video that is too short loops.
+        K times T frame indices. A video that is too short loops (with a stride) or repeats frames (by segments).
 
     Example:
-        >>> strided(20, 4, stride=4, random=False)
-        [3, 7, 11, 15]
-        >>> strided(3, 4, stride=2, random=False)
-        [0, 2, 1, 0]
+        >>> evaluation_frames(20, 4, stride=4)
+        [[4, 8, 12, 16]]
+        >>> evaluation_frames(20, 4, stride=4, clips=2)
+        [[2, 6, 10, 14], [6, 10, 14, 18]]
+        >>> evaluation_frames(16, 4, stride=None)
+        [[2, 6, 10, 14]]
     """
-    room = max(0, count - (frames - 1) * stride - 1)
-    start = int(torch.randint(room + 1, ())) if random else room // 2
+    centres = [(k + 0.5) / clips for k in range(clips)]
+    if stride is None:
+        return [_of_segments(count, [centre] * frames) for centre in centres]
+    starts = [int(centre * _starts(count, frames, stride)) for centre in centres]
+    return [_strided(start, count, frames, stride) for start in starts]
+
+
+def windows(seconds: list[float], length: float) -> list[range]:
+    """Cut a long video into windows that overlap by half.
+
+    Args:
+        seconds: When each frame is shown, ascending.
+        length: Length of a window in seconds.
+
+    Returns:
+        The frames of each window: one for all if the video is hardly longer than that, else each of about the length.
+
+    Example:
+        >>> windows([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], length=3.0)
+        [range(0, 3), range(2, 5), range(3, 6)]
+    """
+    begin, end = seconds[0], seconds[-1] + (seconds[-1] - seconds[0]) / max(1, len(seconds) - 1)
+    count = max(1, round(2 * (end - begin) / length) - 1)
+    if count == 1:
+        return [range(len(seconds))]
+    step = (end - begin - length) / (count - 1)
+    found = []
+    for k in range(count):
+        start = begin + k * step
+        inside = [i for i, when in enumerate(seconds) if start - 1e-6 <= when < start + length - 1e-6]
+        if inside:
+            found.append(range(inside[0], inside[-1] + 1))
+    return found
+
+
+def _starts(count: int, frames: int, stride: int) -> int:
+    """Return how many starts a clip can have in a video."""
+    return max(1, count - (frames - 1) * stride)
+
+
+def _strided(start: int, count: int, frames: int, stride: int) -> list[int]:
     return [(start + i * stride) % count for i in range(frames)]
+
+
+def _of_segments(count: int, offsets: list[float]) -> list[int]:
+    """Take of each segment the frame at an offset in [0, 1)."""
+    return [min(count - 1, int((i + offset) * count / len(offsets))) for i, offset in enumerate(offsets)]

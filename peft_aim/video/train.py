@@ -1,253 +1,217 @@
-"""Trains an AIM adapter on a folder of videos with transformers' Trainer."""
+"""Trains an AIM adapter on videos with transformers' Trainer, on all devices that accelerate knows.
+
+``accelerate launch -m peft_aim.video.train VIDEOS --model NAME --output DIR`` is ``peft-aim train`` on several.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import asdict, dataclass, field
-from functools import partial
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
-from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
 
 from peft_aim.config import AIMConfig
-from peft_aim.video import sampling
-from peft_aim.video.backbones import load_backbone
-from peft_aim.video.folder import Scan, VideoFolder, class_names, scan
-from peft_aim.video.transforms import Preprocessing, for_evaluation, for_training
-
-
-@dataclass
-class Recipe:
-    """How an adapter is trained.
-
-    Attributes:
-        frames: Frames T per clip.
-        stride: Distance of the frames in the video; None takes one of each of T equal segments.
-        epochs: Passes over the training videos.
-        batch_size: Clips per step.
-        lr: Peak learning rate; it warms up over a tenth of the steps and falls to 0 along a cosine.
-        weight_decay: Weight decay, on neither biases nor norms nor the temporal embedding.
-        drop_path: Final rate of stochastic depth on the temporal and joint branches.
-        crop_scale: Least and greatest part of a frame's area that training crops keep.
-        flip: Mirror half of the training clips. Not for classes that tell left from right.
-        workers: Processes that read videos beside the training process.
-        seed: Of all random numbers.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
-
-    frames: int = 8
-    stride: int | None = None
-    epochs: int = 30
-    batch_size: int = 8
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    drop_path: float = 0.2
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    flip: bool = False
-    workers: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least, greatest = self.crop_scale
-        wanted = {
-            "frames": (self.frames >= 1, "1 or more"),
-            "stride": (self.stride is None or self.stride >= 1, "1 or more; leave it out for one frame per segment"),
-            "epochs": (self.epochs >= 1, "1 or more"),
-            "batch_size": (self.batch_size >= 1, "1 or more"),
-            "lr": (0 < self.lr < math.inf, "a positive number"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
-            "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
-            "crop_scale": (0 < least <= greatest <= 1, "two numbers in (0, 1], the smaller one first"),
-            "workers": (self.workers >= 0, "0 or more"),
-        }
-        for name, (good, wish) in wanted.items():
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r} is out of range: give {wish}.")
-
-    def sample(self, count: int, random: bool) -> list[int]:
-        """Choose the frames of a clip from a video of ``count`` frames."""
-        if self.stride is None:
-            return sampling.one_per_segment(count, self.frames, random)
-        return sampling.strided(count, self.frames, self.stride, random)
-
-
-@dataclass
-class Report:
-    """What came out of a training.
-
-    Attributes:
-        accuracy: Part of the validation videos that are classified right; None if there are none.
-        videos: Number of validation videos behind it.
-        trained_parameters: Number of parameters trained.
-        skipped: Files that could not be read, with the reason.
-        notes: What else is worth knowing of the videos.
-        classes: Names of the classes.
-        recipe: How it was trained.
-    """
-
-    accuracy: float | None
-    videos: int
-    trained_parameters: int
-    skipped: dict[str, str]
-    notes: list[str]
-    classes: list[str]
-    recipe: Recipe = field(repr=False)
+from peft_aim.video.backbones import Source, load_backbone
+from peft_aim.video.checkpoints import MarkComplete, SaveOnInterrupt, begin_run, last_complete
+from peft_aim.video.clips import NoiseClips, TrainingClips
+from peft_aim.video.data import Data, notes_on, typical_seconds
+from peft_aim.video.describe import Description
+from peft_aim.video.evaluate import evaluate_model
+from peft_aim.video.processes import on_cpu, processes, say
+from peft_aim.video.recipe import Recipe
+from peft_aim.video.report import Report
+from peft_aim.video.trainer import ClipTrainer, Speed, gather_reasons
+from peft_aim.video.transforms import ForTraining
 
 
 def train(
-    root: str | Path,
-    model: str,
+    data: Data,
+    model: Source | str,
     output: str | Path,
-    recipe: Recipe,
-    weights: str | None = None,
-    random_weights: bool = False,
+    recipe: Recipe | None = None,
+    check: bool = False,
+    resume: bool = False,
     overwrite: bool = False,
     **aim_options: Any,
 ) -> tuple[PeftModel, Report]:
-    """Train an adapter on ``root/{train,val}/<class>/*`` and save it, with a report, to a folder.
+    """Train an adapter on videos, evaluate it, and save it with all that is to be known of it.
+
+    Videos that cannot be read are skipped and named in the report. While it trains, checkpoints are written to
+    ``output/checkpoints`` after each epoch, and upon Ctrl-C.
 
     Args:
-        root: The folder of videos; without a split ``val`` nothing is evaluated.
-        model: Name of the image model, see :func:`peft_aim.video.backbones.load_backbone`.
+        data: The videos.
+        model: The image model.
         output: New or empty folder for the adapter and ``report.json``.
         recipe: How to train.
-        weights: A file of weights for the image model.
-        random_weights: Train on a backbone of noise, knowingly.
+        check: Open all videos before, to know the broken ones.
+        resume: Go on from the last complete checkpoint in ``output``.
         overwrite: Write to ``output`` although there is something in it.
-        aim_options: Options of :class:`peft_aim.AIMConfig`.
+        aim_options: Further options of :class:`peft_aim.AIMConfig`.
 
     Returns:
         The adapted model, and what came out.
 
     Raises:
-        ValueError: If there are no videos, no such model, or something in the output folder.
+        ValueError: If there is no such model, something in the output folder, or nothing to resume.
+        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
     """
-    torch.manual_seed(recipe.seed)
-    root, output = Path(root), Path(output)
-    check_output(output, overwrite)
-    classes = class_names(root)
-    splits = {split: scan(root, split, classes) for split in ("train", "val") if (root / split).is_dir()}
-    backbone, preprocessing = load_backbone(model, weights, random_weights)
-    drops = aim_options.get("temporal", True) or aim_options.get("joint", True)
-    config = AIMConfig(
-        num_frames=recipe.frames,
-        id2label=dict(enumerate(classes)),
-        drop_path=recipe.drop_path if drops else 0.0,
-        **aim_options,
-    )
-    adapted = get_peft_model(backbone, config)
-    datasets = {
-        split: dataset(found.videos, recipe, preprocessing, split == "train") for split, found in splits.items()
-    }
-    accuracy, videos = fit(adapted, datasets, recipe, output)
-    report = Report(
-        accuracy=accuracy,
-        videos=videos,
-        trained_parameters=adapted.get_nb_trainable_parameters()[0],
-        skipped={str(path): reason for found in splits.values() for path, reason in found.broken.items()},
-        notes=notes_on(splits, classes),
-        classes=classes,
-        recipe=recipe,
-    )
-    (output / "report.json").write_text(json.dumps({"model": model, **asdict(report)}, indent=2))
+    recipe, output = recipe or Recipe(), Path(output)
+    source = Source(model) if isinstance(model, str) else model
+    begin_run(output, recipe, source, data.classes, resume, overwrite)
+    data, broken = data.without_broken(recipe) if check else (data, [])
+    adapted, description = adapt(data, source, recipe, **aim_options)
+    notes = [*notes_on(data), *precision_note(recipe)]
+    for note in notes:
+        say(f"Note: {note}")
+    clips = TrainingClips(data.train, recipe, ForTraining(description.preprocessing, recipe, data.classes))
+    trainer = new_trainer(adapted, clips, recipe, output / "checkpoints")
+    interrupt = SaveOnInterrupt()
+    trainer.add_callback(interrupt)
+    trainer.train(resume_from_checkpoint=_checkpoint(output) if resume else None)
+    if interrupt.happened:
+        raise KeyboardInterrupt(f"a checkpoint is in {output / 'checkpoints'}; go on with --resume")
+    description = replace(description, seconds=typical_seconds(data.train))
+    save(trainer, description, output)
+    skipped, evaluation = {*broken, *gather_reasons(trainer.skipped)}, None
+    if data.val:
+        size = trainer.args.per_device_train_batch_size
+        evaluation = evaluate_model(adapted, description, data.val, None, size, recipe.workers, recipe.min_frames)
+        skipped |= {*evaluation.skipped}
+        save(trainer, replace(description, results={"val": evaluation.summary()}), output)
+    speed, count = trainer.speed.result(trainer.args), adapted.get_nb_trainable_parameters()[0]
+    report = Report(evaluation, count, sorted(skipped), notes, speed, data.classes, recipe)
+    if processes().is_main_process:
+        report.write(output)
+        shutil.rmtree(output / "checkpoints")
     return adapted, report
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Check that nothing is lost by writing to a folder.
+def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 20, **aim_options: Any) -> Speed:
+    """Train on noise that needs no reading, to see how fast the model is by itself. Nothing is kept."""
+    adapted, description = adapt(data, Source(model) if isinstance(model, str) else model, recipe, **aim_options)
+    shape = (recipe.frames, 3, *description.preprocessing.size)
+    with tempfile.TemporaryDirectory() as folder:
+        clips = NoiseClips(steps * recipe.batch_size, shape)
+        once = replace(recipe, epochs=1, workers=0, mixup=0.0)
+        trainer = new_trainer(adapted, clips, once, Path(folder))
+        trainer.args.save_strategy = "no"
+        trainer.train()
+    return trainer.speed.result(trainer.args)
+
+
+def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description]:
+    """Load the backbone and give it a fresh adapter, with what that says of itself."""
+    torch.manual_seed(recipe.seed)
+    backbone, preprocessing = load_backbone(source)
+    if recipe.checkpointing:
+        recompute(backbone)
+    drops = aim_options.get("temporal", True) or aim_options.get("joint", True)
+    options = {
+        "num_frames": recipe.frames,
+        "id2label": dict(enumerate(data.classes)),
+        "scale": recipe.scale,
+        "temporal_adapters": recipe.temporal_adapters,
+        "drop_path": recipe.drop_path if drops else 0.0,
+        "head_dropout": recipe.head_dropout,
+        "final_norm": True,
+    }
+    adapted = get_peft_model(backbone, AIMConfig(**{**options, **aim_options}))
+    return adapted, Description.new(recipe, preprocessing, source.resolved(backbone), data.classes)
+
+
+def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) -> ClipTrainer:
+    """Put a recipe into transformers' terms.
 
     Raises:
-        ValueError: If it is a file, or has something in it that is not to be overwritten.
+        ValueError: If the batch cannot be divided among the processes.
     """
-    if output.is_file():
-        raise ValueError(f"The output {output} is a file. Give a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise ValueError(f"The output {output} is not empty. Give another folder, or allow it with --overwrite.")
-
-
-def notes_on(splits: dict[str, Scan], classes: list[str]) -> list[str]:
-    """Return what a user should know of the videos before trusting the accuracy."""
-    notes = [] if "val" in splits else ["There is no split val, so nothing was evaluated."]
-    for split, found in splits.items():
-        labels = {label for _, label, _ in found.videos}
-        absent = [name for label, name in enumerate(classes) if label not in labels]
-        if absent:
-            notes.append(f"No video of {split} that could be read is of the classes {absent}.")
-    return notes
-
-
-def dataset(videos: list, recipe: Recipe, preprocessing: Preprocessing, training: bool) -> VideoFolder:
-    """Return the clips of scanned videos, prepared for training or for evaluation."""
-    transform = (
-        for_training(preprocessing, recipe.crop_scale, recipe.flip) if training else for_evaluation(preprocessing)
-    )
-    return VideoFolder(videos, partial(recipe.sample, random=training), transform)
-
-
-def fit(model: PeftModel, datasets: dict[str, VideoFolder], recipe: Recipe, output: Path) -> tuple[float | None, int]:
-    """Train an adapter and save it; return its accuracy on the split ``val`` and the number of videos behind it."""
+    parts = processes().num_processes * recipe.accumulation
+    if recipe.batch_size % parts:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} cannot be divided among {processes().num_processes} processes with "
+            f"{recipe.accumulation} parts each. Give a multiple of {parts}."
+        )
     arguments = TrainingArguments(
-        output_dir=str(output),
+        output_dir=str(folder),
+        use_cpu=on_cpu(),
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        learning_rate=recipe.lr,
+        per_device_train_batch_size=recipe.batch_size // parts,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=recipe.peak_lr,
         weight_decay=recipe.weight_decay,
+        max_grad_norm=0.0,  # the paper clips nothing
         lr_scheduler_type="cosine",
-        warmup_steps=0.1,
+        warmup_steps=recipe.warmup,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16" and torch.cuda.is_available(),
+        torch_compile=recipe.compile,
         dataloader_num_workers=recipe.workers,
         dataloader_persistent_workers=recipe.workers > 0,
         dataloader_pin_memory=torch.cuda.is_available(),
-        label_names=["labels"],
         remove_unused_columns=False,
-        save_strategy="no",
-        logging_strategy="no",
+        save_strategy="epoch",
+        save_total_limit=2,
+        logging_strategy="epoch",
         report_to=[],
         seed=recipe.seed,
     )
-    trainer = ClipTrainer(
-        model,
-        arguments,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("val"),
-        compute_metrics=top1,
-    )
-    trainer.train()
-    model.save_pretrained(str(output))
-    if "val" not in datasets:
-        return None, 0
-    metrics = trainer.evaluate()
-    return metrics["eval_accuracy"], metrics["eval_videos"]
+    trainer = ClipTrainer(model, arguments, clips, recipe.label_smoothing, recipe.mixup)
+    trainer.add_callback(MarkComplete())
+    return trainer
 
 
-def top1(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the part of the videos that are classified right, and the number of videos that could be read."""
-    readable = prediction.label_ids >= 0
-    right = (prediction.predictions.argmax(-1) == prediction.label_ids)[readable]
-    return {"accuracy": float(right.mean()) if len(right) else float("nan"), "videos": len(right)}
+def recompute(backbone: nn.Module) -> None:
+    """Switch on a backbone's own gradient checkpointing.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if hasattr(backbone, "set_grad_checkpointing"):  # timm, open_clip
+        backbone.set_grad_checkpointing(True)
+        return
+    for name in (
+        "activation_checkpointing_enable",
+        "gradient_checkpointing_enable",
+    ):  # transformers, from 5.22 and before
+        if hasattr(backbone, name):
+            getattr(backbone, name)({"use_reentrant": False})
+            return
+    raise ValueError(f"{type(backbone).__name__} cannot recompute its activations: leave out --checkpointing.")
 
 
-class ClipTrainer(Trainer):
-    """transformers' Trainer for any model that takes clips and returns scores, as a tensor or in a ModelOutput."""
+def save(trainer: ClipTrainer, description: Description, output: Path) -> None:
+    """Save the adapter with what it says of itself, from however many processes have a part of it."""
+    config = trainer.accelerator.unwrap_model(trainer.model).active_peft_config
+    config.revision = description.source.revision
+    description.write(config)
+    trainer.save_model(str(output))
+    if trainer.args.should_save:
+        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to trust
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Compute the cross-entropy of the scores; clips that could not be read, labelled -100, don't count."""
-        output = model(inputs["clips"])
-        scores = output if isinstance(output, Tensor) else output["logits"]
-        readable = (inputs["labels"] >= 0).sum().clamp(min=1)
-        loss = F.cross_entropy(scores.float(), inputs["labels"], ignore_index=-100, reduction="sum") / readable
-        return (loss, {"logits": scores}) if return_outputs else loss
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Leave the temporal embedding, like biases and norms, without weight decay."""
-        return [name for name in super().get_decay_parameter_names(model) if "temporal_embedding" not in name]
+def _checkpoint(output: Path) -> str | None:
+    found = last_complete(output / "checkpoints")
+    say(f"Going on from {found}" if found else "There is no complete checkpoint yet: starting from the beginning")
+    return found and str(found)
+
+
+def precision_note(recipe: Recipe) -> list[str]:
+    """Return that a recipe's half precision cannot be had, if that is so."""
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        return ["Without a GPU there is no training in fp16: it is done in full precision."]
+    return []
+
+
+if __name__ == "__main__":
+    from peft_aim.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from peft_aim.backbone import Survey
-from peft_aim.observe import relative_difference
-from peft_aim.official import Official
+from peft_aim.convert.observe import relative_difference
+from peft_aim.convert.official import Official
 
 HALF_PRECISION = 0.005  # rounding to bfloat16 makes 0.0017
 PARTS = ("query", "key", "value")

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from peft_aim.anatomy import PartNames
 from peft_aim.backbone import Survey, survey
 from peft_aim.config import AIMConfig
-from peft_aim.observe import check_has_weights, observe
-from peft_aim.official import Official, read_official
-from peft_aim.place_for_head import with_place_for_head
-from peft_aim.same_equations import check_same_equations, mlp_layers
-from peft_aim.same_weights import check_nothing_else, check_same_size, pair_weights
+from peft_aim.convert.observe import check_has_weights, observe
+from peft_aim.convert.official import Official, read_official
+from peft_aim.convert.place_for_head import with_place_for_head
+from peft_aim.convert.same_equations import check_same_equations, mlp_layers
+from peft_aim.convert.same_weights import check_nothing_else, check_same_size, pair_weights
 from peft_aim.targets import check_free
 
 ADAPTER = "default"
@@ -36,7 +36,7 @@ def from_official(
         backbone: The image model that the file was trained on, with its pretrained weights, of timm, transformers
             (``CLIPVisionModelWithProjection``, ``ViTForImageClassification``) or open_clip. It is modified, as by
             ``get_peft_model``; if it has no place for a head, as by
-            :func:`~peft_aim.place_for_head.with_place_for_head`, even if it is refused afterwards.
+            :func:`~peft_aim.convert.place_for_head.with_place_for_head`, even if it is refused afterwards.
         scale: Factor s on the joint adapter, which the file doesn't know: 0.5 in the paper, but 1.0 for
             Something-Something v2.
 

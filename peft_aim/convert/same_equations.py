@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from peft_aim.anatomy import Anatomy
 from peft_aim.backbone import Survey
-from peft_aim.observe import Observed, relative_difference
-from peft_aim.official import Layout, Official, Weights
+from peft_aim.convert.observe import Observed, relative_difference
+from peft_aim.convert.official import Layout, Official, Weights
+from peft_aim.convert.same_weights import Pairs
 from peft_aim.outputs import first_tensor
-from peft_aim.same_weights import Pairs
 from peft_aim.trace import running
 
 ACTIVATIONS = {
@@ -25,6 +25,7 @@ ACTIVATIONS = {
 }
 TOLERANCE = 0.02  # of half precision, and of norms' epsilons
 HEAD_WIDTH = 64  # of all official models, and in no file
+SMALLEST = 768  # width of the smallest official model; of own, smaller ones the heads are the backbone's
 
 
 def mlp_layers(pairs: Pairs, file: Official) -> list[tuple[str, str]]:
@@ -154,7 +155,7 @@ def _heads(file: Official, index: int, backbone: nn.Module, name: str, anatomy: 
     counts = [heads for heads in range(1, width + 1) if width % heads == 0]
     differences = {n: relative_difference(got, _attention(weights, file.layout, x, n)) for n in counts}
     best = min(differences, key=differences.__getitem__)
-    expected = best if width % HEAD_WIDTH else width // HEAD_WIDTH
+    expected = best if width < SMALLEST or width % HEAD_WIDTH else width // HEAD_WIDTH
     if not _fits(differences, expected):
         seen = f"has {best} heads" if _fits(differences, best) else "is something else than plain softmax attention"
         raise ValueError(

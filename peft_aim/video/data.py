@@ -1,0 +1,94 @@
+"""The videos of a task: those to train on, those to evaluate on, and what is to be known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from peft_aim.video.clips import scan
+from peft_aim.video.decode import BrokenVideo, open_video
+from peft_aim.video.listing import class_names, find_videos, has_split, indexed
+from peft_aim.video.recipe import Recipe
+
+Videos = Sequence[tuple[Path, int]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled videos.
+
+    Attributes:
+        classes: Names of the classes.
+        train: The videos to train on, with the indices of their classes.
+        val: Those to evaluate on; there may be none.
+    """
+
+    classes: list[str]
+    train: Videos
+    val: Videos = ()
+
+    @classmethod
+    def find(
+        cls,
+        videos: str | Path,
+        val: str | Path | None = None,
+        root: str | Path | None = None,
+        classes: list[str] | None = None,
+    ) -> Data:
+        """Find the videos of the splits "train" and "val".
+
+        Args:
+            videos: A folder, list or table, see :func:`peft_aim.video.listing.find_videos`.
+            val: A list or table of the videos to evaluate on, if they are not in ``videos``.
+            root: Where the paths in lists begin.
+            classes: Names of the classes, for videos that are labelled by index.
+
+        Raises:
+            ValueError: If there are no videos, one class only, or one in val that is not in train.
+        """
+        named = Path(videos).is_dir() or has_split(videos, "train")
+        train = find_videos(videos, "train" if named else None, root)
+        classes = class_names(train, classes)
+        if val is None and has_split(videos, "val"):
+            return cls(classes, indexed(train, classes), indexed(find_videos(videos, "val", root), classes))
+        held_out = find_videos(val, None, root) if val else []
+        return cls(classes, indexed(train, classes), indexed(held_out, classes))
+
+    def without_broken(self, recipe: Recipe) -> tuple[Data, list[str]]:
+        """Open all videos once; return those that can be read, and the reasons of the others."""
+        parts, reasons = {}, []
+        for split in ("train", "val"):
+            videos = getattr(self, split)
+            broken = scan(videos, recipe.min_frames, recipe.workers, split) if videos else {}
+            parts[split] = [video for video in videos if video[0] not in broken]
+            reasons += broken.values()
+        if not parts["train"]:
+            raise ValueError(f"None of the {len(self.train)} training videos can be read. {reasons[0]}")
+        return replace(self, **parts), reasons
+
+
+def notes_on(data: Data) -> list[str]:
+    """Return what a user should know of the videos before trusting the results."""
+    notes = [] if data.val else ["There is no split val, so nothing was evaluated."]
+    for split in ("train", "val") if data.val else ("train",):
+        labels = {label for _, label in getattr(data, split)}
+        absent = [name for label, name in enumerate(data.classes) if label not in labels]
+        if absent:
+            shown = f"{absent[:8]}{f' and {len(absent) - 8} more' if len(absent) > 8 else ''}"
+            notes.append(f"No video of {split} is of the classes {shown}.")
+    return notes
+
+
+def typical_seconds(videos: Videos, sample: int = 25) -> float | None:
+    """Return the median length of some of the videos that can be read."""
+    lengths = []
+    for path, _ in videos[:: max(1, len(videos) // sample)]:
+        try:
+            with open_video(path) as video:
+                lengths.append(video.seconds[-1])
+        except BrokenVideo:
+            continue
+    return round(float(np.median(lengths)), 2) if lengths else None

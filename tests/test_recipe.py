@@ -1,0 +1,120 @@
+"""The paper's settings, exactly, and what is no recipe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+
+import pytest
+
+from peft_aim.commands.train import _help
+from peft_aim.video.recipe import PRESETS, Recipe, preset
+
+COMMON = {
+    "lr": 3e-4,
+    "lr_batch": 64,
+    "batch_size": 64,
+    "weight_decay": 0.05,
+    "warmup_epochs": 2.5,
+    "drop_path": 0.2,
+    "head_dropout": 0.5,
+    "precision": "fp16",
+    "crop_scale": (0.08, 1.0),
+    "mixup": 0.0,
+}
+DENSE = {"epochs": 30, "scale": 0.5, "temporal_adapters": 1, "flip": True, "label_smoothing": 0.0}
+PAPER = {
+    "kinetics400": {**DENSE, "frames": 32, "stride": 4, "views": (3, 1), "color_jitter": False},
+    "kinetics400-large": {**DENSE, "frames": 32, "stride": 4, "views": (3, 1), "color_jitter": True},
+    "kinetics700": {**DENSE, "frames": 8, "stride": 16, "views": (3, 3)},
+    "kinetics700-large": {**DENSE, "frames": 32, "stride": 4, "views": (3, 3)},
+    "ssv2": {
+        "epochs": 50,
+        "frames": 8,
+        "stride": None,
+        "scale": 1.0,
+        "temporal_adapters": 2,
+        "flip": False,
+        "flip_pairs": ((86, 87), (93, 94), (166, 167)),
+        "rand_augment": (4, 7),
+        "random_erasing": 0.25,
+        "label_smoothing": 0.1,
+        "views": (1, 3),
+    },
+    "diving48": {**DENSE, "epochs": 50, "frames": 32, "stride": None, "views": (1, 1)},
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_are_the_papers_settings(name):
+    assert PRESETS.keys() == PAPER.keys()
+    options = asdict(PRESETS[name])
+    expected = {**COMMON, **PAPER[name]}
+    assert {key: options[key] for key in expected} == expected
+    assert PRESETS[name].peak_lr == 3e-4
+
+
+def test_other_numbers_of_frames_keep_the_span_of_a_clip():
+    assert [preset("kinetics400", frames=frames).stride for frames in (8, 16, 32)] == [16, 8, 4]
+    assert preset("kinetics400", frames=8, stride=2).stride == 2
+    assert preset("ssv2", frames=16).stride is None
+
+
+def test_the_learning_rate_scales_with_the_batch_if_wanted():
+    assert preset("ssv2", batch_size=8).peak_lr == pytest.approx(3e-4 / 8)
+    assert preset("ssv2", batch_size=128, lr=1e-4).peak_lr == pytest.approx(2e-4)
+    assert Recipe(lr=1e-3, batch_size=4).peak_lr == 1e-3
+
+
+def test_warm_up_is_given_in_epochs_and_stays_short():
+    assert preset("kinetics400").warmup == pytest.approx(2.5 / 30)
+    assert Recipe(epochs=4).warmup == 0.25
+
+
+def test_recipes_survive_json():
+    recipe = preset("ssv2")
+    as_lists = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
+    assert Recipe(**as_lists) == recipe
+
+
+@pytest.mark.parametrize("option", fields(Recipe), ids=lambda option: option.name)
+def test_every_option_is_explained_in_help(option):
+    assert len(_help(option)) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 0}, "stride=0 is out of range: give 1 or more"),
+        ({"epochs": 0}, "epochs=0 is out of range"),
+        ({"frames": 0}, "frames=0 is out of range"),
+        ({"batch_size": 0}, "batch_size=0 is out of range"),
+        ({"batch_size": 8, "accumulation": 3}, "accumulation=3 is out of range: give a divisor of batch_size"),
+        ({"lr": float("nan")}, "lr=nan is out of range: give a positive number"),
+        ({"lr_batch": 0}, "lr_batch=0 is out of range"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 is out of range"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs=-1.0 is out of range"),
+        ({"drop_path": 1.0}, r"drop_path=1.0 is out of range: give in \[0, 1\)"),
+        ({"head_dropout": 1.0}, "head_dropout=1.0 is out of range"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0 is out of range"),
+        ({"random_erasing": 2.0}, "random_erasing=2.0 is out of range"),
+        ({"mixup": -1.0}, "mixup=-1.0 is out of range"),
+        ({"rand_augment": (2, 11)}, r"rand_augment=\(2, 11\) is out of range"),
+        ({"crop_scale": (2.0, 1.0)}, r"crop_scale=\(2.0, 1.0\) is out of range: give two numbers in \(0, 1\]"),
+        ({"flip_pairs": ((1, 2, 3),)}, "flip_pairs=.* is out of range: give pairs of classes"),
+        ({"precision": "fp8"}, "precision='fp8' is out of range"),
+        ({"views": (0, 1)}, r"views=\(0, 1\) is out of range"),
+        ({"min_frames": 0}, "min_frames=0 is out of range"),
+        ({"workers": -1}, "workers=-1 is out of range"),
+        ({"temporal_adapters": 3}, "temporal_adapters=3 is out of range: give 1 or 2"),
+        ({"scale": float("inf")}, "scale=inf is out of range"),
+    ],
+    ids=str,
+)
+def test_recipes_are_validated(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+def test_unknown_presets_are_refused():
+    with pytest.raises(ValueError, match="There is no recipe 'hmdb51'. There are kinetics400, "):
+        preset("hmdb51")

@@ -1,0 +1,55 @@
+"""Videos to test with: frame i of each is grey, of the value 20 i."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+
+def write(path: Path, count: int = 12, size: tuple[int, int] = (32, 48), key_every: int = 5, rate: int = 10) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "5", "g": str(key_every), "bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv444p"
+        for i in range(count):
+            image = np.full((*size, 3), 20 * i % 256, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_variable(path: Path, gaps: list[int]) -> Path:
+    """Write a video whose frames are shown for that many tenths of a second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "5", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv444p"
+        stream.codec_context.time_base = Fraction(1, 10)
+        time = 0
+        for i, gap in enumerate(gaps):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 20 * i, dtype=np.uint8), format="rgb24")
+            frame.pts, time = time, time + gap
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_broken(folder: Path) -> dict[str, Path]:
+    """Write what people have among their videos; return it by what is wrong with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = write(folder / "whole.mp4", count=60, size=(64, 64)).read_bytes()
+    (folder / "whole.mp4").unlink()
+    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])  # its table of contents was at the end
+    (folder / "note.mp4").write_text("not a video\n" * 50)
+    (folder / "empty.mp4").write_bytes(b"")
+    write(folder / "one.mp4", count=1)
+    return {name: folder / f"{name}.mp4" for name in ("truncated", "note", "empty", "one")}
+
+
+def shown(frames: torch.Tensor) -> list[int]:
+    """Return the numbers of frames, by their grey."""
+    return (frames.float().mean((1, 2, 3)) / 20).round().int().tolist()
