@@ -46,7 +46,7 @@ def test_what_is_no_command_is_an_error_of_usage(arguments, capsys):
 
 def test_parts_of_a_backbone_are_not_given_alone(capsys):
     assert main(["predict", "adapter", "video.mp4", "--weights", "w.pth"]) == 1
-    assert "--weights, --model-class and --revision go with --model" in capsys.readouterr().err
+    assert "--weights, --model-class, --revision and --image-size go with --model" in capsys.readouterr().err
 
 
 def test_commands_can_be_run_as_modules():

@@ -25,6 +25,7 @@ from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
 from peft_aim.video.data import Data
 from peft_aim.video.describe import Description
+from peft_aim.video.pipeline import video_pipeline
 from peft_aim.video.predict import predict
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.train import train
@@ -150,6 +151,20 @@ def test_a_description_survives_saving(tasks):
     again = AIMConfig(num_frames=3, id2label=config.id2label)
     description.write(again)
     assert Description.read(again, "two") == description
+
+
+# transformers' pipeline.
+
+
+def test_transformers_pipeline_classifies_videos(tasks):
+    classify = video_pipeline(str(tasks / "two"))
+    assert isinstance(classify, tf.VideoClassificationPipeline)
+    paths = [str(tasks / "video.mp4"), str(tasks / "long.mp4")]
+    for path, found in zip(paths, classify(paths, top_k=3), strict=True):
+        (expected,) = predict(str(tasks / "two"), path, window=0)
+        assert [(row["label"], pytest.approx(row["score"], abs=1e-6)) for row in found] == expected.top
+    assert len(classify(paths[0], top_k=1)) == 1
+    assert sum(row["score"] for row in classify(paths[0])) == pytest.approx(1)
 
 
 # The model card.

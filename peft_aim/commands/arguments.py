@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import Any
 
 Commands = Any  # what argparse returns for subcommands has no public name
@@ -27,6 +28,9 @@ def add_backbone(parser: argparse.ArgumentParser, required: bool) -> None:
     group.add_argument("--weights", metavar="FILE", help="file of weights, instead of downloading them")
     group.add_argument("--model-class", metavar="CLASS", help="class of transformers to load it with")
     group.add_argument("--revision", help="state of its Hub repository")
+    group.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="images of another size than it was trained on"
+    )
 
 
 def source(arguments: argparse.Namespace) -> Any:
@@ -34,11 +38,13 @@ def source(arguments: argparse.Namespace) -> Any:
     from peft_aim.video.backbones import Source
 
     if arguments.model is None:
-        if arguments.weights or arguments.model_class or arguments.revision:
-            raise ValueError("--weights, --model-class and --revision go with --model. Name the image model, too.")
+        if arguments.weights or arguments.model_class or arguments.revision or arguments.image_size:
+            raise ValueError(
+                "--weights, --model-class, --revision and --image-size go with --model. Name the image model, too."
+            )
         return None
-    random_weights = getattr(arguments, "random_weights", False)
-    return Source(arguments.model, arguments.weights, arguments.model_class, arguments.revision, random_weights)
+    names = [option.name for option in fields(Source) if option.name in arguments]  # some cannot be random
+    return Source(**{name: getattr(arguments, name) for name in names})
 
 
 def add_videos(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 from peft_aim.convert.place_for_head import with_place_for_head
 from peft_aim.names import check_known, parse
+from peft_aim.parts import is_norm
 from peft_aim.video.transforms import Preprocessing
 
 
@@ -29,6 +31,8 @@ class Source:
         weights: A file of weights to use instead of those that its library downloads.
         model_class: The class of transformers to load it with, ``AutoModelForImageClassification`` if it is None.
         revision: Which state of a Hub repository of transformers.
+        image_size: Height and width of its images, in pixels, if not those that it was trained on; not every model can
+            be had in other sizes.
         random_weights: Don't load any: a frozen backbone of noise, for trying things out.
     """
 
@@ -36,6 +40,7 @@ class Source:
     weights: str | None = None
     model_class: str | None = None
     revision: str | None = None
+    image_size: int | None = None
     random_weights: bool = False
 
     @property
@@ -80,11 +85,15 @@ def load_backbone(source: Source | str) -> tuple[nn.Module, Preprocessing]:
             "that has them with --weights FILE, or, knowing that the backbone is then frozen noise, --random-weights."
         ) from error
     model.name_or_path = found
-    return model, preprocessing
+    return _resized(model, preprocessing, source)
 
 
 def _from_timm(name: str, source: Source) -> tuple[nn.Module, Preprocessing, str]:
-    model = timm.create_model(name, pretrained=source.downloads, num_classes=0)
+    options = {"pretrained": source.downloads, "num_classes": 0}
+    try:  # of most models the position embedding is made for a size, and resized when weights are loaded
+        model = timm.create_model(name, **options, **({"img_size": source.image_size} if source.image_size else {}))
+    except TypeError:
+        model = timm.create_model(name, **options)
     _load_file(model, source.weights)
     data, tag = resolve_model_data_config(model), model.pretrained_cfg.get("tag")
     found = f"timm/{name.partition('.')[0]}{f'.{tag}' if source.downloads and tag else ''}"
@@ -108,7 +117,8 @@ def _from_open_clip(name: str, source: Source) -> tuple[nn.Module, Preprocessing
     tags = open_clip.list_pretrained_tags_by_model(name)
     if source.downloads and tag not in tags:
         raise ValueError(f"open_clip has the weights {tags} of {name}, but not {tag!r}: write {name}/WEIGHTS")
-    model = open_clip.create_model(name, source.weights or tag or None, load_weights=not source.random_weights)
+    wish = {"load_weights": not source.random_weights, "force_image_size": source.image_size}
+    model = open_clip.create_model(name, source.weights or tag or None, **wish)
     data = open_clip.get_model_preprocess_cfg(model)
     size = (data["size"],) * 2 if isinstance(data["size"], int) else data["size"]
     preprocessing = Preprocessing(size, data["mean"], data["std"], data["interpolation"])
@@ -120,8 +130,24 @@ def _load_file(model: nn.Module, path: str | None) -> None:
         return
     state = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
     missing, unexpected = model.load_state_dict(state, strict=False)
+    norms = _norms_at_the_end(model)
+    lacking = [name for name in missing if name.rpartition(".")[0] not in norms]
+    if lacking:
+        raise ValueError(f"{path} lacks {lacking[:5]}, and has others: {unexpected[:5]}")
     if missing:
-        raise ValueError(f"{path} lacks {missing[:5]}, and has others: {unexpected[:5]}")
+        fresh = "the final norm begins as one that scales nothing, and is trained with the adapter."
+        warnings.warn(f"{path} lacks {', '.join(missing)}: {fresh}", stacklevel=2)
+
+
+def _norms_at_the_end(model: nn.Module) -> list[str]:
+    """Return the norms behind all else that learns: fresh ones scale by 1, and the adapter trains its own copy."""
+    norms: list[str] = []
+    for name, module in model.named_modules():
+        if is_norm(module):
+            norms.append(name)
+        elif any(True for _ in module.parameters(recurse=False)):
+            norms = []
+    return norms
 
 
 def _from_transformers(name: str, source: Source) -> tuple[nn.Module, Preprocessing]:
@@ -139,7 +165,15 @@ def _from_transformers(name: str, source: Source) -> tuple[nn.Module, Preprocess
         raise ValueError(f"transformers cannot load {name!r} as an image model: {error}") from error
     if Path(name).is_dir():
         model.name_or_path = str(Path(name).resolve())  # found from elsewhere, too
-    return model, _as_wished(processor)
+    return _resized(model, _as_wished(processor), source)
+
+
+def _resized(model: nn.Module, preprocessing: Preprocessing, source: Source) -> tuple[nn.Module, Preprocessing]:
+    if source.image_size is None:
+        return model, preprocessing
+    size = (source.image_size,) * 2
+    model.image_size = size  # the survey runs it on images of this size, and refuses it if it takes others only
+    return model, replace(preprocessing, size=size)
 
 
 def _as_wished(processor: Any) -> Preprocessing:

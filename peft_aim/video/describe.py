@@ -8,12 +8,18 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from peft_aim.config import AIMConfig
 from peft_aim.video.backbones import Source
+from peft_aim.video.clips import read_views
+from peft_aim.video.decode import Video
 from peft_aim.video.recipe import Recipe
-from peft_aim.video.transforms import Preprocessing
+from peft_aim.video.sampling import evaluation_frames
+from peft_aim.video.transforms import ForEvaluation, Preprocessing
 
 PACKAGES = ("peft-aim", "torch", "peft", "transformers", "timm", "torchvision", "av")
 
@@ -65,6 +71,12 @@ class Description:
         return cls(
             *made, seconds=None, recipe=how, results={}, versions={"python": platform.python_version()} | versions
         )
+
+    def views_of(self, video: Video, part: range | None = None) -> Tensor:
+        """Read all views of a video, or of the frames of a part of it, ``(V, T, 3, H, W)``."""
+        clips, crops = self.views
+        sample = partial(evaluation_frames, frames=self.frames, stride=self.stride, clips=clips)
+        return read_views(video, part or range(len(video.seconds)), sample, ForEvaluation(self.preprocessing, crops))
 
     def write(self, config: AIMConfig) -> None:
         """Note it in an adapter's config."""

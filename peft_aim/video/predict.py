@@ -12,13 +12,11 @@ from torch import Tensor
 
 from peft_aim.video.adapters import Loaded, load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.clips import read_views
-from peft_aim.video.decode import BrokenVideo, Video, open_video
-from peft_aim.video.describe import Description
+from peft_aim.video.decode import BrokenVideo, open_video
 from peft_aim.video.evaluate import score
 from peft_aim.video.picture import draw_strip, row_of
-from peft_aim.video.sampling import evaluation_frames, windows
-from peft_aim.video.transforms import ForEvaluation, to_image
+from peft_aim.video.sampling import windows
+from peft_aim.video.transforms import to_image
 
 
 @dataclass(frozen=True)
@@ -119,26 +117,18 @@ def _of_video(
             with open_video(path) as video:
                 length = description.seconds if window is None else window
                 parts = windows(video.seconds, length) if length else [range(len(video.seconds))]
-                scored = [_score_part(loaded, description, video, part, batch_size) for part in parts]
+                read = [description.views_of(video, part) for part in parts]  # (V, T, 3, H, W) each
                 spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
         except BrokenVideo as error:
             yield Prediction(path, adapter, [], [], str(error)), torch.empty(0), torch.empty(0)
             continue
-        mean = torch.stack([probabilities for probabilities, _ in scored]).mean(0)
+        scored = [score(loaded.model, views, batch_size).mean(0).cpu() for views in read]
+        mean = torch.stack(scored).mean(0)
         top = partial(_top, classes=description.classes, k=top_k)
-        over_time = [Window(*span, top(p)) for span, (p, _) in zip(spans, scored, strict=True)]
+        over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)]
         prediction = Prediction(path, adapter, top(mean), over_time if len(parts) > 1 else [])
-        yield prediction, to_image(scored[0][1], description.preprocessing), mean
-
-
-def _score_part(
-    loaded: Loaded, description: Description, video: Video, part: range, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Return the probabilities of a part of a video, ``(classes,)``, and its middle view, ``(T, 3, H, W)``."""
-    clips, crops = description.views
-    sample = partial(evaluation_frames, frames=description.frames, stride=description.stride, clips=clips)
-    views = read_views(video, part, sample, ForEvaluation(description.preprocessing, crops))
-    return score(loaded.model, views, batch_size).mean(0).cpu(), views[len(views) // 2]
+        middle = read[0][len(read[0]) // 2]
+        yield prediction, to_image(middle, description.preprocessing), mean
 
 
 def _top(probabilities: Tensor, classes: list[str], k: int) -> list[tuple[str, float]]:
