@@ -1,8 +1,8 @@
 """How does the whole way go on real files? ``python -m benchmarks.clips CLIPS WEIGHTS``.
 
-CLIPS is a folder of videos, WEIGHTS the file of a SAM 2 Hiera-tiny; the project ships neither. Both commands that a user
-would type, ``peft-aim train`` and ``peft-aim evaluate``, are run for two image models: Hiera-tiny, and a small ViT that
-the demo pretrains on pictures of digits, since no plain ViT can be had offline.
+CLIPS is a folder of videos, WEIGHTS the file of a SAM 2 Hiera-tiny; the project ships neither. What a user would type,
+``peft-aim train`` and ``peft-aim evaluate``, is run for two image models: Hiera-tiny, and a small ViT that the demo
+pretrains on pictures of digits, since no plain ViT can be had offline.
 """
 
 from __future__ import annotations
