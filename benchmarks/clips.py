@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import record
+from benchmarks.tables import HERE, insert
 from peft_aim.cli import main as peft_aim
 from peft_aim.video.demo import pretrain
 
@@ -39,6 +40,25 @@ def main() -> None:
         for (name, options), model in zip(OPTIONS.items(), models, strict=True):
             rows.append({"model": name, **run(given.clips, [*model, *options], Path(folder) / f"adapter {len(rows)}")})
             print(record("clips", "python -m benchmarks.clips CLIPS WEIGHTS", seed=0, rows=rows))
+    insert("clips", table(rows), HERE)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the results as Markdown."""
+    head = ["image model", "clips x crops", "top-1 (95% interval)", "mean-class", "videos", "trained", "file", "speed"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        speed, sizes = row["speed"], (f"{row['trained parameters']:,}", f"{row['file bytes'] / 1e6:.2f} MB")
+        speeds = (
+            f"{speed['step_seconds']:.2f} s per step, {speed['model_clips_per_second']:.2f} clips/s; its worker could "
+            f"read {speed['loader_clips_per_second']:.1f} clips/s"
+        )
+        for views, found in row["views"].items():
+            least, greatest = found["interval"]
+            top1 = f"{found['top1']:.1%} ({least:.1%} to {greatest:.1%})"
+            cells = (row["model"], views.replace("x", " x "), top1, f"{found['mean_class']:.1%}", row["videos"])
+            lines.append(f"| {' | '.join(map(str, (*cells, *sizes, speeds)))} |")
+    return "\n".join(lines)
 
 
 def run(clips: str, options: list[str], output: Path) -> dict[str, Any]:

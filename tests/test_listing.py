@@ -42,6 +42,8 @@ def test_tables_have_columns_and_perhaps_splits(tmp_path):
     assert data.train == [(tmp_path / "a.mp4", 0), (tmp_path / "b.mp4", 1)]
     assert data.val == [(tmp_path / "c.mp4", 0)]
     assert has_split(table, "val") and not has_split(table, "test")
+    with pytest.raises(ValueError, match="There is no video in .*all.csv, split 'test'"):
+        find_videos(table, "test")
 
 
 def test_a_list_of_its_own_for_validation(tmp_path):
@@ -100,5 +102,5 @@ def test_broken_empty_and_short_videos_are_found_and_named(folder, capsys):
 def test_a_folder_of_nothing_but_broken_videos_is_refused(folder):
     for path in (folder / "train").rglob("*.mp4"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="None of the 6 training videos can be read"):
+    with pytest.raises(ValueError, match="None of the 6 videos of train can be read"):
         Data.find(folder).without_broken(Recipe(workers=0))

@@ -75,7 +75,9 @@ def load_backbone(source: Source | str) -> tuple[nn.Module, Preprocessing]:
         raise ValueError(f"A model class and a revision are for transformers' models; {source.model} is of {library}.")
     check_known(library, name.partition("/")[0])
     if source.weights and not Path(source.weights).is_file():
-        raise ValueError(f"There is no file {source.weights} with weights for {name}.")
+        raise ValueError(
+            f"There is no file {source.weights} with weights for {name}. Say where it is with --model and --weights."
+        )
     build = {"timm": _from_timm, "torchvision": _from_torchvision, "open_clip": _from_open_clip}[library]
     try:
         model, preprocessing, found = build(name, source)

@@ -87,22 +87,24 @@ def last_complete(folder: Path) -> Path | None:
 class SaveOnInterrupt(TrainerCallback):
     """Upon Ctrl-C finishes the step, saves a checkpoint and ends the training; upon another one ends at once.
 
+    Several processes would stop at different steps and wait for each other forever: these end at once, too.
+
     Attributes:
         happened: Whether it was interrupted.
     """
 
     def __init__(self) -> None:
         self.happened = False
+        self._before: Any = None
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
         """Take over Ctrl-C, which only a program's main thread can."""
-        self._before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._note)
+        if args.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Give it back."""
-        if threading.current_thread() is threading.main_thread():
+        if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
     def on_step_end(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from tqdm.contrib.concurrent import process_map
 
 from peft_aim.video.decode import BrokenVideo, Video, open_video
+from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.sampling import evaluation_frames
 from peft_aim.video.transforms import ForEvaluation, ForTraining, Preprocessing
@@ -152,7 +154,7 @@ def read_views(
 
 
 @contextmanager
-def opened(path: Path, min_frames: int):
+def opened(path: Path, min_frames: int) -> Iterator[Video]:
     """Open a video that is not too short.
 
     Raises:
@@ -166,15 +168,17 @@ def opened(path: Path, min_frames: int):
 
 
 def scan(videos: Sequence[tuple[Path, int]], min_frames: int, workers: int, what: str) -> dict[Path, str]:
-    """Open every video and decode its first frame, with a progress bar.
+    """Open every video and decode its first frame, with a progress bar: in one process for all that train.
 
     Returns:
         Those that cannot be read, with the reason.
     """
-    paths = [path for path, _ in videos]
-    look = partial(_trouble, min_frames=min_frames)
-    found = process_map(look, paths, max_workers=max(1, workers), chunksize=8, desc=f"Checking {what}", unit="video")
-    return {path: trouble for path, trouble in zip(paths, found, strict=True) if trouble}
+    paths, found = [path for path, _ in videos], [None]
+    if processes().is_main_process:
+        look = partial(_trouble, min_frames=min_frames)
+        options = {"max_workers": max(1, workers), "chunksize": 8, "desc": f"Checking {what}", "unit": "video"}
+        found = [process_map(look, paths, **options)]
+    return {path: trouble for path, trouble in zip(paths, broadcast_object_list(found)[0], strict=True) if trouble}
 
 
 def _trouble(path: Path, min_frames: int) -> str:
@@ -187,7 +191,7 @@ def _trouble(path: Path, min_frames: int) -> str:
 
 
 @contextmanager
-def _seeded(*numbers: int):
+def _seeded(*numbers: int) -> Iterator[None]:
     """Draw random numbers that depend on nothing but these, and leave others' as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(mixed(*numbers))

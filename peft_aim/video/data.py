@@ -49,8 +49,7 @@ class Data:
         Raises:
             ValueError: If there are no videos, one class only, or one in val that is not in train.
         """
-        named = Path(videos).is_dir() or has_split(videos, "train")
-        train = find_videos(videos, "train" if named else None, root)
+        train = find_videos(videos, "train", root)
         classes = class_names(train, classes)
         if val is None and has_split(videos, "val"):
             return cls(classes, indexed(train, classes), indexed(find_videos(videos, "val", root), classes))
@@ -58,15 +57,19 @@ class Data:
         return cls(classes, indexed(train, classes), indexed(held_out, classes))
 
     def without_broken(self, recipe: Recipe) -> tuple[Data, list[str]]:
-        """Open all videos once; return those that can be read, and the reasons of the others."""
+        """Open all videos once; return those that can be read, and the reasons of the others.
+
+        Raises:
+            ValueError: If none of a split can be read.
+        """
         parts, reasons = {}, []
         for split in ("train", "val"):
             videos = getattr(self, split)
             broken = scan(videos, recipe.min_frames, recipe.workers, split) if videos else {}
             parts[split] = [video for video in videos if video[0] not in broken]
             reasons += broken.values()
-        if not parts["train"]:
-            raise ValueError(f"None of the {len(self.train)} training videos can be read. {reasons[0]}")
+            if videos and not parts[split]:
+                raise ValueError(f"None of the {len(videos)} videos of {split} can be read. {reasons[-1]}")
         return replace(self, **parts), reasons
 
 

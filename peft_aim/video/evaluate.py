@@ -18,7 +18,7 @@ from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
 from peft_aim.video.clips import IGNORED, EvaluationClips
 from peft_aim.video.describe import Description
-from peft_aim.video.listing import find_videos, has_split, indexed
+from peft_aim.video.listing import find_videos, indexed
 from peft_aim.video.metrics import Metrics
 from peft_aim.video.picture import draw_confusion
 from peft_aim.video.processes import on_cpu, processes
@@ -94,8 +94,7 @@ def evaluate(
     """
     loaded = load_adapters([str(adapter)], source)
     description = loaded.descriptions[0]
-    part = split if Path(videos).is_dir() or has_split(videos, split) else None
-    labelled = indexed(find_videos(videos, part, root), description.classes)
+    labelled = indexed(find_videos(videos, split, root), description.classes)
     result = evaluate_model(loaded.model, description, labelled, views, batch_size, workers, min_frames)
     if processes().is_main_process:
         write(result, Path(output))

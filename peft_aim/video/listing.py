@@ -26,7 +26,7 @@ def find_videos(source: str | Path, split: str | None = None, root: str | Path |
         source: A folder ``source/<split>/<class>/*``; a list with lines ``path label``, as of Kinetics and
             Something-Something (with a tab between them, labels may have spaces); or a table (.csv) with columns for
             path, label and perhaps split.
-        split: Which part of a folder, or of a table that has a column "split".
+        split: Which part of a folder, or of a table if that has a column "split"; a list is taken as a whole.
         root: Where the paths in a list or table begin, by default the folder it is in.
 
     Returns:

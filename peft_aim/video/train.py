@@ -84,7 +84,8 @@ def train(
     skipped, evaluation = {*broken, *gather_reasons(trainer.skipped)}, None
     if data.val:
         size = trainer.args.per_device_train_batch_size
-        evaluation = evaluate_model(adapted, description, data.val, None, size, recipe.workers, recipe.min_frames)
+        trained = trainer.model_wrapped if trainer.is_fsdp_enabled else adapted
+        evaluation = evaluate_model(trained, description, data.val, None, size, recipe.workers, recipe.min_frames)
         skipped |= {*evaluation.skipped}
         save(trainer, replace(description, results={"val": evaluation.summary()}), output)
     speed, count = trainer.speed.result(trainer.args), adapted.get_nb_trainable_parameters()[0]
