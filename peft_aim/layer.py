@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.adapter import add_temporal_embedding, bottleneck, drop_path, from_time, initialize, to_time
+from peft_aim.adapter import bottleneck, drop_path, from_time, initialize, to_time
 from peft_aim.anatomy import Anatomy
 from peft_aim.attention import off_the_fast_path
 from peft_aim.config import AIMConfig
+from peft_aim.embedding import embed, new_embedding
 from peft_aim.frames import Frames
 from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 from peft_aim.per_thread import PerThread
@@ -52,8 +53,6 @@ class AIMLayer(AIMTunerLayer):
         block: The block.
         anatomy: Its parts.
         frames: Tells how many frames the clips have that tokens belong to.
-        pre_norm: The norm between position embedding and this block, if there is one, for the first block: there the
-            temporal embedding is added before it.
     """
 
     adapter_layer_names = (
@@ -69,11 +68,10 @@ class AIMLayer(AIMTunerLayer):
     )
     other_param_names = ("aim_settings",)
 
-    def __init__(self, block: nn.Module, anatomy: Anatomy, frames: Frames, pre_norm: nn.Module | None = None) -> None:
+    def __init__(self, block: nn.Module, anatomy: Anatomy, frames: Frames) -> None:
         super().__init__(block)
         self.anatomy = anatomy
         self.frames = frames
-        self.embeds_before_norm = pre_norm is not None
         self.aim_temporal_embedding = nn.ParameterDict()
         for name in self.adapter_layer_names[1:]:  # flat containers: PEFT finds the adapter's name in a key only there
             setattr(self, name, nn.ModuleDict())
@@ -94,8 +92,6 @@ class AIMLayer(AIMTunerLayer):
             self._handles.append(end.register_forward_hook(self._add_joint, with_kwargs=True))
             if end is not mlp:
                 self._handles.append(mlp.register_forward_pre_hook(self._note_mlp_input, with_kwargs=True))
-        if pre_norm is not None:
-            self._handles.append(pre_norm.register_forward_pre_hook(self._embed_before_norm))
 
     @property
     def adapters(self) -> Mapping[str, BranchSettings]:
@@ -113,7 +109,7 @@ class AIMLayer(AIMTunerLayer):
         """
         for branch in branches:
             if branch == "temporal_embedding":
-                self.aim_temporal_embedding[adapter_name] = self._new_embedding(config)
+                self.aim_temporal_embedding[adapter_name] = new_embedding(config, self.anatomy.width)
             else:
                 down, up = self._new_bottleneck(config)
                 getattr(self, f"aim_{branch}_down")[adapter_name] = down
@@ -129,8 +125,8 @@ class AIMLayer(AIMTunerLayer):
             return self.base_layer(*args, **kwargs)
         tokens = first_argument(self._block_input, args, kwargs)
         frames = self.frames.of(tokens, self.anatomy.pieces)
-        if adapter in self.aim_temporal_embedding and not self.embeds_before_norm:
-            tokens = self._embed(adapter, tokens, frames)
+        if adapter in self.aim_temporal_embedding:
+            tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy)
         if adapter in self.aim_temporal_up:
             tokens = tokens + self._checkpointed(partial(self._attend_along_time, adapter, frames), tokens)
         args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
@@ -170,11 +166,6 @@ class AIMLayer(AIMTunerLayer):
             return norm(tokens)
         return norm(tokens.movedim(-1, 1)).movedim(1, -1)
 
-    def _embed(self, adapter: str, tokens: Tensor, frames: int) -> Tensor:
-        embedding, axis = self.aim_temporal_embedding[adapter], self.anatomy.channels
-        embedded = add_temporal_embedding(tokens.movedim(axis, -1), embedding, frames, self.anatomy.pieces)
-        return embedded.movedim(-1, axis)
-
     def _add_spatial(self, attention: nn.Module, args: tuple, output: Any) -> Any:
         adapter = self.current
         if adapter is None or adapter not in self.aim_spatial_up:
@@ -200,12 +191,6 @@ class AIMLayer(AIMTunerLayer):
         joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
         return replace_first(output, first_tensor(output) + drop_path(joint, settings.drop_path, self.training))
 
-    def _embed_before_norm(self, norm: nn.Module, args: tuple) -> tuple | None:
-        adapter = self.current
-        if adapter is None or adapter not in self.aim_temporal_embedding:
-            return None
-        return (self._embed(adapter, args[0], self.frames.of(args[0], self.anatomy.pieces)), *args[1:])
-
     def _checkpointed(self, function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         """Recompute in backward what runs before the block, if the block recomputes itself.
 
@@ -215,10 +200,6 @@ class AIMLayer(AIMTunerLayer):
         if wanted and torch.is_grad_enabled():
             return self.base_layer._gradient_checkpointing_func(function, tokens)
         return function(tokens)
-
-    def _new_embedding(self, config: AIMConfig) -> nn.Parameter:
-        embedding = torch.zeros if config.init_weights else torch.randn
-        return nn.Parameter(embedding(1, config.num_frames, self.anatomy.width))
 
     def _new_bottleneck(self, config: AIMConfig) -> tuple[nn.Linear, nn.Linear]:
         width = self.anatomy.width

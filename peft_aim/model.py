@@ -19,6 +19,7 @@ from peft_aim.anatomy import PartNames
 from peft_aim.backbone import survey
 from peft_aim.clips import Clips, mixed_batch_message
 from peft_aim.config import AIMConfig
+from peft_aim.embedding import AIMEmbedding
 from peft_aim.fingerprint import fingerprint, same_weights
 from peft_aim.head import AIMHead
 from peft_aim.layer import AIMLayer
@@ -97,8 +98,8 @@ class AIMModel(BaseTuner):
             peft_config.target_modules = as_regex(blocks)
             peft_config.branches = {name: branches(peft_config, found.blocks[name]) for name in blocks}
         if peft_config.temporal_embedding:
-            for name in found.entries:
-                peft_config.branches.setdefault(name, []).append("temporal_embedding")
+            for block, pre_norm in found.entries.items():
+                peft_config.branches.setdefault(pre_norm or block, []).append("temporal_embedding")
         check_modules_to_save(self.model, found, peft_config)
         if peft_config.num_labels:
             check_head(self.model, found, peft_config)
@@ -132,8 +133,8 @@ class AIMModel(BaseTuner):
         if isinstance(target, AIMHead):
             target.update_layer(adapter_name, peft_config, like=next(self.model.parameters()))
             return
-        if isinstance(target, AIMNorm):
-            target.update_layer(adapter_name, peft_config.inference_mode)
+        if isinstance(target, (AIMNorm, AIMEmbedding)):
+            target.update_layer(adapter_name, peft_config)
             return
         names = list(found.blocks)
         depth = names.index(current_key) / max(1, len(names) - 1)
@@ -146,8 +147,10 @@ class AIMModel(BaseTuner):
             return AIMHead(target, found.features, clips.frames)
         if name in found.final_norms:
             return AIMNorm(target)
-        pre_norm = found.entries.get(name)
-        return AIMLayer(target, found.blocks[name], clips.frames, pre_norm and self.model.get_submodule(pre_norm))
+        for block, pre_norm in found.entries.items():
+            if name == pre_norm:
+                return AIMEmbedding(target, found.blocks[block], clips.frames)
+        return AIMLayer(target, found.blocks[name], clips.frames)
 
     def _clips(self, names: PartNames) -> Clips:
         """Return the hooks around the image model, made with the first adapter; later ones share them."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from peft_aim.config import AIMConfig
 from peft_aim.tuner_layer import AIMTunerLayer
 
 
@@ -29,10 +30,10 @@ class AIMNorm(AIMTunerLayer):
         """The adapters that have a norm of their own."""
         return self.aim_norm
 
-    def update_layer(self, adapter_name: str, inference_mode: bool) -> None:
+    def update_layer(self, adapter_name: str, config: AIMConfig) -> None:
         """Add a copy of the norm for an adapter."""
         self.aim_norm[adapter_name] = copy.deepcopy(self.base_layer)
-        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Normalize; the arguments are the norm's own."""

@@ -51,7 +51,8 @@ def summary(model: nn.Module, adapter_name: str) -> str:
     """
     found: Survey = model.aim_clips.survey
     layers = {name: model.get_submodule(name) for name in found.blocks}
-    lines = _rows(_line(name, layer, found, adapter_name) for name, layer in layers.items())
+    embeddings = _embeddings(model, found, adapter_name)
+    lines = _rows(_line(name, layer, found, adapter_name, name in embeddings) for name, layer in layers.items())
     adapted = sum(line.count for line in lines if line.bottleneck)
     total = len(found.blocks) + len(found.left_out)
     parts = [
@@ -64,7 +65,7 @@ def summary(model: nn.Module, adapter_name: str) -> str:
                 for line in lines
             ],
         ),
-        _table(["parameters", "number", "each", "in all"], _counts(model, layers, adapter_name)),
+        _table(["parameters", "number", "each", "in all"], _counts(model, layers, embeddings, adapter_name)),
     ]
     if found.left_out:
         parts.append(f"Left out:{listed(found.left_out)}")
@@ -73,11 +74,18 @@ def summary(model: nn.Module, adapter_name: str) -> str:
     return "\n\n".join(parts)
 
 
-def _line(name: str, layer: nn.Module, found: Survey, adapter: str) -> Line:
+def _embeddings(model: nn.Module, found: Survey, adapter: str) -> dict[str, nn.Parameter]:
+    """Return the temporal embeddings by the block that gets them, be it by the norm before it."""
+    holders = {block: model.get_submodule(norm or block) for block, norm in found.entries.items()}
+    has = {block: getattr(holder, "aim_temporal_embedding", {}) for block, holder in holders.items()}
+    return {block: embeddings[adapter] for block, embeddings in has.items() if adapter in embeddings}
+
+
+def _line(name: str, layer: nn.Module, found: Survey, adapter: str, is_embedded: bool) -> Line:
     anatomy = found.blocks[name]
     has = [text for branch, text in ADAPTERS.items() if _has(layer, branch, adapter)]
     bottleneck = next((_down(layer, b, adapter).out_features for b in ADAPTERS if _has(layer, b, adapter)), None)
-    if isinstance(layer, AIMLayer) and adapter in layer.aim_temporal_embedding:
+    if is_embedded:
         has.insert(0, "temporal embedding")
     attends = in_words(anatomy.attend) if _has(layer, "temporal", adapter) else "no"
     return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), _parts(anatomy), attends)
@@ -108,13 +116,14 @@ def _span(line: Line) -> str:
     return line.first if line.count == 1 else f"{line.first} to {line.last} ({line.count})"
 
 
-def _counts(model: nn.Module, layers: dict[str, nn.Module], adapter: str) -> list[list[object]]:
+def _counts(
+    model: nn.Module, layers: dict[str, nn.Module], embeddings: dict[str, nn.Parameter], adapter: str
+) -> list[list[object]]:
     sizes: dict[str, list[int]] = {}
     for branch, text in ADAPTERS.items():
         has = [layer for layer in layers.values() if _has(layer, branch, adapter)]
         sizes[text] = [_size(_down(m, branch, adapter)) + _size(_up(m, branch, adapter)) for m in has]
-    embeds = [m for m in layers.values() if isinstance(m, AIMLayer) and adapter in m.aim_temporal_embedding]
-    sizes["temporal embedding"] = [layer.aim_temporal_embedding[adapter].numel() for layer in embeds]
+    sizes["temporal embedding"] = [embedding.numel() for embedding in embeddings.values()]
     for text, kind in {"final norm": AIMNorm, "head": AIMHead}.items():
         own = [m.adapters[adapter] for m in model.modules() if isinstance(m, kind) and adapter in m.adapters]
         sizes[text] = [_size(module) for module in own]

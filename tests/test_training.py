@@ -134,6 +134,14 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path):
     )
 
 
+def test_sharded_blocks_score_and_learn_as_whole_ones():
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(Path(__file__).with_name("sharded.py"))
+    result = subprocess.run([sys.executable, *launch, script], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("holds") == 2 * 5
+
+
 class Clips(Dataset):
     def __len__(self):
         return 8

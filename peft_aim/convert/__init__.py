@@ -106,8 +106,8 @@ def _fill(adapted: PeftModel, file: Official, found: Survey) -> None:
         for key, tensor in adapters.items():
             part, _, kind = key.partition(".")
             _copy(getattr(getattr(layer, f"aim_{part}")[ADAPTER], kind), tensor)
-    first = model.get_submodule(next(iter(found.blocks)))
-    _copy(first.aim_temporal_embedding[ADAPTER], file.temporal_embedding)
+    ((first, pre_norm),) = found.entries.items()
+    _copy(model.get_submodule(pre_norm or first).aim_temporal_embedding[ADAPTER], file.temporal_embedding)
     norm = model.get_submodule(found.final_norms[0]).aim_norm[ADAPTER]
     head = model.get_submodule(found.head).aim_head[ADAPTER]
     for kind in ("weight", "bias"):

@@ -1,0 +1,44 @@
+"""Run by test_training under torchrun: models whose blocks are sharded (FSDP 2) score and learn as whole ones do."""
+
+from __future__ import annotations
+
+import torch
+import zoo
+from peft import PeftModel, get_peft_model
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from peft_aim import AIMConfig
+from peft_aim.layer import AIMLayer
+
+
+def adapt(name: str) -> PeftModel:
+    torch.manual_seed(0)
+    return get_peft_model(
+        zoo.build(name), AIMConfig(num_frames=zoo.FRAMES, final_norm=True, init_weights=False)
+    ).eval()
+
+
+def check(name: str) -> None:
+    whole, sharded, clips = adapt(name), adapt(name), zoo.make_clips()
+    mesh = init_device_mesh("cpu", (2,))
+    for module in [*filter(lambda module: isinstance(module, AIMLayer), sharded.modules()), sharded]:
+        fully_shard(module, mesh=mesh)
+    scores = [zoo.scores(model(clips)) for model in (whole, sharded)]
+    assert torch.allclose(*scores), name
+    for score in scores:
+        score.square().sum().backward()
+    expected = dict(whole.named_parameters())
+    learned = [(key, parameter) for key, parameter in sharded.named_parameters() if parameter.grad is not None]
+    assert learned
+    for key, parameter in learned:
+        assert torch.allclose(parameter.grad.full_tensor(), expected[key].grad, atol=1e-5), (name, key)
+
+
+if __name__ == "__main__":
+    distributed.init_process_group("gloo")
+    for name in ("timm_vit", "timm_clip", "timm_swin", "hf_vit", "open_clip_vit"):
+        check(name)
+        print(f"{name} holds")
+    distributed.destroy_process_group()
