@@ -41,4 +41,5 @@ if __name__ == "__main__":
     for name in ("timm_vit", "timm_clip", "timm_swin", "hf_vit", "open_clip_vit"):
         check(name)
         print(f"{name} holds")
+    distributed.barrier()  # none leaves while another still listens
     distributed.destroy_process_group()
