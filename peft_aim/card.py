@@ -25,7 +25,8 @@ def write_card(config: dict[str, Any], folder: Path) -> None:
     before = path.read_text(encoding="utf-8") if path.exists() else MARK
     if MARK in before or PEFT_TEMPLATE in before:
         name = folder.resolve().name
-        if name.startswith(tempfile.gettempprefix()):  # on its way to the Hub
+        of_system = folder.resolve().parent == Path(tempfile.gettempdir()).resolve()
+        if of_system and name.startswith(tempfile.gettempprefix()):  # on its way to the Hub
             name = "you/this-adapter"
         ModelCard(card(config, name)).save(path)
 

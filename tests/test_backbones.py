@@ -16,7 +16,7 @@ from torch import nn
 from peft_aim.cli import main
 from peft_aim.names import parse
 from peft_aim.video.backbones import Source, load_backbone
-from peft_aim.video.transforms import Preprocessing
+from peft_aim.video.transforms import ForEvaluation, Preprocessing
 
 
 def test_every_image_model_has_its_own_preprocessing():
@@ -34,10 +34,53 @@ def test_weights_of_a_file_are_loaded(tmp_path):
     for name in ("weights.safetensors", "weights.pth"):
         model, _ = load_backbone(Source("timm/test_vit", str(tmp_path / name)))
         assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
-    del weights["norm.weight"]
-    save_file(weights, tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match=r"of test_vit could not be loaded .*safetensors lacks \['norm.weight'\]"):
-        load_backbone(Source("test_vit", str(tmp_path / "weights.safetensors")))
+    torch.save({"state_dict": weights}, tmp_path / "weights.pth")
+    load_backbone(Source("timm/test_vit", str(tmp_path / "weights.pth")))
+
+
+def test_weights_that_stay_frozen_must_be_there(tmp_path):
+    weights = timm.create_model("test_vit", num_classes=0).state_dict()
+    source = Source("test_vit", str(tmp_path / "weights.safetensors"))
+    del weights["norm.weight"]  # which the adapter trains
+    save_file(weights, source.weights)
+    with pytest.warns(UserWarning, match="lacks norm.weight: the final norm begins as one that scales nothing"):
+        load_backbone(source)
+    del weights["blocks.0.norm1.weight"]
+    save_file(weights, source.weights)
+    with pytest.raises(ValueError, match=r"safetensors lacks \['blocks.0.norm1.weight'\].* would be frozen noise"):
+        load_backbone(source)
+
+
+def test_transformers_weights_must_be_there_too(tmp_path):
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    tf.ViTImageProcessor().save_pretrained(tmp_path)
+    tf.ViTModel(tf.ViTConfig(**small), add_pooling_layer=False).save_pretrained(tmp_path)
+    load_backbone(str(tmp_path))  # a fresh head is the adapter's anyway
+    tf.CLIPVisionModel(tf.CLIPVisionConfig(**small)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks .* and \d+ more, and has others: .* would be frozen noise"):
+        load_backbone(Source(str(tmp_path), model_class="ViTForImageClassification"))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False}]
+)
+def test_images_are_prepared_as_by_the_processor(tmp_path, options):
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    tf.ViTForImageClassification(tf.ViTConfig(**small, image_size=32, patch_size=8)).save_pretrained(tmp_path)
+    processor = tf.ViTImageProcessor(size={"height": 32, "width": 32}, resample=2, **options)
+    processor.save_pretrained(tmp_path)
+    _, preprocessing = load_backbone(str(tmp_path))
+    image = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8)
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(ForEvaluation(preprocessing)(image[None])[0], expected, atol=1e-5)
+
+
+def test_processors_that_swap_colours_are_refused(tmp_path):
+    small = tf.MobileViTConfig(image_size=64)
+    tf.MobileViTForImageClassification(small).save_pretrained(tmp_path)
+    tf.MobileViTImageProcessor(crop_size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="its image processor swaps red and blue, which is not done here"):
+        load_backbone(str(tmp_path))
 
 
 def test_open_clips_image_tower_gets_a_place_for_a_head(monkeypatch):

@@ -106,3 +106,33 @@ def test_pyav_stands_in_where_torchcodec_gives_up(tmp_path, monkeypatch):
     for name in ("bad.mp4", "good.mp4"):
         with open_video(write(tmp_path / name)) as video:
             assert shown(video.read([1, 4])) == [1, 4]
+
+
+def test_a_damaged_frame_is_the_one_before_it_and_shifts_no_others(tmp_path, monkeypatch):
+    tolerant, path = pyav._tolerant, write(tmp_path / "a.mp4")
+    with pyav.opened(path) as video:
+        times = video._times
+        damaged = next(i for i in range(2, 10) if times[i] not in video._keys and times[i + 1] not in video._keys)
+        monkeypatch.setattr(pyav, "_tolerant", lambda stream: (f for f in tolerant(stream) if f.pts != times[damaged]))
+        around = [damaged - 1, damaged, damaged + 1, damaged + 2]
+        assert shown(video.read(around)) == [damaged - 1, damaged - 1, damaged + 1, damaged + 2]
+        assert shown(video.read([damaged])) == [damaged - 1]
+        monkeypatch.setattr(pyav, "_tolerant", lambda stream: (f for f in tolerant(stream) if f.pts in times[:9]))
+        assert shown(video.read([8, 9, 10, 11])) == [8, 8, 8, 8]
+
+
+def test_titles_in_whatever_encoding_are_no_trouble(tmp_path, reader):
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "caf@"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for value in (0, 100):
+            image = np.full((32, 48, 3), value, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    assert b"caf@" in data
+    path.write_bytes(data.replace(b"caf@", "café".encode("latin-1")))
+    with open_video(path) as video:
+        assert shown(video.read([0, 1])) == [0, 5]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from videos import write_broken
+from videos import write, write_broken
 
 from peft_aim.video.clips import scan
 from peft_aim.video.data import Data
@@ -21,6 +21,13 @@ def test_folders_have_splits_with_classes(folder):
     assert data.classes == ["dark", "light"]
     assert [label for _, label in data.train] == [0, 0, 0, 1, 1, 1]
     assert [path.relative_to(folder).as_posix() for path, _ in data.val][:2] == ["val/dark/0.mp4", "val/dark/1.mp4"]
+
+
+def test_folders_that_look_like_numbers_are_names(tmp_path):
+    for name in ("1", "2", "03"):
+        write(tmp_path / "train" / name / "a.mp4", count=2)
+    data = Data.find(tmp_path)
+    assert data.classes == ["03", "1", "2"] and [label for _, label in data.train] == [0, 1, 2]
 
 
 def test_lists_have_a_path_and_a_label_in_each_line(tmp_path):
@@ -61,10 +68,11 @@ def test_a_list_of_its_own_for_validation(tmp_path):
         ("a.csv", "file,what\na.mp4,run\n", r"has the columns \['file', 'what'\]. .*label or class"),
         ("a.csv", "path,label\na.mp4,\n", "Line 2 of .*a.csv lacks its path or label"),
         ("a.txt", "\n", "There is no video in"),
+        ("a.txt", "caf\udce9.mp4 1\n", "a.txt is no list or table in UTF-8"),
     ],
 )
 def test_lines_that_cannot_be_understood_are_named(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=message):
         find_videos(tmp_path / name)
 

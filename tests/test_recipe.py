@@ -98,7 +98,7 @@ def test_every_option_is_explained_in_help(option):
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 is out of range"),
         ({"random_erasing": 2.0}, "random_erasing=2.0 is out of range"),
         ({"mixup": -1.0}, "mixup=-1.0 is out of range"),
-        ({"rand_augment": (2, 11)}, r"rand_augment=\(2, 11\) is out of range"),
+        ({"rand_augment": (2, 31)}, r"rand_augment=\(2, 31\) is out of range"),
         ({"crop_scale": (2.0, 1.0)}, r"crop_scale=\(2.0, 1.0\) is out of range: give two numbers in \(0, 1\]"),
         ({"flip_pairs": ((1, 2, 3),)}, "flip_pairs=.* is out of range: give pairs of classes"),
         ({"precision": "fp8"}, "precision='fp8' is out of range"),

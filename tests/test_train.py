@@ -175,7 +175,7 @@ def test_train_saves_an_adapter_that_says_what_it_is(folder, tmp_path, capsys):
 def test_check_names_broken_videos_before_training(folder, tmp_path, image_model, capsys, monkeypatch):
     write_broken(folder / "train" / "dark")
     seen = []
-    monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: seen.append(len(self.train_dataset)) or self)
+    monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: seen.append(len(self.train_dataset.videos)) or self)
     assert (
         main(["train", str(folder), "--model", image_model, *OPTIONS, "--check", "--output", str(tmp_path / "o")]) == 0
     )
@@ -192,22 +192,8 @@ def test_recipes_reach_adapter_and_trainer(folder, tmp_path, image_model, monkey
 
     monkeypatch.setattr(ClipTrainer, "train", stop)
     few = ["--recipe", "ssv2", "--batch-size", "16", "--accumulation", "4", "--workers", "0", "--precision", "bf16"]
-    assert (
-        main(
-            [
-                "train",
-                str(folder),
-                "--model",
-                image_model,
-                *few,
-                "--flip-pairs",
-                "dark=light",
-                "--output",
-                str(tmp_path / "out"),
-            ]
-        )
-        == 130
-    )
+    pairs, output = ["--flip", "--flip-pairs", "dark=light"], str(tmp_path / "out")
+    assert main(["train", str(folder), "--model", image_model, *few, *pairs, "--output", output]) == 130
     arguments, config = seen["arguments"], seen["config"]
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (4, 4)
     assert arguments.learning_rate == pytest.approx(3e-4 * 16 / 64) and arguments.max_grad_norm == 0
@@ -297,6 +283,7 @@ def uninterrupted(tmp_path_factory, image_model):
     for split, name in (("train", "dark"), ("train", "light"), ("val", "dark"), ("val", "light")):
         for i in range(3):
             write(root / "videos" / split / name / f"{i}.mp4", count=4 + i)
+    (root / "videos" / "train" / "dark" / "broken.mp4").write_bytes(b"")
     subprocess.run(command(root / "videos", image_model, root / "out"), check=True, capture_output=True)
     return root
 
@@ -305,7 +292,7 @@ def uninterrupted(tmp_path_factory, image_model):
 def test_a_training_that_is_stopped_goes_on_where_it_was(uninterrupted, tmp_path, image_model, how):
     videos, output = uninterrupted / "videos", tmp_path / "out"
     process = subprocess.Popen(command(videos, image_model, output), stderr=subprocess.PIPE, text=True)
-    wait_for(output / "checkpoints" / "checkpoint-6" / COMPLETE, process)
+    wait_for(output / "checkpoints" / "checkpoint-8" / COMPLETE, process)
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
@@ -313,12 +300,13 @@ def test_a_training_that_is_stopped_goes_on_where_it_was(uninterrupted, tmp_path
     if how == signal.SIGINT:
         assert "interrupted; a checkpoint is in" in error and "go on with --resume" in error
     # As if it had been killed while writing another one.
-    half = output / "checkpoints" / "checkpoint-17"
+    half = output / "checkpoints" / "checkpoint-99"
     half.mkdir()
     (half / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
     result = subprocess.run(command(videos, image_model, output, "--resume"), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "Going on from" in result.stdout and "checkpoint-17" not in result.stdout
+    assert "Going on from" in result.stdout and "checkpoint-99" not in result.stdout
+    assert "1 files skipped" in result.stdout
     expected = weights(uninterrupted / "out")
     for key, tensor in weights(output).items():
         assert torch.equal(tensor, expected[key]), key
@@ -328,7 +316,7 @@ def test_only_complete_checkpoints_count(tmp_path):
     for step, complete in ((5, True), (10, True), (15, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if complete:
-            (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+            (tmp_path / f"checkpoint-{step}" / COMPLETE).write_text("[]")
     assert last_complete(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-15").exists()
 
@@ -344,7 +332,7 @@ def test_a_training_is_resumed_with_its_own_settings_only(folder, tmp_path, imag
     assert main([*arguments, "--resume", "--lr", "0.5"]) == 1
     assert "was begun with lr=0.001. Resume it with the same settings" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--workers", "1"]) == 130
-    assert "There is no complete checkpoint yet: starting from the beginning" in capsys.readouterr().out
+    assert "No checkpoint is complete yet: starting from the beginning" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten_unasked(folder, tmp_path, image_model, capsys):
@@ -360,6 +348,66 @@ def test_nothing_is_overwritten_unasked(folder, tmp_path, image_model, capsys):
     assert "Say where the adapter is to be saved with --output DIR" in capsys.readouterr().err
 
 
+def test_a_mistake_before_training_leaves_the_output_as_it_was(folder, tmp_path, image_model, capsys):
+    output = tmp_path / "out"
+    assert main(["train", str(folder), "--model", "vit_tinny", *OPTIONS, "--output", str(output)]) == 1
+    assert not output.exists()
+    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(output)]) == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert main(["train", str(folder), "--model", "vit_tinny", *OPTIONS, "--output", str(output), "--overwrite"]) == 1
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_overwriting_leaves_no_results_of_others(folder, tmp_path, image_model):
+    arguments = ["--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]
+    assert main(["train", str(folder), *arguments]) == 0
+    shutil.rmtree(folder / "val")
+    assert main(["train", str(folder), *arguments, "--overwrite"]) == 0
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"adapter_model.safetensors", "adapter_config.json", "README.md", "report.json"}
+
+
+def test_nothing_to_learn_from_is_an_error_after_an_epoch(folder, tmp_path, image_model, capsys):
+    (folder / "list.txt").write_text("wrong/a.mp4 0\nwrong/b.mp4 1\n")
+    arguments = ["--model", image_model, *OPTIONS, "--epochs", "9", "--output", str(tmp_path / "out")]
+    assert main(["train", str(folder / "list.txt"), *arguments]) == 1
+    assert re.search(
+        "None of the training videos can be read. .*a.mp4 cannot be read .*No such", capsys.readouterr().err
+    )
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_nothing_to_evaluate_on_is_noted(folder, tmp_path, image_model, capsys):
+    for path in (folder / "val").rglob("*.mp4"):
+        path.write_bytes(b"")
+    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]) == 0
+    assert "Note: None of the 4 videos to evaluate on can be read" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["results"] is None
+
+
+def test_flip_pairs_go_with_flip(folder, tmp_path, image_model, capsys):
+    arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--flip-pairs", "dark=light"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    assert "Give --flip, too" in capsys.readouterr().err
+
+
+def test_other_videos_are_another_training(folder, tmp_path, image_model, capsys, monkeypatch):
+    monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: (_ for _ in ()).throw(KeyboardInterrupt))
+    arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]
+    assert main(arguments) == 130
+    (folder / "train" / "dark" / "0.mp4").unlink()
+    assert main([*arguments, "--resume"]) == 1
+    assert re.search("was begun with videos='[0-9a-f]+'", capsys.readouterr().err)
+
+
+def test_ctrl_c_is_given_back_whatever_happens(folder, tmp_path, image_model, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(ClipTrainer, "training_step", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(Data.find(folder), image_model, tmp_path / "out", SHORT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_an_adapter_is_saved_before_anything_can_go_wrong_in_evaluation(folder, tmp_path, image_model, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -373,7 +421,6 @@ def test_an_adapter_is_saved_before_anything_can_go_wrong_in_evaluation(folder, 
 
 
 def test_two_processes_train_the_adapter_that_one_does(folder, tmp_path, image_model):
-    shutil.copy(folder / "train" / "dark" / "0.mp4", folder / "train" / "dark" / "3.mp4")
     (folder / "train" / "light" / "3.mp4").write_bytes(b"")  # one process sees more broken clips than the other
     options = ["--frames", "2", "--epochs", "3", "--batch-size", "4", "--workers", "0", "--flip", "--lr", "0.01"]
     same = ["--drop-path", "0", "--head-dropout", "0"]

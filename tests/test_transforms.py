@@ -64,9 +64,11 @@ def test_nothing_is_flipped_unasked():
     assert all(transform(frames, 0)[0][..., :4].mean() == 1 for _ in range(20))
 
 
-def test_strength_of_rand_augment_is_out_of_ten():
-    operations = ForTraining(GREY, Recipe(rand_augment=(4, 7)), ["a", "b"]).steps.transforms[1]
-    assert (operations.num_ops, operations.magnitude, operations.num_magnitude_bins) == (4, 7, 11)
+def test_strength_of_rand_augment_is_out_of_thirty_as_in_the_official_configs():
+    operations = ForTraining(GREY, preset("ssv2"), [str(i) for i in range(174)]).steps.transforms[1]
+    assert operations.num_ops == 4
+    angles, _ = operations._AUGMENTATION_SPACE["Rotate"]
+    assert angles(operations.num_magnitude_bins, 224, 224)[operations.magnitude] == pytest.approx(7.0)  # of 30 degrees
 
 
 def test_evaluation_takes_the_centre_or_crops_from_end_to_end():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     origin = source(arguments)
     backbone, preprocessing = load_backbone(origin)
     scale = recipe.scale if arguments.scale is None else arguments.scale
+    if not arguments.recipe:
+        print(
+            "Note: the file doesn't say how it was trained. Assumed: one frame per segment, 1 x 1 views, scale "
+            f"{scale}. Better say it with --recipe, {', '.join(PRESETS)}.",
+            file=sys.stderr,
+        )
     model = from_official(arguments.checkpoint, backbone, scale)
     config = model.active_peft_config
     names = read_names(arguments.classes) if arguments.classes else [str(i) for i in range(config.num_labels)]

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder for results; by default the adapter's name-evaluation")
     parser.add_argument("--batch-size", type=int, default=8, help="views at a time (default: 8)")
     parser.add_argument("--workers", type=int, default=1, help="processes that read videos (default: 1)")
-    parser.add_argument("--min-frames", type=int, default=1, help="skip videos of fewer frames (default: 1)")
+    parser.add_argument("--min-frames", type=int, help="skip videos of fewer frames; by default as in its training")
     add_backbone(parser, required=False)
     parser.set_defaults(run=run)
 

@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     changes = {option.name: getattr(arguments, option.name) for option in fields(Recipe) if option.name in arguments}
     recipe = preset(arguments.recipe, **changes) if arguments.recipe else Recipe(**changes)
+    if "flip_pairs" in changes and not recipe.flip:
+        raise ValueError("--flip-pairs says what mirrored clips show, but none is mirrored. Give --flip, too.")
     names = read_names(arguments.classes) if arguments.classes else None
     data = Data.find(arguments.videos, arguments.val, arguments.root, names)
     if arguments.synthetic:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peft import PeftModel
 
@@ -48,14 +48,18 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
     descriptions = [Description.read(config, name) for config, name in zip(configs, names, strict=True)]
     sources = [description.source for description in descriptions]
     for name, other in zip(names, sources, strict=True):
-        if other != sources[0] and source is None:
+        if (other.model, other.image_size) != (sources[0].model, sources[0].image_size):
             raise ValueError(
                 f"{name} was trained on {other.model}, but {names[0]} on {sources[0].model}. Predict with adapters of "
                 "one backbone at a time."
             )
     if source is None and sources[0].random_weights:
         raise ValueError(f"{names[0]} was trained on a backbone of random weights, which nobody has any more.")
-    backbone, _ = load_backbone(source or sources[0])
+    wanted = sources[0]
+    if source is not None:  # of it, what is not said is as the adapter has it
+        size, kind = source.image_size or wanted.image_size, source.model_class or wanted.model_class
+        wanted = replace(source, image_size=size, model_class=kind)
+    backbone, _ = load_backbone(wanted)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The adapter .* was trained on a backbone with the fingerprint")
         try:
@@ -63,7 +67,7 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
             for position, name in enumerate(names[1:], 1):
                 model.load_adapter(name, _name(position))
         except UserWarning as warning:
-            raise ValueError(f"{warning} The backbone here is {source or sources[0]}.") from None
+            raise ValueError(f"{warning} The backbone here is {wanted}.") from None
     return Loaded(model.eval(), list(names), descriptions)
 
 

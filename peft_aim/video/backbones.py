@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,26 +131,40 @@ def _from_open_clip(name: str, source: Source) -> tuple[nn.Module, Preprocessing
 def _load_file(model: nn.Module, path: str | None) -> None:
     if path is None:
         return
-    state = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
+    state = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+    state = next((state[key] for key in ("state_dict", "model") if key in state), state)
     missing, unexpected = model.load_state_dict(state, strict=False)
-    norms = _norms_at_the_end(model)
-    lacking = [name for name in missing if name.rpartition(".")[0] not in norms]
+    _check_missing(model, missing, path, unexpected)
+
+
+def _check_missing(model: nn.Module, missing: Iterable[str], where: str, others: Iterable[str] = ()) -> None:
+    """Check that nothing that stays frozen is missing: it would be noise, and nobody would see it.
+
+    Raises:
+        ValueError: If there is more than what an adapter brings along or trains itself: the last norms and the head.
+    """
+    own = _at_the_end(model)
+    lacking = sorted(name for name in missing if name.rpartition(".")[0] not in own)
     if lacking:
-        raise ValueError(f"{path} lacks {lacking[:5]}, and has others: {unexpected[:5]}")
-    if missing:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        instead = f", and has others: {sorted(others)[:5]}" if others else ""
+        raise ValueError(f"{where} lacks {lacking[:5]}{more}{instead}: the backbone would be frozen noise")
+    norms = sorted(name for name in missing if is_norm(model.get_submodule(name.rpartition(".")[0])))
+    if norms:
         fresh = "the final norm begins as one that scales nothing, and is trained with the adapter."
-        warnings.warn(f"{path} lacks {', '.join(missing)}: {fresh}", stacklevel=2)
+        warnings.warn(f"{where} lacks {', '.join(norms)}: {fresh}", stacklevel=2)
 
 
-def _norms_at_the_end(model: nn.Module) -> list[str]:
-    """Return the norms behind all else that learns: fresh ones scale by 1, and the adapter trains its own copy."""
-    norms: list[str] = []
-    for name, module in model.named_modules():
-        if is_norm(module):
-            norms.append(name)
-        elif any(True for _ in module.parameters(recurse=False)):
-            norms = []
-    return norms
+def _at_the_end(model: nn.Module) -> list[str]:
+    """Return the head, if there is one, and the norms before it that come behind all else that learns."""
+    learning = [(n, m) for n, m in model.named_modules() if is_norm(m) or any(True for _ in m.parameters(False))]
+    found: list[str] = []
+    for name, module in reversed(learning):
+        is_head = not found and isinstance(module, nn.Linear)
+        if not is_head and not is_norm(module):
+            break
+        found.append(name)
+    return found
 
 
 def _from_transformers(name: str, source: Source) -> tuple[nn.Module, Preprocessing]:
@@ -161,13 +176,15 @@ def _from_transformers(name: str, source: Source) -> tuple[nn.Module, Preprocess
     if kind is None:
         raise ValueError(f"transformers has no class {source.model_class!r} to load {name} with.")
     try:
-        model = kind.from_pretrained(name, revision=source.revision or "main")
-        processor = transformers.AutoImageProcessor.from_pretrained(name, revision=source.revision or "main")
+        revision = source.revision or "main"
+        model, loading = kind.from_pretrained(name, revision=revision, output_loading_info=True)
+        _check_missing(model, loading["missing_keys"], name, loading["unexpected_keys"])
+        preprocessing = _as_wished(transformers.AutoImageProcessor.from_pretrained(name, revision=revision))
     except (OSError, ValueError) as error:
         raise ValueError(f"transformers cannot load {name!r} as an image model: {error}") from error
     if Path(name).is_dir():
         model.name_or_path = str(Path(name).resolve())  # found from elsewhere, too
-    return _resized(model, _as_wished(processor), source)
+    return _resized(model, preprocessing, source)
 
 
 def _resized(model: nn.Module, preprocessing: Preprocessing, source: Source) -> tuple[nn.Module, Preprocessing]:
@@ -179,10 +196,20 @@ def _resized(model: nn.Module, preprocessing: Preprocessing, source: Source) -> 
 
 
 def _as_wished(processor: Any) -> Preprocessing:
-    """Return the preprocessing of an image processor of transformers."""
+    """Return the preprocessing of an image processor of transformers.
+
+    Raises:
+        ValueError: If it does what cannot be said here.
+    """
+    if getattr(processor, "do_flip_channel_order", False):
+        raise ValueError("its image processor swaps red and blue, which is not done here. Use another variant")
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     side = size.get("shortest_edge", size.get("height")), size.get("shortest_edge", size.get("width"))
-    resampling = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(int(getattr(processor, "resample", 2)), "bilinear")
-    if getattr(processor, "do_normalize", True):
-        return Preprocessing(side, processor.image_mean, processor.image_std, resampling)
-    return Preprocessing(side, (0.0,) * 3, (1.0,) * 3, resampling)
+    # Lanczos is not there for tensors.
+    resample = 2 if processor.resample is None else int(processor.resample)
+    resampling = {0: "nearest", 1: "bicubic", 3: "bicubic"}.get(resample, "bilinear")
+    plain = not getattr(processor, "do_normalize", True)
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else (processor.image_mean, processor.image_std)
+    # It normalizes pixels times this factor; here they are divided by 255 before.
+    factor = 255 * (processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0)
+    return Preprocessing(side, [value / factor for value in mean], [value / factor for value in std], resampling)

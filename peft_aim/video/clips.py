@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,8 @@ IGNORED = -100  # label of a clip that could not be read, as losses know it
 class TrainingClips(Dataset):
     """A random clip of each video, the same in every run: it depends on seed, epoch and video only.
 
-    So training doesn't depend on how many processes and workers share it, and can be resumed at any step.
+    So training doesn't depend on how many processes and workers share it, and can be resumed at any step. For the
+    same reason black clips that don't count make up whole batches: processes would repeat others to have equal shares.
 
     Args:
         videos: The videos with the indices of their classes.
@@ -45,10 +47,13 @@ class TrainingClips(Dataset):
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers that outlive an epoch see it, too
 
     def __len__(self) -> int:
-        return len(self.videos)
+        return math.ceil(len(self.videos) / self.recipe.batch_size) * self.recipe.batch_size
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         _leave_interrupts_to_the_main_process()
+        if i >= len(self.videos):
+            clip, _ = self.transform(_Black().read(range(self.recipe.frames)), 0)
+            return {"clips": clip, "labels": IGNORED, "seconds": 0.0, "skipped": ""}
         began, (path, label), skipped = time.perf_counter(), self.videos[i], ""
         with _seeded(self.recipe.seed, int(self.epoch), i):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,11 +51,17 @@ class Data:
             ValueError: If there are no videos, one class only, or one in val that is not in train.
         """
         train = find_videos(videos, "train", root)
-        classes = class_names(train, classes)
+        classes = class_names(train, classes, by_name=Path(videos).is_dir())
         if val is None and has_split(videos, "val"):
             return cls(classes, indexed(train, classes), indexed(find_videos(videos, "val", root), classes))
         held_out = find_videos(val, None, root) if val else []
         return cls(classes, indexed(train, classes), indexed(held_out, classes))
+
+    @property
+    def fingerprint(self) -> str:
+        """A short name for just these videos with their classes."""
+        lines = [f"{path}\t{label}" for videos in (self.train, self.val) for path, label in videos]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def without_broken(self, recipe: Recipe) -> tuple[Data, list[str]]:
         """Open all videos once; return those that can be read, and the reasons of the others.

@@ -21,8 +21,12 @@ from peft_aim.video.describe import Description
 from peft_aim.video.listing import find_videos, indexed
 from peft_aim.video.metrics import Metrics
 from peft_aim.video.picture import draw_confusion
-from peft_aim.video.processes import on_cpu, processes
-from peft_aim.video.trainer import gather_reasons, scores_of
+from peft_aim.video.processes import gather, on_cpu, processes
+from peft_aim.video.trainer import scores_of
+
+
+class NothingToEvaluate(ValueError):  # noqa: N818 (nothing is wrong but the videos)
+    """Raised if no video can be read."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def evaluate(
     views: tuple[int, int] | None = None,
     batch_size: int = 8,
     workers: int = 1,
-    min_frames: int = 1,
+    min_frames: int | None = None,
     source: Source | None = None,
 ) -> Evaluation:
     """Evaluate a saved adapter on videos.
@@ -86,14 +90,18 @@ def evaluate(
         views: Clips per video and crops per frame; by default those that the adapter names.
         batch_size: Views that the model takes at a time.
         workers: Processes that read videos.
-        min_frames: Videos of fewer frames are skipped.
+        min_frames: Videos of fewer frames are skipped; by default as in its training.
         source: Where to load the backbone from, if not from where the adapter says.
 
     Raises:
         ValueError: If adapter, backbone or videos cannot be had, or if no video can be read.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is no number of views. Give 1 or more.")
     loaded = load_adapters([str(adapter)], source)
     description = loaded.descriptions[0]
+    if min_frames is None:
+        min_frames = (description.recipe or {}).get("min_frames", 1)
     labelled = indexed(find_videos(videos, split, root), description.classes)
     result = evaluate_model(loaded.model, description, labelled, views, batch_size, workers, min_frames)
     if processes().is_main_process:
@@ -122,7 +130,7 @@ def evaluate_model(
         min_frames: Videos of fewer frames are skipped.
 
     Raises:
-        ValueError: If no video can be read.
+        NothingToEvaluate: If no video can be read.
     """
     accelerator, views = Accelerator(cpu=on_cpu()), views or description.views
     clips = EvaluationClips(
@@ -138,9 +146,9 @@ def evaluate_model(
         row = torch.stack([every[clips.single], every[: clips.count].mean(0)])[None]  # (1, 2, classes)
         rows.append(accelerator.gather_for_metrics((row, batch["labels"])))
     found, labels = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
-    reasons, readable = gather_reasons(skipped), labels != IGNORED
+    reasons, readable = gather(skipped), labels != IGNORED
     if not readable.any():
-        raise ValueError(f"None of the {len(videos)} videos can be read. {reasons[0]}")
+        raise NothingToEvaluate(f"None of the {len(videos)} videos to evaluate on can be read. {reasons[0]}")
     single, averaged = (
         Metrics.of(probabilities[readable], labels[readable], description.classes)
         for probabilities in (found[:, 0], found[:, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,15 +53,16 @@ def has_split(source: str | Path, split: str) -> bool:
     if source.is_dir():
         return (source / split).is_dir()
     rows = _table(source) if source.suffix.lower() == ".csv" else []
-    return any(row.get("split") == split for _, row in rows)
+    return any((row.get("split") or "").strip() == split for _, row in rows)
 
 
-def class_names(videos: list[Labelled], names: list[str] | None = None) -> list[str]:
+def class_names(videos: list[Labelled], names: list[str] | None = None, by_name: bool = False) -> list[str]:
     """Return the names of the classes, in the order of their indices.
 
     Args:
         videos: The videos to train on.
         names: The names, if they are known, for videos that are labelled by index.
+        by_name: Labels are names, though they may look like indices, as folders "1" and "2" do.
 
     Raises:
         ValueError: If there is only one class, or a label is not among the names.
@@ -73,7 +75,7 @@ def class_names(videos: list[Labelled], names: list[str] | None = None) -> list[
     """
     if names is None:
         labels = {video.label for video in videos}
-        numbered = all(label.isdecimal() for label in labels)
+        numbered = not by_name and all(label.isdecimal() and str(int(label)) == label for label in labels)
         names = [str(i) for i in range(max(map(int, labels)) + 1)] if numbered else sorted(labels)
     if len(names) == 1:
         raise ValueError(f"There is one class only, {names[0]!r}: nothing to tell apart.")
@@ -104,7 +106,7 @@ def read_names(path: str | Path) -> list[str]:
     """
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path} with the names of the classes, one in each line.")
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in _text(Path(path)).splitlines() if line.strip()]
 
 
 def _of_folder(folder: Path, split: str) -> list[Labelled]:
@@ -125,12 +127,12 @@ def _of_file(source: Path, split: str | None, root: Path) -> list[Labelled]:
     if source.suffix.lower() == ".csv":
         return _of_table(source, split, root)
     found = []
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(source).splitlines(), 1):
         if line.strip():
             parts = line.rsplit("\t" if "\t" in line else None, maxsplit=1)
             if len(parts) < 2:
                 raise ValueError(f"Line {number} of {source} is {line!r}. Each is expected to be: path label.")
-            found.append(Labelled(root / parts[0].strip(), parts[1]))
+            found.append(Labelled(root / parts[0].strip(), parts[1].strip()))
     return found
 
 
@@ -147,14 +149,20 @@ def _of_table(source: Path, split: str | None, root: Path) -> list[Labelled]:
     for number, row in rows:
         if not (row[path] and row[label]):
             raise ValueError(f"Line {number} of {source} lacks its {path} or {label}: {row}.")
-        if split is None or row.get("split", split) == split:
+        if split is None or row.get("split", split).strip() == split:
             found.append(Labelled(root / row[path].strip(), row[label].strip()))
     return found
 
 
 def _table(source: Path) -> list[tuple[int, dict[str, str]]]:
     """Read a table's rows, with their numbers of lines, by the names of columns in its first line."""
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or []]
-        return [(reader.line_num, row) for row in reader]
+    reader = csv.DictReader(io.StringIO(_text(source)), skipinitialspace=True)
+    reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or []]
+    return [(reader.line_num, row) for row in reader]
+
+
+def _text(source: Path) -> str:
+    try:
+        return source.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is no list or table in UTF-8: {error}. Save it in UTF-8.") from None

@@ -90,7 +90,13 @@ class Metrics:
         worst = np.argsort(wrong, axis=None)[::-1][:SHOWN]
         pairs = [np.unravel_index(place, wrong.shape) for place in worst if wrong.flat[place]]
         lines = [f"{wrong[i, j]:6}  {self.classes[i]} taken for {self.classes[j]}" for i, j in pairs]
-        return "\n".join(["Most often confused (videos, class, prediction):", *lines])
+        width = max(map(len, self.classes))
+        each = [
+            f"{row['class']:{width}}  {row['videos']:6}  {row['recall']:6.1%}  {row['precision']:9.1%}"
+            for row in self.per_class
+        ]
+        head = f"{'class':{width}}  videos  recall  precision"
+        return "\n".join([head, *each, "", "Most often confused (videos, class, prediction):", *lines])
 
 
 def _matrix(classes: list[str], matrix: np.ndarray) -> str:

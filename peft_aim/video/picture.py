@@ -61,7 +61,7 @@ def draw_strip(path: Path, rows: Sequence[Row]) -> None:
             axis.axis("off")
         for axis, image in zip(axes, row.images, strict=False):
             axis.imshow(image.numpy())
-        axes[-1].text(0, 0.5, row.text, va="center", color=row.colour)
+        axes[-1].text(0, 0.5, row.text, va="center", color=row.colour, parse_math=False)
     grid[0, -1].set_title("prediction", loc="left")
     figure.savefig(path, dpi=110)
 
@@ -81,8 +81,8 @@ def draw_confusion(path: Path, metrics: Metrics) -> None:
     figure.colorbar(axes.imshow(parts, cmap="Blues", vmin=0, vmax=1), label="part of the class")
     axes.set(xlabel="taken for", ylabel="class", title=f"top-1 {metrics.top1:.1%} of {metrics.videos} videos")
     if count <= 60:  # more names cannot be read
-        axes.set_xticks(range(count), metrics.classes, rotation=90)
-        axes.set_yticks(range(count), metrics.classes)
+        axes.set_xticks(range(count), metrics.classes, rotation=90, parse_math=False)
+        axes.set_yticks(range(count), metrics.classes, parse_math=False)
     if count <= 20:
         for (row, column), number in np.ndenumerate(matrix):
             axes.text(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from peft_aim.video.adapters import Loaded, load_adapters
 from peft_aim.video.backbones import Source
 from peft_aim.video.decode import BrokenVideo, open_video
 from peft_aim.video.evaluate import score
-from peft_aim.video.picture import draw_strip, row_of
+from peft_aim.video.picture import Row, draw_strip, row_of
 from peft_aim.video.sampling import windows
 from peft_aim.video.transforms import to_image
 
@@ -80,7 +80,8 @@ def predict(
         top_k: Number of classes to tell, the most probable first.
         window: Seconds of a sliding window for long videos; by default the typical length of the videos that the
             adapter was trained on. 0 takes every video as a whole.
-        output: Folder for a picture of each video, a strip of frames with the predictions; none if it is None.
+        output: Folder for a picture of each video: the frames of the most certain window, with the predictions; none
+            if it is None.
         batch_size: Views that the model takes at a time.
         source: Where to load the backbone from, if not from where the adapters say.
 
@@ -88,47 +89,49 @@ def predict(
         A prediction for each video and adapter. A video that cannot be read has the reason in its place.
 
     Raises:
-        ValueError: If adapters or backbone cannot be had.
+        ValueError: If adapters or backbone cannot be had, or top_k is less than 1.
     """
     adapters = [adapters] if isinstance(adapters, str) else adapters
     videos = [videos] if isinstance(videos, (str, Path)) else videos
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k} is no number of classes. Give 1 or more.")
     loaded, found = load_adapters(adapters, source), []
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    for path in map(Path, videos):
-        of_video = list(_of_video(loaded, path, top_k, window, batch_size))
-        found += [prediction for prediction, _, _ in of_video]
-        if output is not None and not of_video[0][0].broken:
+    paths = [Path(video) for video in videos]
+    for path in paths:
+        of_video = [_of_video(loaded, position, path, top_k, window, batch_size) for position in range(len(adapters))]
+        found += [prediction for prediction, _ in of_video]
+        rows = [row for _, row in of_video if row is not None]
+        if output is not None and rows:
             Path(output).mkdir(parents=True, exist_ok=True)
-            rows = [
-                row_of(images, probabilities, loaded.descriptions[i].classes)
-                for i, (_, images, probabilities) in enumerate(of_video)
-            ]
-            draw_strip(Path(output) / f"{path.name}.png", rows)
+            alone = [other.name for other in paths].count(path.name) == 1
+            draw_strip(Path(output) / f"{path.name if alone else '_'.join(path.parts[-3:]).strip('/')}.png", rows)
     return found
 
 
 def _of_video(
-    loaded: Loaded, path: Path, top_k: int, window: float | None, batch_size: int
-) -> Iterator[tuple[Prediction, Tensor, Tensor]]:
-    """Yield for each adapter its prediction, the frames that it saw of the first window, and its probabilities."""
-    for position, adapter in enumerate(loaded.names):
-        description = loaded.activate(position)
-        try:
-            with open_video(path) as video:
-                length = description.seconds if window is None else window
-                parts = windows(video.seconds, length) if length else [range(len(video.seconds))]
-                read = [description.views_of(video, part) for part in parts]  # (V, T, 3, H, W) each
-                spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
-        except BrokenVideo as error:
-            yield Prediction(path, adapter, [], [], str(error)), torch.empty(0), torch.empty(0)
-            continue
-        scored = [score(loaded.model, views, batch_size).mean(0).cpu() for views in read]
-        mean = torch.stack(scored).mean(0)
-        top = partial(_top, classes=description.classes, k=top_k)
-        over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)]
-        prediction = Prediction(path, adapter, top(mean), over_time if len(parts) > 1 else [])
-        middle = read[0][len(read[0]) // 2]
-        yield prediction, to_image(middle, description.preprocessing), mean
+    loaded: Loaded, position: int, path: Path, top_k: int, window: float | None, batch_size: int
+) -> tuple[Prediction, Row | None]:
+    """Return an adapter's prediction, and the clip that it is most certain of."""
+    description, adapter = loaded.activate(position), loaded.names[position]
+    try:
+        with open_video(path) as video:
+            length = description.seconds if window is None else window
+            parts = windows(video.seconds, length) if length else [range(len(video.seconds))]
+            scored, best = [], (torch.empty(0), -1.0)
+            for part in parts:  # one after the other: long videos have many
+                views = description.views_of(video, part)
+                scored.append(score(loaded.model, views, batch_size).mean(0).cpu())
+                if scored[-1].max() > best[1]:
+                    best = (views[len(views) // 2], float(scored[-1].max()))
+            spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
+    except BrokenVideo as error:
+        return Prediction(path, adapter, [], [], str(error)), None
+    mean = torch.stack(scored).mean(0)
+    top = partial(_top, classes=description.classes, k=top_k)
+    over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)]
+    prediction = Prediction(path, adapter, top(mean), over_time if len(parts) > 1 else [])
+    return prediction, row_of(to_image(best[0], description.preprocessing), mean, description.classes)
 
 
 def _top(probabilities: Tensor, classes: list[str], k: int) -> list[tuple[str, float]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from accelerate import PartialState
 
@@ -19,3 +22,12 @@ def processes() -> PartialState:
 def say(text: str) -> None:
     """Print once, however many processes there are."""
     processes().print(text)
+
+
+def gather(reasons: Iterable[str]) -> list[str]:
+    """Return the reasons of all processes, each once."""
+    gathered: list[Any] = [list(reasons)]
+    if torch.distributed.is_initialized():
+        mine, gathered = gathered[0], [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, mine)
+    return sorted({reason for of_process in gathered for reason in of_process})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ class BrokenVideo(ValueError):  # noqa: N818 (it is the video that is broken)
 def opened(path: str | PathLike) -> Iterator[OfPyAV]:
     """Open a video; whatever FFmpeg has against it becomes a BrokenVideo."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:  # titles in whatever encoding
             if not container.streams.video:
                 raise BrokenVideo(f"{path} has no video in it.")
             yield OfPyAV(path, container.streams.video[0])
@@ -58,21 +59,26 @@ class OfPyAV:
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the times and images of the wanted frames, skipping to a later key frame where that saves decoding."""
-        position, frames, size = None, iter(()), {}
+        """Yield the wanted times and what is shown then, skipping to a later key frame where that saves decoding."""
+        before = current = None
+        frames, size = iter(()), {}
         reformatter = av.video.reformatter.VideoReformatter()  # one for all frames: making it costs more than decoding
         for time in wanted:
             key = self._keys[max(0, bisect_right(self._keys, time) - 1)] if self._keys else self._times[0]
-            if position is None or key > position:
+            if current is None or key > _time(current):
                 self._stream.container.seek(key, stream=self._stream)
-                frames = _tolerant(self._stream)
-            for frame in frames:
-                position = _time(frame)
-                if position is not None and position >= time:
-                    size = size or {"width": frame.width, "height": frame.height}  # some change it on the way
-                    image = reformatter.reformat(frame, format="rgb24", **size).to_ndarray()
-                    yield time, _upright(image, getattr(frame, "rotation", 0))
+                before, current, frames = current, None, _tolerant(self._stream)
+            while current is None or _time(current) < time:
+                following = next(frames, None)
+                if following is None:
                     break
+                before, current = current or before, following
+            on_time = current is not None and _time(current) <= time
+            frame = current if on_time or before is None else before  # the one of this time may be damaged
+            if frame is not None:
+                size = size or {"width": frame.width, "height": frame.height}  # some change it on the way
+                image = reformatter.reformat(frame, format="rgb24", **size).to_ndarray()
+                yield time, _upright(image, getattr(frame, "rotation", 0))
 
 
 def _time(of: av.Packet | av.VideoFrame) -> int | None:
@@ -83,10 +89,8 @@ def _time(of: av.Packet | av.VideoFrame) -> int | None:
 def _tolerant(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Decode frame after frame, leaving out packets that are damaged."""
     for packet in stream.container.demux(stream):
-        try:
-            yield from packet.decode()
-        except av.error.InvalidDataError:
-            continue
+        with contextlib.suppress(av.error.InvalidDataError):
+            yield from (frame for frame in packet.decode() if _time(frame) is not None)
 
 
 def _upright(image: np.ndarray, rotation: float) -> np.ndarray:

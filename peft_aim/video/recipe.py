@@ -40,7 +40,7 @@ class Recipe:
         flip: Mirror half of the training clips.
         flip_pairs: Pairs of classes, by name or index, that a mirrored clip changes between: "turn left=turn right".
         color_jitter: Vary brightness, contrast, saturation and hue.
-        rand_augment: Number and strength, 0 to 10, of RandAugment's operations.
+        rand_augment: Number and strength, 0 to 30, of RandAugment's operations.
         random_erasing: Part of the training clips of which a rectangle is replaced by noise.
         mixup: Parameter alpha of mixup's Beta(alpha, alpha); 0 mixes nothing.
         label_smoothing: Part of the target that is spread over all classes.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import torch
 
 
@@ -78,9 +80,9 @@ def windows(seconds: list[float], length: float) -> list[range]:
     found = []
     for k in range(count):
         start = begin + k * step
-        inside = [i for i, when in enumerate(seconds) if start - 1e-6 <= when < start + length - 1e-6]
+        inside = range(*(bisect_left(seconds, when - 1e-6) for when in (start, start + length)))
         if inside:
-            found.append(range(inside[0], inside[-1] + 1))
+            found.append(inside)
     return found
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -20,15 +20,15 @@ from transformers import TrainingArguments
 
 from peft_aim.config import AIMConfig
 from peft_aim.video.backbones import Source, load_backbone
-from peft_aim.video.checkpoints import MarkComplete, SaveOnInterrupt, begin_run, last_complete
+from peft_aim.video.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
 from peft_aim.video.clips import NoiseClips, TrainingClips
 from peft_aim.video.data import Data, notes_on, typical_seconds
 from peft_aim.video.describe import Description
-from peft_aim.video.evaluate import evaluate_model
-from peft_aim.video.processes import on_cpu, processes, say
+from peft_aim.video.evaluate import NothingToEvaluate, evaluate_model
+from peft_aim.video.processes import gather, on_cpu, processes, say
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.report import Report
-from peft_aim.video.trainer import ClipTrainer, Speed, gather_reasons
+from peft_aim.video.trainer import ClipTrainer, Speed
 from peft_aim.video.transforms import ForTraining
 
 
@@ -66,34 +66,62 @@ def train(
     """
     recipe, output = recipe or Recipe(), Path(output)
     source = Source(model) if isinstance(model, str) else model
-    begin_run(output, recipe, source, data.classes, resume, overwrite)
+    run = Run.of(output, data, source, recipe, check=check, options=aim_options)
+    run.check(resume, overwrite)
     data, broken = data.without_broken(recipe) if check else (data, [])
     adapted, description = adapt(data, source, recipe, **aim_options)
     notes = [*notes_on(data), *precision_note(recipe)]
     for note in notes:
         say(f"Note: {note}")
     clips = TrainingClips(data.train, recipe, ForTraining(description.preprocessing, recipe, data.classes))
-    trainer = new_trainer(adapted, clips, recipe, output / "checkpoints")
-    interrupt = SaveOnInterrupt()
-    trainer.add_callback(interrupt)
-    trainer.train(resume_from_checkpoint=_checkpoint(output) if resume else None)
-    if interrupt.happened:
-        raise KeyboardInterrupt(f"a checkpoint is in {output / 'checkpoints'}; go on with --resume")
+    trainer = new_trainer(adapted, clips, recipe, run.folder)
+    trainer.skipped |= dict.fromkeys(broken)
+    fit(trainer, run, resume)
     description = replace(description, seconds=typical_seconds(data.train))
     save(trainer, description, output)
-    skipped, evaluation = {*broken, *gather_reasons(trainer.skipped)}, None
+    evaluation = None
     if data.val:
-        size = trainer.args.per_device_train_batch_size
-        trained = trainer.model_wrapped if trainer.is_fsdp_enabled else adapted
-        evaluation = evaluate_model(trained, description, data.val, None, size, recipe.workers, recipe.min_frames)
-        skipped |= {*evaluation.skipped}
-        save(trainer, replace(description, results={"val": evaluation.summary()}), output)
+        size, whole = trainer.args.per_device_train_batch_size, not trainer.is_fsdp_enabled
+        trained = adapted if whole else trainer.model_wrapped
+        try:
+            evaluation = evaluate_model(trained, description, data.val, None, size, recipe.workers, recipe.min_frames)
+            save(trainer, replace(description, results={"val": evaluation.summary()}), output)
+        except NothingToEvaluate as nothing:
+            notes.append(str(nothing))
+    skipped = {*gather(trainer.skipped), *(evaluation.skipped if evaluation else [])}
     speed, count = trainer.speed.result(trainer.args), adapted.get_nb_trainable_parameters()[0]
     report = Report(evaluation, count, sorted(skipped), notes, speed, data.classes, recipe)
     if processes().is_main_process:
         report.write(output)
-        shutil.rmtree(output / "checkpoints")
+        run.end()
     return adapted, report
+
+
+def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
+    """Run a training, or what is left of it.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
+    """
+    interrupt, checkpoint = SaveOnInterrupt(), last_complete(run.folder) if resume else None
+    if resume:
+        say(
+            f"Going on from {checkpoint}"
+            if checkpoint
+            else "No checkpoint is complete yet: starting from the beginning"
+        )
+    else:
+        run.begin()
+    if checkpoint:
+        trainer.skipped |= dict.fromkeys(json.loads((checkpoint / COMPLETE).read_text()))
+        trainer.readable = 1  # or there would be none
+    trainer.add_callback(interrupt)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    finally:
+        interrupt.give_back()
+    if interrupt.happened:
+        raise KeyboardInterrupt(f"a checkpoint is in {run.folder}; go on with --resume")
 
 
 def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 20, **aim_options: Any) -> Speed:
@@ -166,7 +194,7 @@ def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) 
         seed=recipe.seed,
     )
     trainer = ClipTrainer(model, arguments, clips, recipe.label_smoothing, recipe.mixup)
-    trainer.add_callback(MarkComplete())
+    trainer.add_callback(MarkComplete(trainer.skipped))
     return trainer
 
 
@@ -194,15 +222,11 @@ def save(trainer: ClipTrainer, description: Description, output: Path) -> None:
     config = trainer.accelerator.unwrap_model(trainer.model).active_peft_config
     config.revision = description.source.revision
     description.write(config)
+    if trainer.is_fsdp_enabled:  # each process has a part of it
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(output))
     if trainer.args.should_save:
         (output / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to trust
-
-
-def _checkpoint(output: Path) -> str | None:
-    found = last_complete(output / "checkpoints")
-    say(f"Going on from {found}" if found else "There is no complete checkpoint yet: starting from the beginning")
-    return found and str(found)
 
 
 def precision_note(recipe: Recipe) -> list[str]:

@@ -20,6 +20,12 @@ from peft_aim.outputs import first_parameter
 from peft_aim.video.clips import IGNORED, TrainingClips, mixed
 
 
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make a batch of clips; what is noted with them stays as it is, "notes", and away from devices."""
+    notes = [(item.pop("seconds"), item.pop("skipped")) for item in items]
+    return {**default_collate(items), "notes": notes}
+
+
 def scores_of(output: Any) -> Tensor:
     """Return the class scores of any library's output, ``(B, classes)``.
 
@@ -71,6 +77,7 @@ class ClipTrainer(Trainer):
 
     Attributes:
         skipped: Reasons why videos could not be read, in the order in which that was seen.
+        readable: Number of clips so far that could be, of all processes together.
         speed: How fast it goes.
     """
 
@@ -78,15 +85,17 @@ class ClipTrainer(Trainer):
         self, model: PeftModel, arguments: TrainingArguments, clips: Dataset, smoothing: float, mixup: float
     ) -> None:
         loss = ClipLoss(smoothing)
-        super().__init__(model, arguments, default_collate, train_dataset=clips, compute_loss_func=loss)
+        super().__init__(model, arguments, collate, train_dataset=clips, compute_loss_func=loss)
         self.model_accepts_loss_kwargs = False  # image models take images only
         self.argument = first_parameter(model.get_base_model())
         self.classes = model.active_peft_config.num_labels
         self.mixup = v2.MixUp(alpha=mixup, num_classes=self.classes) if mixup else None
         self.skipped: dict[str, None] = {}
+        self.readable = 0
         self.speed = SpeedCallback()
         self.add_callback(self.speed)
         self.add_callback(_Reproducible(clips))
+        self.add_callback(StopIfNothingCanBeRead(self))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """Take the batches of a step, noting how long they were waited for and what is wrong with them."""
@@ -94,8 +103,10 @@ class ClipTrainer(Trainer):
         batches, count = super().get_batch_samples(*args, **kwargs)
         self.speed.waited += time.perf_counter() - began
         for batch in batches:
-            self.skipped |= {reason: None for reason in batch.pop("skipped") if reason}
-            self.speed.read(batch.pop("seconds"))
+            for seconds, reason in batch.pop("notes"):
+                self.speed.read(seconds)
+                self.skipped |= {reason: None} if reason else {}
+        self.readable += 0 if count is None else int(count)
         return batches, count
 
     def compute_loss(
@@ -106,9 +117,9 @@ class ClipTrainer(Trainer):
         readable = labels != IGNORED
         targets = F.one_hot(labels.clamp(min=0), self.classes).float() * readable[:, None]
         if self.mixup is not None and readable.sum() > 1:
-            mixed, soft = self.mixup(tv_tensors.Video(clips[readable]), labels[readable])
+            blended, soft = self.mixup(tv_tensors.Video(clips[readable]), labels[readable])
             clips, targets = clips.clone(), targets.clone()
-            clips[readable], targets[readable] = mixed.as_subclass(Tensor), soft
+            clips[readable], targets[readable] = blended.as_subclass(Tensor), soft
         return super().compute_loss(model, {self.argument: clips, "labels": targets}, return_outputs, **kwargs)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
@@ -160,10 +171,10 @@ class SpeedCallback(TrainerCallback):
         self._began: float | None = None
         self._steps, self._ended, self._clips, self._reading = 0, 0.0, 0, 0.0
 
-    def read(self, seconds: Tensor) -> None:
-        """Note how long it took to read the clips of a batch."""
-        self._clips += len(seconds)
-        self._reading += float(seconds.sum())
+    def read(self, seconds: float) -> None:
+        """Note how long it took to read a clip; those that stand for nothing took no time."""
+        self._clips += seconds > 0
+        self._reading += seconds
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -188,6 +199,26 @@ class SpeedCallback(TrainerCallback):
         return Speed(step, batch / step, loader, waited / whole)
 
 
+class StopIfNothingCanBeRead(TrainerCallback):
+    """Ends a training whose first epoch had no clip to learn from: paths are wrong, most likely.
+
+    Args:
+        trainer: Knows what was read.
+    """
+
+    def __init__(self, trainer: ClipTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Check what was read.
+
+        Raises:
+            ValueError: If it was nothing.
+        """
+        if not self.trainer.readable:
+            raise ValueError(f"None of the training videos can be read. {next(iter(self.trainer.skipped), '')}")
+
+
 class _Reproducible(TrainerCallback):
     """Makes what is random in a step, of clips and model, depend on seed and step alone, so it can be resumed."""
 
@@ -204,12 +235,3 @@ class _Reproducible(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         torch.manual_seed(mixed(args.seed, state.global_step, args.process_index))
-
-
-def gather_reasons(skipped: dict[str, None]) -> list[str]:
-    """Return the reasons of all processes, each once."""
-    gathered: list[Any] = [skipped]
-    if torch.distributed.is_initialized():
-        gathered = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, skipped)
-    return sorted({reason for reasons in gathered for reason in reasons})

@@ -55,9 +55,7 @@ class ForTraining(nn.Module):
         if recipe.color_jitter:
             steps.append(v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1))
         if recipe.rand_augment:
-            operations, strength = recipe.rand_augment
-            # 11 bins: the paper's strengths are those of timm, out of 10
-            steps.append(v2.RandAugment(operations, strength, num_magnitude_bins=11, interpolation=interpolation))
+            steps.append(v2.RandAugment(*recipe.rand_augment, interpolation=interpolation))
         steps += _normalized(preprocessing)
         if recipe.random_erasing:
             steps.append(v2.RandomErasing(recipe.random_erasing, value="random"))
