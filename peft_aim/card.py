@@ -113,8 +113,8 @@ def _results(config: dict[str, Any]) -> str:
             top1 = f"{row['top1']:.1%} ({least:.1%} to {greatest:.1%})"
             cells = (split, found["videos"], views.replace("x", " x "), top1, top5, f"{row['mean_class']:.1%}")
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    skipped = [f"{found['skipped']} files of {split}" for split, found in results.items() if found["skipped"]]
-    note = f"\n\nSkipped, since they could not be read: {', '.join(skipped)}." if skipped else ""
+    skipped = [f"{found['skipped']} of {split}" for split, found in results.items() if found["skipped"]]
+    note = f"\n\nFiles skipped, since they could not be read: {', '.join(skipped)}." if skipped else ""
     return "## Results\n\n" + "\n".join(lines) + note
 
 

@@ -149,6 +149,7 @@ def test_names_tell_the_library(name, parsed):
         (["--model", "vit_tinny"], "timm has no model 'vit_tinny'"),
         (["--model", "vit_tiny_patch16_224", "--weights", "nowhere.pth"], "There is no file nowhere.pth"),
         (["--model", "no/where"], "transformers cannot load 'no/where'"),
+        (["--model", "./no/where/vit"], "There is no folder ./no/where/vit, and it is no Hub id, OWNER/NAME"),
         (["--model", "test_vit"], "pretrained weights of test_vit could not be loaded.*--random-weights"),
         (
             ["--model", "open_clip:ViT-B-32/nope"],

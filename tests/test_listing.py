@@ -83,7 +83,7 @@ def test_classes_that_cannot_be_are_refused(tmp_path):
         indexed(videos, ["run", "walk"])
     with pytest.raises(ValueError, match="There is one class only, 'run': nothing to tell apart"):
         class_names(videos[:1])
-    with pytest.raises(ValueError, match="There is no .*nowhere"):
+    with pytest.raises(ValueError, match="nowhere does not exist. Give a folder of videos, a list"):
         find_videos(tmp_path / "nowhere")
 
 
@@ -105,6 +105,9 @@ def test_broken_empty_and_short_videos_are_found_and_named(folder, capsys):
     assert "Checking train" in capsys.readouterr().err
     data, reasons = Data.find(folder).without_broken(Recipe(workers=0))
     assert len(data.train) == 6 and len(data.val) == 4 and len(reasons) == 4
+    (folder / "val" / "dark" / "9.mp4").write_bytes(b"")
+    data, reasons = Data.find(folder).without_broken(Recipe(workers=0))
+    assert len(data.val) == 5 and len(reasons) == 5  # which evaluation counts
 
 
 def test_a_folder_of_nothing_but_broken_videos_is_refused(folder):

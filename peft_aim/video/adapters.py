@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from peft import PeftModel
+from peft.utils import CONFIG_NAME
 
 from peft_aim.config import AIMConfig
 from peft_aim.video.backbones import Source, load_backbone
@@ -66,12 +68,19 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
             model = PeftModel.from_pretrained(backbone, names[0], adapter_name=_name(0))
             for position, name in enumerate(names[1:], 1):
                 model.load_adapter(name, _name(position))
-        except UserWarning as warning:
-            raise ValueError(f"{warning} The backbone here is {wanted}.") from None
+        except (UserWarning, ValueError) as trouble:
+            raise ValueError(
+                f"{trouble} The backbone here is {wanted.model}, {names[0]} was trained on {sources[0].model}."
+            ) from None
     return Loaded(model.eval(), list(names), descriptions)
 
 
 def _config(name: str) -> AIMConfig:
+    path = Path(name)
+    if path.exists() and not (path / CONFIG_NAME).is_file():
+        raise ValueError(f"{name} is no AIM adapter: there is no {CONFIG_NAME} in it. The adapter is given first.")
+    if not path.exists() and len(path.parts) != 2:  # a Hub id has an owner and a name
+        raise ValueError(f"There is no folder {name}, and it is no Hub id, OWNER/NAME, of an AIM adapter.")
     try:
         return AIMConfig.from_pretrained(name)
     except (ValueError, OSError) as error:

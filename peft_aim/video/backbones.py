@@ -172,6 +172,8 @@ def _from_transformers(name: str, source: Source) -> tuple[nn.Module, Preprocess
         raise ValueError(
             f"{name} is loaded by transformers with its own weights. Leave weights and random_weights out."
         )
+    if not Path(name).is_dir() and (len(Path(name).parts) != 2 or name.startswith(".")):
+        raise ValueError(f"There is no folder {name}, and it is no Hub id, OWNER/NAME. Say where it is with --model.")
     kind = getattr(transformers, source.model_class or "AutoModelForImageClassification", None)
     if kind is None:
         raise ValueError(f"transformers has no class {source.model_class!r} to load {name} with.")

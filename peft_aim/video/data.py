@@ -64,20 +64,23 @@ class Data:
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def without_broken(self, recipe: Recipe) -> tuple[Data, list[str]]:
-        """Open all videos once; return those that can be read, and the reasons of the others.
+        """Open all videos once; return the data without the training videos that cannot be read, and all reasons.
+
+        Those of val stay: evaluation counts what it skips.
 
         Raises:
             ValueError: If none of a split can be read.
         """
-        parts, reasons = {}, []
+        reasons: dict[Path, str] = {}
         for split in ("train", "val"):
             videos = getattr(self, split)
             broken = scan(videos, recipe.min_frames, recipe.workers, split) if videos else {}
-            parts[split] = [video for video in videos if video[0] not in broken]
-            reasons += broken.values()
-            if videos and not parts[split]:
-                raise ValueError(f"None of the {len(videos)} videos of {split} can be read. {reasons[-1]}")
-        return replace(self, **parts), reasons
+            if videos and len(broken) == len({path for path, _ in videos}):
+                raise ValueError(
+                    f"None of the {len(videos)} videos of {split} can be read. {next(iter(broken.values()))}"
+                )
+            reasons |= broken
+        return replace(self, train=[video for video in self.train if video[0] not in reasons]), [*reasons.values()]
 
 
 def notes_on(data: Data) -> list[str]:

@@ -18,10 +18,10 @@ from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
 from peft_aim.video.clips import IGNORED, EvaluationClips
 from peft_aim.video.describe import Description
-from peft_aim.video.listing import find_videos, indexed
+from peft_aim.video.listing import by_index, find_videos, indexed
 from peft_aim.video.metrics import Metrics
 from peft_aim.video.picture import draw_confusion
-from peft_aim.video.processes import gather, on_cpu, processes
+from peft_aim.video.processes import gather, on_cpu, processes, say
 from peft_aim.video.trainer import scores_of
 
 
@@ -102,7 +102,10 @@ def evaluate(
     description = loaded.descriptions[0]
     if min_frames is None:
         min_frames = (description.recipe or {}).get("min_frames", 1)
-    labelled = indexed(find_videos(videos, split, root), description.classes)
+    found = find_videos(videos, split, root)
+    if by_index(found, description.classes):
+        say(f"Note: labels are taken for the adapter's own indices, {dict(enumerate(description.classes))}.")
+    labelled = indexed(found, description.classes)
     result = evaluate_model(loaded.model, description, labelled, views, batch_size, workers, min_frames)
     if processes().is_main_process:
         write(result, Path(output))

@@ -37,8 +37,9 @@ def find_videos(source: str | Path, split: str | None = None, root: str | Path |
         ValueError: If there are none, or a line is not as it should be.
     """
     source = Path(source)
-    if not source.exists():
-        raise ValueError(f"There is no {source}. Give a folder of videos, a list or a table of them.")
+    if not source.exists() or source.suffix.lower() in SUFFIXES:
+        what = "is a video" if source.exists() else "does not exist"
+        raise ValueError(f"{source} {what}. Give a folder of videos, a list or a table of them.")
     found = (
         _of_folder(source, split or "") if source.is_dir() else _of_file(source, split, Path(root or source.parent))
     )
@@ -81,6 +82,16 @@ def class_names(videos: list[Labelled], names: list[str] | None = None, by_name:
         raise ValueError(f"There is one class only, {names[0]!r}: nothing to tell apart.")
     indexed(videos, names)
     return names
+
+
+def by_index(videos: list[Labelled], classes: list[str]) -> bool:
+    """Whether videos are labelled by the index of their class and not by its name.
+
+    Example:
+        >>> by_index([Labelled(Path("a.mp4"), "1")], ["run", "walk"])
+        True
+    """
+    return any(video.label not in classes for video in videos) and all(video.label.isdecimal() for video in videos)
 
 
 def indexed(videos: list[Labelled], classes: list[str]) -> list[tuple[Path, int]]:

@@ -58,7 +58,7 @@ class Prediction:
 
     def __str__(self) -> str:
         if self.broken:
-            return f"{self.video}: skipped: {self.broken}"
+            return f"skipped: {self.broken}"
         classes = ", ".join(f"{name} {probability:.1%}" for name, probability in self.top)
         return "\n".join([f"{self.video}: {classes}", *map(str, self.windows)])
 
@@ -89,12 +89,12 @@ def predict(
         A prediction for each video and adapter. A video that cannot be read has the reason in its place.
 
     Raises:
-        ValueError: If adapters or backbone cannot be had, or top_k is less than 1.
+        ValueError: If adapters or backbone cannot be had, or if top_k or window is out of range.
     """
     adapters = [adapters] if isinstance(adapters, str) else adapters
     videos = [videos] if isinstance(videos, (str, Path)) else videos
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k} is no number of classes. Give 1 or more.")
+    if top_k < 1 or (window is not None and window < 0):
+        raise ValueError(f"top_k={top_k} or window={window} is out of range. Give 1 class or more, and 0 s or more.")
     loaded, found = load_adapters(adapters, source), []
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     paths = [Path(video) for video in videos]

@@ -22,9 +22,9 @@ from peft_aim.config import AIMConfig
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
 from peft_aim.video.clips import NoiseClips, TrainingClips
-from peft_aim.video.data import Data, notes_on, typical_seconds
+from peft_aim.video.data import Data, Videos, notes_on, typical_seconds
 from peft_aim.video.describe import Description
-from peft_aim.video.evaluate import NothingToEvaluate, evaluate_model
+from peft_aim.video.evaluate import Evaluation, NothingToEvaluate, evaluate_model
 from peft_aim.video.processes import gather, on_cpu, processes, say
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.report import Report
@@ -79,18 +79,12 @@ def train(
     fit(trainer, run, resume)
     description = replace(description, seconds=typical_seconds(data.train))
     save(trainer, description, output)
-    evaluation = None
-    if data.val:
-        size, whole = trainer.args.per_device_train_batch_size, not trainer.is_fsdp_enabled
-        trained = adapted if whole else trainer.model_wrapped
-        try:
-            evaluation = evaluate_model(trained, description, data.val, None, size, recipe.workers, recipe.min_frames)
-            save(trainer, replace(description, results={"val": evaluation.summary()}), output)
-        except NothingToEvaluate as nothing:
-            notes.append(str(nothing))
+    evaluation, remarks = results(trainer, description, data.val, recipe)
+    if evaluation:
+        save(trainer, replace(description, results={"val": evaluation.summary()}), output)
     skipped = {*gather(trainer.skipped), *(evaluation.skipped if evaluation else [])}
     speed, count = trainer.speed.result(trainer.args), adapted.get_nb_trainable_parameters()[0]
-    report = Report(evaluation, count, sorted(skipped), notes, speed, data.classes, recipe)
+    report = Report(evaluation, count, sorted(skipped), notes + remarks, speed, data.classes, recipe)
     if processes().is_main_process:
         report.write(output)
         run.end()
@@ -105,11 +99,8 @@ def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
     """
     interrupt, checkpoint = SaveOnInterrupt(), last_complete(run.folder) if resume else None
     if resume:
-        say(
-            f"Going on from {checkpoint}"
-            if checkpoint
-            else "No checkpoint is complete yet: starting from the beginning"
-        )
+        begin = "No checkpoint is complete yet: starting from the beginning"
+        say(f"Going on from {checkpoint}" if checkpoint else begin)
     else:
         run.begin()
     if checkpoint:
@@ -122,6 +113,21 @@ def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
         interrupt.give_back()
     if interrupt.happened:
         raise KeyboardInterrupt(f"a checkpoint is in {run.folder}; go on with --resume")
+
+
+def results(
+    trainer: ClipTrainer, description: Description, videos: Videos, recipe: Recipe
+) -> tuple[Evaluation | None, list[str]]:
+    """Evaluate what was trained; return None, and perhaps why, if there is nothing to evaluate on."""
+    if not videos:
+        return None, []
+    # What is sharded has to be called as a whole; else no compiled model is needed for a few other shapes.
+    whole = trainer.model_wrapped if trainer.is_fsdp_enabled else trainer.accelerator.unwrap_model(trainer.model)
+    size = trainer.args.per_device_train_batch_size
+    try:
+        return evaluate_model(whole, description, videos, None, size, recipe.workers, recipe.min_frames), []
+    except NothingToEvaluate as nothing:
+        return None, [str(nothing)]
 
 
 def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 20, **aim_options: Any) -> Speed:
