@@ -40,6 +40,6 @@ if __name__ == "__main__":
     distributed.init_process_group("gloo")
     for name in ("timm_vit", "timm_clip", "timm_swin", "hf_vit", "open_clip_vit"):
         check(name)
-        print(f"{name} holds")
+        print(f"{name} holds", flush=True)
     distributed.barrier()  # none leaves while another still listens
     distributed.destroy_process_group()
