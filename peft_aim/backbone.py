@@ -150,7 +150,7 @@ class _Found:
     def sort(self, calls: list[Call], images: int, names: PartNames) -> None:
         kinds: dict[tuple, Any] = {}
         for call in filter(looks_like_a_block, calls):
-            if _within(call.name, self.blocks):
+            if within(call.name, self.blocks):
                 continue
             try:
                 self.blocks[call.name] = examine(call, images, names, kinds)
@@ -162,8 +162,8 @@ class _Found:
         twice = [name for name in self.blocks if called.count(name) > 1]
         self.refuse(dict.fromkeys(twice, "it runs more than once in a forward pass"))
         for kind in (self.skipped, self.refused):  # stages, whose blocks count, and parts of blocks
-            stages = [name for name in kind if any(_within(block, [name]) for block in self.blocks)]
-            for name in [*stages, *(name for name in kind if _within(name, {*self.skipped} - {*stages}))]:
+            stages = [name for name in kind if any(within(block, [name]) for block in self.blocks)]
+            for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
                 self.others[name] = kind.pop(name)
 
     def refuse(self, reasons: dict[str, str]) -> None:
@@ -173,12 +173,12 @@ class _Found:
     def without_attention(self) -> dict[str, str]:
         """Return the innermost of what looks like a block, but has no attention."""
         known = {*self.blocks, *self.skipped, *self.refused, *self.others}
-        around = {name for name in self.others if any(_within(other, [name]) for other in known)}
+        around = {name for name in self.others if any(within(other, [name]) for other in known)}
         return {name: reason for name, reason in self.others.items() if name not in around}
 
     def nothing(self, model: nn.Module) -> str:
         seen = {**self.skipped, **self.refused} or self.others
-        outermost = [name for name in seen if not _within(name, seen)]
+        outermost = [name for name in seen if not within(name, seen)]
         reasons = listed({name: seen[name] for name in outermost})
         found = f"These look like blocks, but:{reasons}" if seen else "Nothing in it looks like a block."
         return (
@@ -190,7 +190,13 @@ class _Found:
         )
 
 
-def _within(name: str, others: Iterable[str]) -> bool:
+def within(name: str, others: Iterable[str]) -> bool:
+    """Whether a module or parameter is a part of one of others, by their names.
+
+    Example:
+        >>> within("blocks.1.attn", ["blocks.1"]), within("blocks.10", ["blocks.1"])
+        (True, False)
+    """
     return any(name.startswith(f"{other}.") for other in others)
 
 
@@ -244,5 +250,5 @@ def _scores(output: Any) -> Tensor | None:
 def _final_norms(calls: list[Call], blocks: set[str]) -> list[str]:
     """Return the norms that learn and run behind the last block; statistics of images stay as they are."""
     last = max(position for position, call in enumerate(calls) if call.name in blocks)
-    behind = [call for call in calls[last:] if is_norm(call.module) and not _within(call.name, blocks)]
+    behind = [call for call in calls[last:] if is_norm(call.module) and not within(call.name, blocks)]
     return [c.name for c in behind if norm_width(c.module) is not None and not hasattr(c.module, "running_mean")]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.backbone import Survey
+from peft_aim.backbone import Survey, within
 from peft_aim.example import blank_images, drawn
 from peft_aim.outputs import first_argument, first_parameter, first_tensor, run, with_first_argument
 from peft_aim.trace import running
@@ -52,7 +52,7 @@ def observe(model: nn.Module, found: Survey, names: Iterable[str] = ()) -> Obser
     seen = Observed(next(iter(images.values())))
     first = next(iter(found.blocks))
     recorded = dict.fromkeys([*found.blocks, *names, *filter(None, [found.head])])
-    outside = {name: p for name, p in model.named_parameters() if not _within(name, found.blocks)}
+    outside = {name: p for name, p in model.named_parameters() if not within(name, found.blocks)}
     handles = [h for name in recorded for h in _recorders(model.get_submodule(name), name, seen)]
     handles.append(model.get_submodule(first).register_forward_pre_hook(_cut_graph, with_kwargs=True))
     try:
@@ -95,10 +95,6 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     x, y = (tensor.detach().to("cpu", dtype).flatten() for tensor in (found, expected))
     size = max(float(x.norm()), float(y.norm()))
     return float((x - y).norm()) / size if size else 0.0
-
-
-def _within(name: str, blocks: Iterable[str]) -> bool:
-    return any(name.startswith(f"{block}.") for block in blocks)
 
 
 def _recorders(module: nn.Module, name: str, seen: Observed) -> list[Any]:

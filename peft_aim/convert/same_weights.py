@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from peft_aim.backbone import Survey
+from peft_aim.backbone import Survey, within
 from peft_aim.convert.observe import relative_difference
 from peft_aim.convert.official import Official
 
@@ -48,10 +48,10 @@ def pair_weights(file: Official, backbone: nn.Module, found: Survey) -> Pairs:
     """
     parameters = dict(backbone.named_parameters())
     behind = [*found.final_norms, *filter(None, [found.head])]
-    free = {name: p for name, p in parameters.items() if not _within(name, [*found.blocks, *behind])}
+    free = {name: p for name, p in parameters.items() if not within(name, [*found.blocks, *behind])}
     pairs, wrong = _pair({file.name_of(None, name): t for name, t in file.outside.items()}, free)
     for i, (block, weights) in enumerate(zip(found.blocks, file.blocks, strict=True)):
-        free = {name: p for name, p in parameters.items() if _within(name, [block])}
+        free = {name: p for name, p in parameters.items() if within(name, [block])}
         named = {file.name_of(i, name): tensor for name, tensor in weights.items()}
         more_pairs, more_wrong = _pair(named, free, fused=file.name_of(i, file.layout.qkv))
         pairs |= more_pairs
@@ -77,7 +77,7 @@ def check_nothing_else(
         ValueError: If it has, with their names.
     """
     taken = set(pairs.values())
-    inside = [name for name, _ in backbone.named_parameters() if _within(name, found.blocks)]
+    inside = [name for name, _ in backbone.named_parameters() if within(name, found.blocks)]
     further = [name for name in (*entering, *inside) if name not in taken]
     if further:
         more = f" and {len(further) - 6} more" if len(further) > 6 else ""
@@ -86,10 +86,6 @@ def check_nothing_else(
             f"{', '.join(further[:6])}{more}. Give the image model that the file was trained on, not one with further "
             "parts."
         )
-
-
-def _within(name: str, modules: Iterable[str]) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def _pair(wanted: Mapping[str, Tensor], free: dict[str, nn.Parameter], fused: str = " ") -> tuple[Pairs, Pairs]:

@@ -20,8 +20,7 @@ from peft_aim.video.processes import gather, processes
 from peft_aim.video.recipe import Recipe
 
 COMPLETE = "complete"  # a file that is written last, with the reasons why videos could not be read
-RESULTS = ("report.json", "evaluation.json", "confusion.png")
-WRITTEN = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME, *RESULTS)
+WRITTEN = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME, "report.json", "evaluation.json", "confusion.png")
 
 
 def check_output(output: Path, overwrite: bool, can_resume: bool = False) -> None:
