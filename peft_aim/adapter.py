@@ -29,10 +29,30 @@ def bottleneck(x: Tensor, down: nn.Module, up: nn.Module, channels: int = -1) ->
         >>> bottleneck(half, nn.Linear(4, 1), nn.Linear(1, 4)).dtype
         torch.bfloat16
     """
-    tokens = x.movedim(channels, -1)
-    # As one matrix: torch multiplies others in a way that depends on whether gradients are asked for.
-    rows = tokens.reshape(-1, tokens.shape[-1]).to(down.weight.dtype)
-    return up(F.gelu(down(rows))).to(x.dtype).view(tokens.shape).movedim(-1, channels)
+    return widen(narrow(x.movedim(channels, -1), down), up).to(x.dtype).movedim(-1, channels)
+
+
+def narrow(x: Tensor, down: nn.Module) -> Tensor:
+    """Apply the first half of a bottleneck, ``down(x)``, in the adapter's precision.
+
+    Shape:
+        ``(*, D) -> (*, r D)``
+    """
+    return _on_rows(down, x.to(down.weight.dtype))
+
+
+def widen(z: Tensor, up: nn.Module) -> Tensor:
+    """Apply its second half, ``up(gelu(z))``.
+
+    Shape:
+        ``(*, r D) -> (*, D)``
+    """
+    return _on_rows(up, F.gelu(z))
+
+
+def _on_rows(linear: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer to one matrix: how torch multiplies others depends on whether gradients are asked for."""
+    return linear(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
 
 
 def to_time(tokens: Tensor, frames: int, pieces: int = 1) -> Tensor:
@@ -58,12 +78,12 @@ def from_time(sequences: Tensor, like: Tensor, pieces: int = 1) -> Tensor:
     """Undo :func:`to_time`.
 
     Args:
-        sequences: One sequence over time per place of a clip.
-        like: A tensor of the shape to return to.
+        sequences: One sequence over time per place of a clip, of any width R.
+        like: Tokens ``(B*T*P, *N, D)`` of the clips.
         pieces: Pieces P per frame.
 
     Shape:
-        ``(B*P*N, T, D) -> (B*T*P, *N, D)``
+        ``(B*P*N, T, R) -> (B*T*P, *N, R)``
 
     Example:
         >>> tokens = torch.randn(6, 5, 8)
@@ -71,7 +91,7 @@ def from_time(sequences: Tensor, like: Tensor, pieces: int = 1) -> Tensor:
         True
     """
     clips = like.shape[0] // (sequences.shape[1] * pieces)
-    return sequences.unflatten(0, (clips, -1)).transpose(1, 2).reshape(like.shape)
+    return sequences.unflatten(0, (clips, -1)).transpose(1, 2).reshape(*like.shape[:-1], -1)
 
 
 def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, pieces: int = 1) -> Tensor:

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from peft_aim.attention import Kind
 from peft_aim.parts import acts_on_each_place, channel_axis, is_norm, mixes, norm_width
-from peft_aim.recognize import find_kind, signature
+from peft_aim.product import find_output
+from peft_aim.recognize import find_kind, random_twin, signature
 from peft_aim.trace import Call, Handle
+
+Kinds = dict[tuple, tuple[Kind, str | None]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Anatomy:
         mlp_end: Name of its second half, else the MLP once more.
         width: Token width D.
         attend: How the attention is called along time.
+        output: Name, inside the attention, of the linear layer that ends it, None if none does.
         norm_first: Whether norms come before attention and MLP, and not behind.
         channels: Axis of the channels, -1 or 1, in the tokens that the block is called on.
         norm_channels: The same for the attention's norm.
@@ -55,6 +59,7 @@ class Anatomy:
     mlp_end: str | None
     width: int
     attend: Kind
+    output: str | None = None
     norm_first: bool = True
     channels: int = -1
     norm_channels: int = -1
@@ -91,7 +96,7 @@ def has_attention(call: Call) -> bool:
     return any(_is_attention(part) for part in call.parts)
 
 
-def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind]) -> Anatomy:
+def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
     """Find the parts of a block from a traced call of it.
 
     What is found is a well-founded guess; :func:`peft_aim.probes.misbuilt` has the last word.
@@ -100,7 +105,7 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
         call: A traced call of the block.
         images: Number of images in the traced batch, which the block's leading axis has to be, or a multiple.
         names: Names of parts to use instead of those found.
-        kinds: How attentions of other blocks are called along time, by signature; this one's is added.
+        kinds: How attentions of other blocks are called along time and end, by signature; this one's is added.
 
     Raises:
         NotABlock: If it is not built so, with what was seen instead.
@@ -143,10 +148,12 @@ def examine(call: Call, images: int, names: PartNames, kinds: dict[tuple, Kind])
             f"its norm or attention shows tokens of width {width}, but it, its attention and its MLP are called on "
             f"{shapes}"
         )
+    attend, output = _kind(attention, axes[attention], width, kinds, understood=has_attention(call))
     return Anatomy(
         *(part and _inside(call, part) for part in (norm1, attention, norm2, mlp, mlp_end)),
         width=width,
-        attend=_kind(attention, axes[attention], kinds, understood=has_attention(call)),
+        attend=attend,
+        output=output,
         norm_first=norm_first,
         channels=own,
         norm_channels=axes[norm1],
@@ -241,13 +248,14 @@ def _width(block: Call, norm: Call | None, attention: Call) -> int:
     raise NotABlock(f"neither a norm nor its {_inside(block, attention)} tells how wide its tokens are")
 
 
-def _kind(attention: Call, channels: int, kinds: dict[tuple, Kind], understood: bool) -> Kind:
+def _kind(attention: Call, channels: int, width: int, kinds: Kinds, understood: bool) -> tuple[Kind, str | None]:
     alike = (*signature(attention.module), channels)
     if alike not in kinds:  # most blocks are copies of each other
         try:
-            kinds[alike] = find_kind(attention.module, attention.given.shape, attention.arguments, channels)
+            kind = find_kind(attention.module, attention.given.shape, attention.arguments, channels)
         except ValueError as error:
             raise NotABlock(str(error), understood) from error
+        kinds[alike] = kind, find_output(kind, random_twin(attention.module), width)
     return kinds[alike]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.adapter import bottleneck, drop_path, from_time, initialize, to_time
+from peft_aim.adapter import bottleneck, drop_path, from_time, initialize, narrow, to_time, widen
 from peft_aim.anatomy import Anatomy
 from peft_aim.attention import off_the_fast_path
 from peft_aim.config import AIMConfig
@@ -18,6 +18,7 @@ from peft_aim.embedding import embed, new_embedding
 from peft_aim.frames import Frames
 from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 from peft_aim.per_thread import PerThread
+from peft_aim.product import ending_in
 from peft_aim.tuner_layer import AIMTunerLayer
 
 
@@ -66,7 +67,7 @@ class AIMLayer(AIMTunerLayer):
         "aim_joint_down",
         "aim_joint_up",
     )
-    other_param_names = ("aim_settings",)
+    other_param_names = ("aim_settings", "aim_ending")
 
     def __init__(self, block: nn.Module, anatomy: Anatomy, frames: Frames) -> None:
         super().__init__(block)
@@ -76,6 +77,7 @@ class AIMLayer(AIMTunerLayer):
         for name in self.adapter_layer_names[1:]:  # flat containers: PEFT finds the adapter's name in a key only there
             setattr(self, name, nn.ModuleDict())
         self.aim_settings: dict[str, BranchSettings] = {}
+        self.aim_ending: dict[str, nn.Module] = {}  # the attention along time, if it can end in the adapter
         attention = block.get_submodule(anatomy.attention)
         self._block_input, self._mlp_argument = first_parameter(block), ""
         self._mlp_input = PerThread()  # of an MLP that is called in two halves, between these
@@ -114,6 +116,12 @@ class AIMLayer(AIMTunerLayer):
                 down, up = self._new_bottleneck(config)
                 getattr(self, f"aim_{branch}_down")[adapter_name] = down
                 getattr(self, f"aim_{branch}_up")[adapter_name] = up
+        if "temporal" in branches and self.anatomy.output is not None and self.anatomy.norm_first:
+            attention, down = (
+                self.base_layer.get_submodule(self.anatomy.attention),
+                self.aim_temporal_down[adapter_name],
+            )
+            self.aim_ending[adapter_name] = ending_in(attention, self.anatomy.output, down)
         self.aim_settings[adapter_name] = BranchSettings(config.scale, config.drop_path * depth)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -149,13 +157,22 @@ class AIMLayer(AIMTunerLayer):
         h = to_time(h, frames, anatomy.pieces)  # (B*N, T, D)
         if adapter in self.aim_temporal_in_up:
             h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
-        mixed = first_tensor(anatomy.attend(self.base_layer.get_submodule(anatomy.attention), h))
-        mixed = from_time(mixed, like, anatomy.pieces)
-        if not anatomy.norm_first:
-            mixed = self._norm(mixed)
-        mixed = bottleneck(mixed, self.aim_temporal_down[adapter], self.aim_temporal_up[adapter])
+        z = self._mix(adapter, h, like)
+        mixed = widen(z, self.aim_temporal_up[adapter]).to(tokens.dtype)
         mixed = mixed.movedim(-1, anatomy.channels)
         return drop_path(mixed, self.aim_settings[adapter].drop_path, self.training)
+
+    def _mix(self, adapter: str, h: Tensor, like: Tensor) -> Tensor:
+        """Attend along ``(B*N, T, D)`` and go into the bottleneck, ``(B*T, *N, r D)``."""
+        anatomy, down = self.anatomy, self.aim_temporal_down[adapter]
+        attention = self.base_layer.get_submodule(anatomy.attention)
+        ending = self.aim_ending.get(adapter)
+        at_once = ending is not None and ending.get_submodule(anatomy.output).applies
+        mixed = first_tensor(anatomy.attend(ending if at_once else attention, h))
+        mixed = from_time(mixed, like, anatomy.pieces)
+        if at_once:
+            return mixed
+        return narrow(mixed if anatomy.norm_first else self._norm(mixed), down)
 
     def _norm(self, tokens: Tensor) -> Tensor:
         """Apply the attention's norm, if the block has one, to tokens ``(M, *N, D)``."""

@@ -43,8 +43,8 @@ def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str,
         >>> find_kind(attention, (1, 5, 8), {}).__name__
         'multihead'
     """
-    generator = torch.Generator().manual_seed(0)
-    twin = _random_twin(attention, generator)
+    generator = torch.Generator().manual_seed(1)
+    twin = random_twin(attention)
     width, places = shape[channels], math.prod(shape[1:]) // shape[channels]
     own = (places,) if 1 < places <= 1024 else ()  # at its own length a bias of space fits
     lengths = (3, 5, *own, 67)  # the last is longer than windows are
@@ -158,8 +158,9 @@ def check_mixes_frames(
 
 
 @torch.no_grad()
-def _random_twin(attention: nn.Module, generator: torch.Generator) -> nn.Module:
+def random_twin(attention: nn.Module) -> nn.Module:
     """Copy an attention with random weights, so that what fresh weights hide (a bias that starts at 0) shows."""
+    generator = torch.Generator().manual_seed(0)
     twin = copy_without_hooks(attention)
     twin.eval()
     config = getattr(twin, "config", None)
