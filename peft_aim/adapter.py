@@ -71,7 +71,7 @@ def to_time(tokens: Tensor, frames: int, pieces: int = 1) -> Tensor:
         torch.Size([10, 3, 8])
     """
     clips = tokens.unflatten(0, (-1, frames, pieces)).flatten(2, -2)  # (B, T, P*N, D)
-    return clips.transpose(1, 2).flatten(0, 1)
+    return clips.transpose(1, 2).flatten(0, 1).contiguous()  # of one clip it were a view, which projections copy
 
 
 def from_time(sequences: Tensor, like: Tensor, pieces: int = 1) -> Tensor:

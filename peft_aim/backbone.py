@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from peft_aim.anatomy import Anatomy, NotABlock, PartNames, examine, has_attention, looks_like_a_block
+from peft_aim.anatomy import Anatomy, Kinds, NotABlock, PartNames, examine, has_attention, looks_like_a_block
 from peft_aim.example import blank_images, drawn
 from peft_aim.outputs import Images
 from peft_aim.parts import is_norm, norm_width
@@ -148,7 +148,7 @@ class _Found:
         self.others: dict[str, str] = {}  # without attention, as far as names tell
 
     def sort(self, calls: list[Call], images: int, names: PartNames) -> None:
-        kinds: dict[tuple, Any] = {}
+        kinds: Kinds = {}
         for call in filter(looks_like_a_block, calls):
             if within(call.name, self.blocks):
                 continue

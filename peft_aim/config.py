@@ -13,6 +13,7 @@ from peft import PeftConfig
 
 from peft_aim.card import write_card
 from peft_aim.peft_type import add_peft_type
+from peft_aim.recompute import SETTINGS
 
 
 @dataclass
@@ -40,6 +41,9 @@ class AIMConfig(PeftConfig):
             with 0.5.
         final_norm: Whether the norms behind the last block, if there are any, are trained and saved with the adapter,
             as in the paper.
+        recompute: What blocks compute again in backward in place of keeping it: "nothing"; "pointwise", norms and
+            activations; "mlp", also the hidden layer of the MLP; "block", all but their input. Less memory for more
+            time; scores and gradients stay the same.
         temporal_embedding: Whether a learned embedding (1, T, D), zero at the start, is added to the tokens.
         num_labels: Number of classes of this adapter's own, fresh classification head. None keeps the model's head.
         id2label: Names of the classes by index; stored with the adapter. Implies ``num_labels``.
@@ -81,6 +85,7 @@ class AIMConfig(PeftConfig):
     drop_path: float = 0.0
     head_dropout: float = 0.0
     final_norm: bool = False
+    recompute: str = "nothing"
     temporal_embedding: bool = True
     num_labels: int | None = None
     id2label: dict[int, str] | None = None
@@ -176,6 +181,9 @@ class AIMConfig(PeftConfig):
         for name in ("spatial", "temporal", "joint", "temporal_embedding", "final_norm", "init_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not True or False.")
+
+        if self.recompute not in SETTINGS:
+            raise ValueError(f"recompute={self.recompute!r} is not one of {', '.join(map(repr, SETTINGS))}.")
 
     def _check_labels(self) -> None:
         if not isinstance(self.video, (dict, type(None))):

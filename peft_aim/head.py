@@ -55,4 +55,5 @@ class AIMHead(AIMTunerLayer):
         head, rate = self.aim_head[adapter], self.aim_dropout[adapter]
         if self.training and rate:
             features = same_in_all_frames(features, rate, self.frames.of(features))
-        return head(features.to(head.weight.dtype))
+        # A class token alone would keep all other tokens in memory until backward.
+        return head(features.to(head.weight.dtype).contiguous())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_aim import recompute
 from peft_aim.adapter import bottleneck, drop_path, from_time, initialize, narrow, to_time, widen
 from peft_aim.anatomy import Anatomy
 from peft_aim.attention import off_the_fast_path
@@ -29,10 +30,12 @@ class BranchSettings:
     Attributes:
         scale: Factor s on the joint adapter.
         drop_path: Rate of stochastic depth in this block.
+        recompute: What is computed again in backward.
     """
 
     scale: float
     drop_path: float
+    recompute: str
 
 
 class AIMLayer(AIMTunerLayer):
@@ -79,6 +82,7 @@ class AIMLayer(AIMTunerLayer):
         self.aim_settings: dict[str, BranchSettings] = {}
         self.aim_ending: dict[str, nn.Module] = {}  # the attention along time, if it can end in the adapter
         attention = block.get_submodule(anatomy.attention)
+        self._hidden = frozenset()
         self._block_input, self._mlp_argument = first_parameter(block), ""
         self._mlp_input = PerThread()  # of an MLP that is called in two halves, between these
         self._handles = []
@@ -91,6 +95,7 @@ class AIMLayer(AIMTunerLayer):
         if anatomy.mlp is not None:
             mlp, end = block.get_submodule(anatomy.mlp), block.get_submodule(anatomy.mlp_end)
             self._mlp_argument = first_parameter(mlp)
+            self._hidden = recompute.hidden_widths(mlp, anatomy.width)
             self._handles.append(end.register_forward_hook(self._add_joint, with_kwargs=True))
             if end is not mlp:
                 self._handles.append(mlp.register_forward_pre_hook(self._note_mlp_input, with_kwargs=True))
@@ -122,7 +127,7 @@ class AIMLayer(AIMTunerLayer):
                 self.aim_temporal_down[adapter_name],
             )
             self.aim_ending[adapter_name] = ending_in(attention, self.anatomy.output, down)
-        self.aim_settings[adapter_name] = BranchSettings(config.scale, config.drop_path * depth)
+        self.aim_settings[adapter_name] = BranchSettings(config.scale, config.drop_path * depth, config.recompute)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -133,14 +138,26 @@ class AIMLayer(AIMTunerLayer):
             return self.base_layer(*args, **kwargs)
         tokens = first_argument(self._block_input, args, kwargs)
         frames = self.frames.of(tokens, self.anatomy.pieces)
+        function = partial(self._run, adapter, frames)
+        output = recompute.run(self.aim_settings[adapter].recompute, self._hidden, function, *args, **kwargs)
+        self.frames.remember(first_tensor(output), frames)  # a recomputed segment may go on to the next block
+        return output
+
+    def _run(self, adapter: str, frames: int, *args: Any, **kwargs: Any) -> Any:
+        """Run the adapters before the block, and the block."""
+        if self.current != adapter:
+            raise RuntimeError(
+                f"A block with recompute={self.aim_settings[adapter].recompute!r} is run again in backward for the "
+                f"adapter {adapter!r}, but now {self.current!r} is in use. Call backward() before you switch or "
+                "disable adapters."
+            )
+        tokens = first_argument(self._block_input, args, kwargs)
         if adapter in self.aim_temporal_embedding:
             tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy)
         if adapter in self.aim_temporal_up:
             tokens = tokens + self._checkpointed(partial(self._attend_along_time, adapter, frames), tokens)
         args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
-        output = self.base_layer(*args, **kwargs)
-        self.frames.remember(first_tensor(output), frames)  # a recomputed segment may go on to the next block
-        return output
+        return self.base_layer(*args, **kwargs)
 
     def detach(self) -> None:
         """Take the hooks off the block's parts."""
@@ -158,7 +175,8 @@ class AIMLayer(AIMTunerLayer):
         if adapter in self.aim_temporal_in_up:
             h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
         z = self._mix(adapter, h, like)
-        mixed = widen(z, self.aim_temporal_up[adapter]).to(tokens.dtype)
+        with recompute.cheap_from("mlp"):
+            mixed = widen(z, self.aim_temporal_up[adapter]).to(tokens.dtype)
         mixed = mixed.movedim(-1, anatomy.channels)
         return drop_path(mixed, self.aim_settings[adapter].drop_path, self.training)
 
@@ -205,7 +223,8 @@ class AIMLayer(AIMTunerLayer):
             h = self._mlp_input.get()
             self._mlp_input.set(None)
         settings, axis = self.aim_settings[adapter], self.anatomy.mlp_channels
-        joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
+        with recompute.cheap_from("pointwise"):  # in backward nobody needs what is only added, if nothing follows
+            joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
         return replace_first(output, first_tensor(output) + drop_path(joint, settings.drop_path, self.training))
 
     def _checkpointed(self, function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
