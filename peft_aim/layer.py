@@ -82,8 +82,8 @@ class AIMLayer(AIMTunerLayer):
         self.aim_settings: dict[str, BranchSettings] = {}
         self.aim_ending: dict[str, nn.Module] = {}  # the attention along time, if it can end in the adapter
         attention = block.get_submodule(anatomy.attention)
-        self._hidden = frozenset()
         self._block_input, self._mlp_argument = first_parameter(block), ""
+        self._hidden: recompute.Widths = frozenset()
         self._mlp_input = PerThread()  # of an MLP that is called in two halves, between these
         self._handles = []
         if isinstance(attention, nn.MultiheadAttention):  # its record ends before what follows adds to its output
@@ -223,7 +223,8 @@ class AIMLayer(AIMTunerLayer):
             h = self._mlp_input.get()
             self._mlp_input.set(None)
         settings, axis = self.aim_settings[adapter], self.anatomy.mlp_channels
-        with recompute.cheap_from("pointwise"):  # in backward nobody needs what is only added, if nothing follows
+        # What is added at the end nobody needs in backward, so torch stops before; only behind LayerScale it goes on.
+        with recompute.cheap_from("pointwise"):
             joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
         return replace_first(output, first_tensor(output) + drop_path(joint, settings.drop_path, self.training))
 

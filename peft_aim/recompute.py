@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 # By setting, from most memory to least.
 SETTINGS = {
     "nothing": "keep all that autograd asks for",
-    "pointwise": "compute norms and activations again, but no product of matrices",
+    "pointwise": "compute norms and activations again, but no product (behind LayerScale, the joint adapter's second)",
     "mlp": "also the hidden layer of the MLP, short attention, and the temporal adapter's second layer",
     "block": "all of it: keep a block's input alone",
 }

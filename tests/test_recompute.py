@@ -1,0 +1,104 @@
+"""Whatever is computed again in backward, scores and gradients are those of the plain run, for less memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import zoo
+from peft import PeftModel, get_peft_model
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from peft_aim import AIMConfig
+from peft_aim.recompute import HOOKS, SETTINGS
+
+
+def adapt(name: str, recompute: str, **options: object) -> PeftModel:
+    options = {"num_frames": zoo.FRAMES, "init_weights": False, "recompute": recompute, **options}
+    return get_peft_model(zoo.build(name), AIMConfig(**options)).train()
+
+
+def run(model: PeftModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    scores = zoo.scores(model(zoo.make_clips()))
+    scores.square().sum().backward()
+    return scores, {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting != "nothing"])
+def test_scores_and_gradients_are_those_of_the_plain_run(name, setting):
+    options = {"drop_path": 0.5, "temporal_adapters": 2}
+    (wanted, plain), (got, gradients) = (run(adapt(name, s, **options)) for s in ("nothing", setting))
+    assert torch.equal(wanted, got)
+    assert plain.keys() == gradients.keys()
+    for key, gradient in plain.items():
+        assert torch.equal(gradient, gradients[key]), key
+
+
+def cost(name: str, setting: str) -> tuple[int, int]:
+    """Return multiplications in backward, and bytes kept for it."""
+    model, kept = adapt(name, setting), {}
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = zoo.scores(model(zoo.make_clips())).sum()
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    return counter.get_total_flops() // 2, size
+
+
+@pytest.mark.skipif(not HOOKS, reason="this torch hides from hooks what its selective checkpointing keeps")
+@pytest.mark.parametrize("name", ["timm_vit", "timm_clip", "timm_dinov2", "hf_vit", "hf_clip", "open_clip_vit"])
+def test_each_setting_keeps_less_and_pointwise_repeats_no_product(name):
+    (plain, *again), sizes = zip(*(cost(name, setting) for setting in SETTINGS), strict=True)
+    tokens, blocks = 2 * zoo.FRAMES * (16 + 5), 2
+    joint = tokens * 8 * 32 * blocks if name == "timm_dinov2" else 0  # its second layer is behind LayerScale
+    assert again[0] == plain + joint < again[1] < again[2]
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
+
+
+@pytest.mark.parametrize("setting", ["pointwise", "mlp", "block"])
+def test_an_adapter_that_is_switched_before_backward_is_refused(setting):
+    model = adapt("timm_vit", setting)
+    model.add_adapter("other", AIMConfig(num_frames=zoo.FRAMES))
+    loss = model(zoo.make_clips()).sum()
+    model.set_adapter("other")
+    with pytest.raises(RuntimeError, match="for the adapter 'default', but now 'other' is in use. Call backward"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("setting", ["pointwise", "mlp", "block"])
+def test_half_precision_and_the_backbones_own_checkpointing_go_with_it(setting):
+    def gradients(kind: str, checkpointing: bool) -> dict[str, torch.Tensor]:
+        model = adapt("timm_clip", kind)
+        model.set_grad_checkpointing(checkpointing)
+        with torch.autocast("cpu", torch.bfloat16):
+            return run(model)[1]
+
+    wanted, got = gradients("nothing", False), gradients(setting, True)
+    assert all(torch.equal(gradient, got[key]) for key, gradient in wanted.items())
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch cannot trace the context managers of PeftModel yet")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by torch.compile
+@pytest.mark.parametrize("setting", ["pointwise", "mlp", "block"])
+def test_compiled_as_one_graph(setting):
+    wanted, plain = run(adapt("timm_clip", setting))
+    model = adapt("timm_clip", setting)
+    scores = torch.compile(model, fullgraph=True, backend="aot_eager")(zoo.make_clips())
+    scores.square().sum().backward()
+    assert torch.allclose(scores, wanted, atol=1e-5)
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None or torch.allclose(parameter.grad, plain[key], atol=1e-4), key
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ValueError, match="recompute='all' is not one of 'nothing', 'pointwise', 'mlp', 'block'"):
+        AIMConfig(recompute="all")
