@@ -57,6 +57,9 @@ class AIMConfig(PeftConfig):
         norm2_module: Name, inside a block, of the norm before the MLP.
         mlp_module: Name, inside a block, of the MLP.
         modules_to_save: Further modules to train and save with the adapter.
+        save_dtype: "float16" or "bfloat16" saves the adapter in half precision, half the file; None as it is. It is
+            loaded as it was trained. Checkpoints of a Trainer are saved so, too: to go on from them exactly, set it
+            in ``model.peft_config`` when training is over.
         init_weights: False draws the up-projections and the temporal embedding at random, so that the fresh adapter
             is not an identity. For tests.
         backbone_fingerprint: Filled when the adapter is saved: the frozen weights it was trained on.
@@ -97,6 +100,7 @@ class AIMConfig(PeftConfig):
     norm2_module: str | None = None
     mlp_module: str | None = None
     modules_to_save: list[str] | None = None
+    save_dtype: str | None = None
     init_weights: bool = True
     backbone_fingerprint: str | None = None
     video: dict[str, Any] | None = None
@@ -123,6 +127,7 @@ class AIMConfig(PeftConfig):
         self.peft_type = add_peft_type()
         self._check_numbers()
         self._check_flags()
+        self._check_choices()
         self._check_labels()
         self._check_modules()
         self._check_contradictions()
@@ -182,6 +187,9 @@ class AIMConfig(PeftConfig):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not True or False.")
 
+    def _check_choices(self) -> None:
+        if self.save_dtype not in (None, "float16", "bfloat16"):
+            raise ValueError(f"save_dtype={self.save_dtype!r} is neither 'float16' nor 'bfloat16', nor None.")
         if self.recompute not in SETTINGS:
             raise ValueError(f"recompute={self.recompute!r} is not one of {', '.join(map(repr, SETTINGS))}.")
 

@@ -44,8 +44,12 @@ class AIMHead(AIMTunerLayer):
             head.to(like)
         initialize(head)
         self.aim_head[adapter_name] = head
-        self.aim_dropout[adapter_name] = config.head_dropout
+        self.configure(adapter_name, config)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def configure(self, adapter_name: str, config: AIMConfig) -> None:
+        """Take over the rate of dropout."""
+        self.aim_dropout[adapter_name] = config.head_dropout
 
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Compute class scores, ``(B*T, features) -> (B*T, classes)``."""

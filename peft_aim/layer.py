@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim import recompute
 from peft_aim.adapter import bottleneck, drop_path, from_time, initialize, narrow, to_time, widen
 from peft_aim.anatomy import Anatomy
 from peft_aim.attention import off_the_fast_path
@@ -20,6 +19,7 @@ from peft_aim.frames import Frames
 from peft_aim.outputs import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 from peft_aim.per_thread import PerThread
 from peft_aim.product import ending_in
+from peft_aim.recompute import Widths, cheap_from, hidden_widths, recomputing
 from peft_aim.tuner_layer import AIMTunerLayer
 
 
@@ -28,14 +28,21 @@ class BranchSettings:
     """Settings of one adapter in one block that are no weights.
 
     Attributes:
+        depth: Position of the block, 0 for the first to 1 for the last.
         scale: Factor s on the joint adapter.
         drop_path: Rate of stochastic depth in this block.
         recompute: What is computed again in backward.
     """
 
+    depth: float
     scale: float
     drop_path: float
     recompute: str
+
+    @classmethod
+    def of(cls, config: AIMConfig, depth: float) -> BranchSettings:
+        """Take from an adapter's options what concerns a block."""
+        return cls(depth, config.scale, config.drop_path * depth, config.recompute)
 
 
 class AIMLayer(AIMTunerLayer):
@@ -83,7 +90,7 @@ class AIMLayer(AIMTunerLayer):
         self.aim_ending: dict[str, nn.Module] = {}  # the attention along time, if it can end in the adapter
         attention = block.get_submodule(anatomy.attention)
         self._block_input, self._mlp_argument = first_parameter(block), ""
-        self._hidden: recompute.Widths = frozenset()
+        self._hidden: Widths = frozenset()
         self._mlp_input = PerThread()  # of an MLP that is called in two halves, between these
         self._handles = []
         if isinstance(attention, nn.MultiheadAttention):  # its record ends before what follows adds to its output
@@ -95,7 +102,7 @@ class AIMLayer(AIMTunerLayer):
         if anatomy.mlp is not None:
             mlp, end = block.get_submodule(anatomy.mlp), block.get_submodule(anatomy.mlp_end)
             self._mlp_argument = first_parameter(mlp)
-            self._hidden = recompute.hidden_widths(mlp, anatomy.width)
+            self._hidden = hidden_widths(mlp, anatomy.width)
             self._handles.append(end.register_forward_hook(self._add_joint, with_kwargs=True))
             if end is not mlp:
                 self._handles.append(mlp.register_forward_pre_hook(self._note_mlp_input, with_kwargs=True))
@@ -127,9 +134,13 @@ class AIMLayer(AIMTunerLayer):
                 self.aim_temporal_down[adapter_name],
             )
             self.aim_ending[adapter_name] = ending_in(attention, self.anatomy.output, down)
-        self.aim_settings[adapter_name] = BranchSettings(config.scale, config.drop_path * depth, config.recompute)
+        self.aim_settings[adapter_name] = BranchSettings.of(config, depth)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def configure(self, adapter_name: str, config: AIMConfig) -> None:
+        """Take over scale, drop path and recomputation."""
+        self.aim_settings[adapter_name] = BranchSettings.of(config, self.aim_settings[adapter_name].depth)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block on tokens ``(B*T, *N, D)``, after attention along time; the arguments are the block's own."""
@@ -139,7 +150,7 @@ class AIMLayer(AIMTunerLayer):
         tokens = first_argument(self._block_input, args, kwargs)
         frames = self.frames.of(tokens, self.anatomy.pieces)
         function = partial(self._run, adapter, frames)
-        output = recompute.run(self.aim_settings[adapter].recompute, self._hidden, function, *args, **kwargs)
+        output = recomputing(self.aim_settings[adapter].recompute, self._hidden, function, *args, **kwargs)
         self.frames.remember(first_tensor(output), frames)  # a recomputed segment may go on to the next block
         return output
 
@@ -175,7 +186,7 @@ class AIMLayer(AIMTunerLayer):
         if adapter in self.aim_temporal_in_up:
             h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
         z = self._mix(adapter, h, like)
-        with recompute.cheap_from("mlp"):
+        with cheap_from("mlp"):
             mixed = widen(z, self.aim_temporal_up[adapter]).to(tokens.dtype)
         mixed = mixed.movedim(-1, anatomy.channels)
         return drop_path(mixed, self.aim_settings[adapter].drop_path, self.training)
@@ -224,7 +235,7 @@ class AIMLayer(AIMTunerLayer):
             self._mlp_input.set(None)
         settings, axis = self.aim_settings[adapter], self.anatomy.mlp_channels
         # What is added at the end nobody needs in backward, so torch stops before; only behind LayerScale it goes on.
-        with recompute.cheap_from("pointwise"):
+        with cheap_from("pointwise"):
             joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
         return replace_first(output, first_tensor(output) + drop_path(joint, settings.drop_path, self.training))
 

@@ -10,7 +10,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from peft_aim.fingerprint import fingerprint, same_weights
 from peft_aim.head import AIMHead
 from peft_aim.layer import AIMLayer
 from peft_aim.norm import AIMNorm
-from peft_aim.saved import check_shapes, frozen_weights, saved_shapes, shapes_of
+from peft_aim.saved import adapter_weights, check_shapes, frozen_weights, in_precision, saved_shapes, shapes_of
 from peft_aim.summary import summary
 from peft_aim.targets import as_regex, branches, check_free, check_head, check_modules_to_save, select_blocks
 from peft_aim.tuner_layer import WHY_NO_MERGE, AIMTunerLayer
@@ -83,7 +82,7 @@ class AIMModel(BaseTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._check_saved_weights(adapter_name)
-            self._compare_backbone(adapter_name)
+            self.compare_backbone(adapter_name)
         except Exception:
             self._take_out(adapter_name)
             raise
@@ -236,11 +235,10 @@ class AIMModel(BaseTuner):
         config: AIMConfig = self.peft_config[adapter_name]
         found = config.folder and saved_shapes(config.folder)
         if found is not None:
-            weights = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
-            expected = {name.removeprefix("model."): shape for name, shape in shapes_of(weights).items()}
+            expected = shapes_of(adapter_weights(self.model, adapter_name))
             check_shapes(expected, found, config.folder)
 
-    def _compare_backbone(self, adapter_name: str) -> None:
+    def compare_backbone(self, adapter_name: str) -> None:
         """Warn if the frozen weights are not those that a loaded adapter was trained on."""
         trained_on = self.peft_config[adapter_name].backbone_fingerprint
         if trained_on is None:
@@ -267,14 +265,15 @@ class AIMModel(BaseTuner):
         """Select an adapter's weights for saving, and note for its config which backbone they were trained on."""
         if not config.inference_mode:
             config.saved_from = fingerprint(frozen_weights(model, adapter_name, state_dict))
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
+        weights = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
+        return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: AIMConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Translate saved names into the model's, after a check that they are just those of the adapter."""
-        expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+        expected = adapter_weights(model, adapter_name)
         found = {name.replace(f".modules_to_save.{adapter_name}", ""): t for name, t in state_dict.items()}
         try:
             check_shapes(shapes_of(expected), shapes_of(found), f"The state dict for the adapter {adapter_name!r}")

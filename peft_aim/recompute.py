@@ -31,7 +31,7 @@ HOOKS = {name: True for name in signature(checkpoint).parameters if name == "res
 WEIGHT = {"aten::mm": 1, "aten::addmm": 2, "aten::convolution": 1}  # which argument it is
 
 
-def run(setting: str, hidden: Widths, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def recomputing(setting: str, hidden: Widths, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a part of a model, and keep for backward what a setting says.
 
     Args:
@@ -43,7 +43,7 @@ def run(setting: str, hidden: Widths, function: Callable[..., Any], *args: Any, 
 
     Example:
         >>> x, layer = torch.ones(1, 2, requires_grad=True), nn.Linear(2, 2)
-        >>> torch.equal(run("block", frozenset(), layer, x), layer(x))
+        >>> torch.equal(recomputing("block", frozenset(), layer, x), layer(x))
         True
     """
     if setting == "nothing" or not torch.is_grad_enabled():
@@ -75,7 +75,7 @@ def choose(setting: str, hidden: Widths, context: Any, operation: Any, *args: An
 
     Args:
         setting: "pointwise" or "mlp".
-        hidden: See :func:`run`.
+        hidden: See :func:`recomputing`.
         context: Not looked at.
         operation: The operation.
         args: Its arguments.

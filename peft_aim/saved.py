@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from peft_aim.head import AIMHead
 from peft_aim.norm import AIMNorm
+from peft_aim.tuner_layer import AIMTunerLayer
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -76,7 +77,7 @@ def saved_shapes(folder: str) -> Shapes | None:
     if os.path.isfile(path):
         try:
             with safe_open(path, framework="pt") as file:
-                return {_plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                return {plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is broken ({error}), nothing was loaded. Get the file again.") from error
     path = os.path.join(folder, WEIGHTS_NAME)
@@ -92,7 +93,37 @@ def saved_shapes(folder: str) -> Shapes | None:
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
     """Return names, as they are saved but without PEFT's prefix, and shapes of weights."""
-    return {_plain(name): tuple(tensor.shape) for name, tensor in weights.items()}
+    return {plain(name): tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+    """Return an adapter's own tensors in a model, by the names under which :func:`saved_shapes` finds them in a file.
+
+    Args:
+        model: The model with its adapters.
+        adapter_name: The adapter.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            containers = {"": module.modules_to_save}
+        elif isinstance(module, AIMTunerLayer):
+            containers = {f".{container}": getattr(module, container) for container in module.adapter_layer_names}
+        else:
+            continue
+        for container, content in containers.items():
+            if adapter_name in content:
+                found |= {plain(f"{name}{container}{key}"): t for key, t in _tensors(content[adapter_name])}
+    return found
+
+
+def _tensors(content: nn.Parameter | nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over what a file holds of a parameter or a module."""
+    if isinstance(content, nn.Parameter):
+        yield "", content
+        return
+    for name, tensor in content.state_dict(keep_vars=True).items():
+        yield f".{name}", tensor
 
 
 def frozen_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
@@ -108,7 +139,7 @@ def frozen_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
     for name, tensor in weights.items():
         added = ".aim_" in f".{name}" or ".modules_to_save." in name
         if not added and not any(name.startswith(f"{prefix}.") for prefix in own):
-            picked.append((_plain(name), tensor))
+            picked.append((plain(name), tensor))
     return picked
 
 
@@ -118,7 +149,24 @@ def _replaces(module: nn.Module, adapter_name: str) -> bool:
     return isinstance(module, (AIMHead, AIMNorm)) and adapter_name in module.adapters
 
 
-def _plain(name: str) -> str:
+def in_precision(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Return weights in a precision, "float16" say, and what is no number with a fraction as it is.
+
+    Raises:
+        ValueError: If one of them is too large for it.
+    """
+    cast = {name: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for name, t in weights.items()}
+    lost = [name for name, tensor in cast.items() if (tensor.isfinite() != weights[name].isfinite()).any()]
+    if lost:
+        raise ValueError(
+            f"save_dtype={dtype!r} cannot hold all of {', '.join(lost[:3])}, whose values reach up to "
+            f"{max(weights[name].abs().max().item() for name in lost):.3g}. Use 'bfloat16', or None."
+        )
+    return cast
+
+
+def plain(name: str) -> str:
+    """Return a weight's name without what wrapping puts into it."""
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     return name

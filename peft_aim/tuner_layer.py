@@ -9,6 +9,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from peft_aim.config import AIMConfig
+
 WHY_NO_MERGE = (
     "AIM adapters cannot be merged: they are nonlinear and the temporal one runs the attention once more, so no "
     "change of the backbone's weights does the same. Keep the adapter beside the backbone, or take it off by unload()."
@@ -31,6 +33,9 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
     def adapters(self) -> Mapping[str, Any]:
         """The adapters that this layer has, by name."""
         raise NotImplementedError
+
+    def configure(self, adapter_name: str, config: AIMConfig) -> None:
+        """Take over those options of an adapter that are no weights."""
 
     @property
     def current(self) -> str | None:

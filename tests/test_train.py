@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from videos import write_broken
 
 from peft_aim.cli import main
+from peft_aim.saved import adapter_weights, plain
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.checkpoints import COMPLETE, last_complete
 from peft_aim.video.clips import IGNORED, EvaluationClips, TrainingClips
 from peft_aim.video.data import Data, notes_on, typical_seconds
 from peft_aim.video.recipe import Recipe
-from peft_aim.video.train import adapt, measure_speed, new_trainer, recompute, train
+from peft_aim.video.train import adapt, measure_speed, new_trainer, train
 from peft_aim.video.trainer import ClipLoss, ClipTrainer
 from peft_aim.video.transforms import ForTraining, Preprocessing
 
@@ -205,11 +206,21 @@ def test_recipes_reach_adapter_and_trainer(folder, tmp_path, image_model, monkey
     assert seen["trainer"].compute_loss_func.smoothing == 0.1
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"checkpointing": True}, {"mixup": 0.8}, {"workers": 2}])
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"recompute": "block"}, {"mixup": 0.8}, {"workers": 2}])
 def test_other_ways_to_train(folder, tmp_path, image_model, changes):
     recipe = Recipe(**{**vars(SHORT), "label_smoothing": 0.1, "flip": True, **changes})
     _, report = train(Data.find(folder), image_model, tmp_path / "out", recipe)
     assert report.evaluation.videos == 4
+
+
+def test_an_adapter_is_saved_in_half_precision_once_it_is_trained(folder, tmp_path, image_model):
+    adapted, _ = train(
+        Data.find(folder), image_model, tmp_path / "out", Recipe(**{**vars(SHORT), "save_dtype": "float16"})
+    )
+    saved = weights(tmp_path / "out")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    here = adapter_weights(adapted, "default")
+    assert all(torch.equal(here[plain(name)], tensor.float()) for name, tensor in saved.items())
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch cannot trace the context managers of PeftModel yet")
@@ -220,12 +231,6 @@ def test_a_compiled_model_is_trained_and_saved_as_any_other(folder, tmp_path, im
     expected = weights(tmp_path / "plain")
     for key, tensor in weights(tmp_path / "out").items():
         assert torch.allclose(tensor, expected[key], atol=1e-3), key
-
-
-def test_models_that_cannot_recompute_say_so():
-    recompute(timm.create_model("test_vit"))
-    with pytest.raises(ValueError, match="Linear cannot recompute its activations: leave out --checkpointing"):
-        recompute(torch.nn.Linear(1, 1))
 
 
 def test_noise_shows_the_models_own_speed(folder, image_model, capsys):

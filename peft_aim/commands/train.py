@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_aim.commands.arguments import Commands, add_backbone, add_videos, new_command, source, views
-from peft_aim.video.recipe import PRESETS, Recipe, preset
+from peft_aim.video.recipe import CHOICES, PRESETS, Recipe, preset
 
 
 def add(commands: Commands) -> None:
@@ -70,7 +70,6 @@ def _kind(option: Field) -> dict[str, Any]:
     kinds: dict[str, dict[str, Any]] = {
         "int": {"type": int},
         "float": {"type": float},
-        "str": {"choices": ("fp32", "bf16", "fp16")},
         "bool": {"action": argparse.BooleanOptionalAction},
         "int | None": {"type": _int_or_none, "metavar": "N|none"},
         "tuple[float, float]": {"type": float, "nargs": 2, "metavar": ("LEAST", "GREATEST")},
@@ -78,7 +77,8 @@ def _kind(option: Field) -> dict[str, Any]:
         "tuple[int, int]": {"type": views, "metavar": "CLIPSxCROPS"},
         "tuple[tuple[int | str, int | str], ...]": {"type": _pair, "nargs": "+", "metavar": "LEFT=RIGHT"},
     }
-    return {"default": argparse.SUPPRESS, "dest": option.name, **kinds[option.type]}
+    kind = {"choices": [*filter(None, CHOICES[option.name])]} if option.name in CHOICES else kinds[option.type]
+    return {"default": argparse.SUPPRESS, "dest": option.name, **kind}
 
 
 def _help(option: Field) -> str:

@@ -12,9 +12,17 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from peft_aim.recompute import SETTINGS
 from peft_aim.video import sampling
 
 SSV2_MIRRORED = ((86, 87), (93, 94), (166, 167))  # classes of Something-Something v2 that mean left and right
+
+
+CHOICES = {
+    "precision": ("fp32", "bf16", "fp16"),
+    "recompute": tuple(SETTINGS),
+    "save_dtype": (None, "float16", "bfloat16"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,9 @@ class Recipe:
         mixup: Parameter alpha of mixup's Beta(alpha, alpha); 0 mixes nothing.
         label_smoothing: Part of the target that is spread over all classes.
         precision: "fp32", or mixed with "bf16" or "fp16".
-        checkpointing: Recompute activations in the backward pass, to save memory.
+        recompute: What blocks compute again in the backward pass to save memory: "nothing"; "pointwise", norms and
+            activations; "mlp", also the hidden layer of the MLP; "block", all but their input.
+        save_dtype: "float16" or "bfloat16" saves the adapter in half precision, once it is trained.
         compile: Compile the model.
         views: Clips per video and crops per frame that are averaged in evaluation.
         min_frames: Videos of fewer frames are skipped.
@@ -78,7 +88,8 @@ class Recipe:
     mixup: float = 0.0
     label_smoothing: float = 0.0
     precision: str = "fp32"
-    checkpointing: bool = False
+    recompute: str = "nothing"
+    save_dtype: str | None = None
     compile: bool = False
     views: tuple[int, int] = (1, 1)
     min_frames: int = 2
@@ -93,30 +104,37 @@ class Recipe:
         least, greatest = self.crop_scale
         operations, strength = self.rand_augment or (0, 0)
         positive = {name: (getattr(self, name) >= 1, "1 or more") for name in POSITIVE}
-        wanted = positive | {
-            "stride": (self.stride is None or self.stride >= 1, "1 or more; leave it out for one frame per segment"),
-            "lr": (0 < self.lr < math.inf, "a positive number"),
-            "lr_batch": (self.lr_batch is None or self.lr_batch >= 1, "1 or more, or leave it out"),
-            "temporal_adapters": (self.temporal_adapters in (1, 2), "1 or 2"),
-            "scale": (math.isfinite(self.scale), "a finite number"),
-            "warmup_epochs": (0 <= self.warmup_epochs < math.inf, "0 or a positive number"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
-            "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
-            "head_dropout": (0 <= self.head_dropout < 1, "in [0, 1)"),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
-            "random_erasing": (0 <= self.random_erasing <= 1, "in [0, 1]"),
-            "mixup": (0 <= self.mixup < math.inf, "0 or a positive number"),
-            "crop_scale": (0 < least <= greatest <= 1, "two numbers in (0, 1], the smaller one first"),
-            "rand_augment": (
-                operations >= 0 and 0 <= strength <= 10,
-                "a number of operations and a strength, 0 to 10",
-            ),
-            "flip_pairs": (all(len(pair) == 2 for pair in self.flip_pairs), "pairs of classes"),
-            "precision": (self.precision in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),
-            "views": (min(self.views) >= 1, "1 or more clips and crops"),
-            "workers": (self.workers >= 0, "0 or more"),
-            "accumulation": (self.batch_size % max(1, self.accumulation) == 0, "a divisor of batch_size"),
-        }
+        chosen = {name: (getattr(self, name) in known, f"one of {known}") for name, known in CHOICES.items()}
+        wanted = (
+            positive
+            | chosen
+            | {
+                "stride": (
+                    self.stride is None or self.stride >= 1,
+                    "1 or more; leave it out for one frame per segment",
+                ),
+                "lr": (0 < self.lr < math.inf, "a positive number"),
+                "lr_batch": (self.lr_batch is None or self.lr_batch >= 1, "1 or more, or leave it out"),
+                "temporal_adapters": (self.temporal_adapters in (1, 2), "1 or 2"),
+                "scale": (math.isfinite(self.scale), "a finite number"),
+                "warmup_epochs": (0 <= self.warmup_epochs < math.inf, "0 or a positive number"),
+                "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
+                "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
+                "head_dropout": (0 <= self.head_dropout < 1, "in [0, 1)"),
+                "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
+                "random_erasing": (0 <= self.random_erasing <= 1, "in [0, 1]"),
+                "mixup": (0 <= self.mixup < math.inf, "0 or a positive number"),
+                "crop_scale": (0 < least <= greatest <= 1, "two numbers in (0, 1], the smaller one first"),
+                "rand_augment": (
+                    operations >= 0 and 0 <= strength <= 10,
+                    "a number of operations and a strength, 0 to 10",
+                ),
+                "flip_pairs": (all(len(pair) == 2 for pair in self.flip_pairs), "pairs of classes"),
+                "views": (min(self.views) >= 1, "1 or more clips and crops"),
+                "workers": (self.workers >= 0, "0 or more"),
+                "accumulation": (self.batch_size % max(1, self.accumulation) == 0, "a divisor of batch_size"),
+            }
+        )
         for name, (good, wish) in wanted.items():
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r} is out of range: give {wish}.")

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from peft_aim.config import AIMConfig
+from peft_aim.saved import adapter_weights
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
 from peft_aim.video.clips import NoiseClips, TrainingClips
@@ -77,6 +77,8 @@ def train(
     trainer = new_trainer(adapted, clips, recipe, run.folder)
     trainer.skipped |= dict.fromkeys(broken)
     fit(trainer, run, resume)
+    if recipe.save_dtype:
+        halve(adapted, recipe.save_dtype)
     description = replace(description, seconds=typical_seconds(data.train))
     save(trainer, description, output)
     evaluation, remarks = results(trainer, description, data.val, recipe)
@@ -147,8 +149,6 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
     """Load the backbone and give it a fresh adapter, with what that says of itself."""
     torch.manual_seed(recipe.seed)
     backbone, preprocessing = load_backbone(source)
-    if recipe.checkpointing:
-        recompute(backbone)
     drops = aim_options.get("temporal", True) or aim_options.get("joint", True)
     options = {
         "num_frames": recipe.frames,
@@ -157,6 +157,7 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
         "temporal_adapters": recipe.temporal_adapters,
         "drop_path": recipe.drop_path if drops else 0.0,
         "head_dropout": recipe.head_dropout,
+        "recompute": recipe.recompute,
         "final_norm": True,
     }
     adapted = get_peft_model(backbone, AIMConfig(**{**options, **aim_options}))
@@ -204,23 +205,13 @@ def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) 
     return trainer
 
 
-def recompute(backbone: nn.Module) -> None:
-    """Switch on a backbone's own gradient checkpointing.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    if hasattr(backbone, "set_grad_checkpointing"):  # timm, open_clip
-        backbone.set_grad_checkpointing(True)
-        return
-    for name in (
-        "activation_checkpointing_enable",
-        "gradient_checkpointing_enable",
-    ):  # transformers, from 5.22 and before
-        if hasattr(backbone, name):
-            getattr(backbone, name)({"use_reentrant": False})
-            return
-    raise ValueError(f"{type(backbone).__name__} cannot recompute its activations: leave out --checkpointing.")
+@torch.no_grad()
+def halve(adapted: PeftModel, dtype: str) -> None:
+    """Round an adapter as it will be saved, so that what is evaluated is what others load."""
+    adapted.active_peft_config.save_dtype = dtype
+    for tensor in adapter_weights(adapted, adapted.active_adapter).values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(getattr(torch, dtype)))
 
 
 def save(trainer: ClipTrainer, description: Description, output: Path) -> None:

@@ -1,0 +1,74 @@
+"""Another adapter's weights in the place of one that is in use: nothing is built, so nothing is compiled again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import load_peft_weights
+from torch import nn
+
+from peft_aim.config import AIMConfig
+from peft_aim.saved import adapter_weights, check_shapes, plain, shapes_of
+from peft_aim.tuner_layer import AIMTunerLayer
+
+
+def hotswap_adapter(
+    model: nn.Module,
+    model_name_or_path: str,
+    adapter_name: str = "default",
+    torch_device: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """Load a saved adapter into the place of a loaded one, as ``peft.utils.hotswap`` does for LoRA.
+
+    Modules and parameters stay where they are, so that a compiled model is not compiled again, unless the new adapter
+    has another ``scale``, ``drop_path``, ``head_dropout`` or ``recompute``.
+
+    Args:
+        model: What ``get_peft_model`` or ``PeftModel.from_pretrained`` made, or that compiled.
+        model_name_or_path: Folder of the adapter, or its name on the Hub.
+        adapter_name: The loaded adapter whose place it takes, and whose name it then goes by.
+        torch_device: Where its weights are read to; by default where the adapter is.
+        kwargs: For the Hub: ``subfolder``, ``revision``, ``token`` ...
+
+    Raises:
+        ValueError: If the weights have other names or shapes than those in place (other blocks, bottlenecks, number of
+            frames or classes), if it is no AIM adapter, or if there is none of this name. Nothing is changed then.
+
+    Example:
+        >>> import tempfile
+        >>> from peft import get_peft_model
+        >>> from torchvision.models import VisionTransformer
+        >>> backbone = VisionTransformer(32, 16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16)
+        >>> model = get_peft_model(backbone, AIMConfig(num_labels=2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     hotswap_adapter(model, folder)
+    """
+    model = getattr(model, "_orig_mod", model)
+    place = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
+    if not isinstance(place, AIMConfig):
+        there = list(getattr(model, "peft_config", {}))
+        raise ValueError(
+            f"There is no AIM adapter {adapter_name!r} in this {type(model).__name__} whose place another could take; "
+            f"there are {there}. Load the first with PeftModel.from_pretrained(backbone, ...)."
+        )
+    config = PeftConfig.from_pretrained(model_name_or_path, **kwargs)
+    if not isinstance(config, AIMConfig):
+        raise ValueError(f"{model_name_or_path} is an adapter of {config.peft_type.value}, not of AIM.")
+    places = adapter_weights(model, adapter_name)
+    device = torch_device or next(iter(places.values())).device.type
+    weights = load_peft_weights(model_name_or_path, device, **kwargs)
+    check_shapes(shapes_of(places), shapes_of(weights), model_name_or_path)
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            places[plain(name)].copy_(tensor)
+    config.inference_mode, config.branches = place.inference_mode, place.branches
+    model.peft_config[adapter_name] = config
+    for module in model.modules():
+        if isinstance(module, AIMTunerLayer) and adapter_name in module.adapters:
+            module.configure(adapter_name, config)
+    if config.backbone_fingerprint != place.backbone_fingerprint:
+        model.base_model.compare_backbone(adapter_name)
