@@ -1,13 +1,14 @@
 """What AIM is compared with: other ways to make an image model score clips, all of one signature.
 
 Each takes an image model, whose scores come as a tensor from a linear layer or from an identity in its place (timm's
-do), may change it, and returns a module that maps clips ``(B, T, C, H, W)`` to scores ``(B, K)``. The head is fresh, and
-before training all score as the image model does, averaged over frames. Trained is what asks for gradients.
+do), may change it, and returns a module that maps clips ``(B, T, C, H, W)`` to scores ``(B, K)``. The head is fresh,
+and before training all score as the image model does, averaged over frames. Trained is what asks for gradients.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class OverFrames(nn.Module):
 
     Args:
         model: The image model.
+        fresh: Parameters that start at zero in a model that is otherwise pretrained and trained as a whole.
 
     Shape:
         ``(B, T, C, H, W) -> (B, K)``
@@ -35,9 +37,9 @@ class OverFrames(nn.Module):
         torch.Size([2, 3])
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, fresh: Iterable[nn.Parameter] = ()) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.fresh = model, tuple(fresh)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Score clips."""
@@ -134,10 +136,12 @@ def divided(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
     """Full fine-tuning with divided space-time attention in every block."""
     found = survey(backbone, PartNames())
     new_head(backbone, found, classes)
+    fresh = []
     for name, anatomy in found.blocks.items():
         block = Divided(backbone.get_submodule(name), anatomy, frames, enters=name in found.entries)
         backbone.set_submodule(name, block)
-    return OverFrames(backbone.requires_grad_())
+        fresh += [*block.fc.parameters(), *([] if block.embedding is None else [block.embedding])]
+    return OverFrames(backbone.requires_grad_(), fresh)
 
 
 def new_head(model: nn.Module, found: Survey, classes: int) -> None:
