@@ -17,7 +17,7 @@ from benchmarks.small_vit import DEPTH
 HEAD_RATES = (3e-2, 1e-1, 3e-1)
 ADAPTER_RATES = (4e-3, 8e-3, 1.6e-2)
 LORA_RATES = (2e-3, 5e-3, 1.2e-2)
-FULL_RATES = (5e-4, 1e-3, 2e-3)
+FULL_RATES = (3e-4, 6e-4, 1.2e-3)
 FRACTIONS = (0.1, 0.5, 0.01)
 
 
