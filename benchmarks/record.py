@@ -14,13 +14,14 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "peft", "transformers", "timm", "torchvision", "av")
 
 
-def record(name: str, command: str, seed: int, **numbers: Any) -> Path:
+def record(name: str, command: str, seed: int, folder: Path = RESULTS, **numbers: Any) -> Path:
     """Write ``results/<name>.json``.
 
     Args:
         name: Name of the benchmark.
         command: How it was run.
         seed: Of its random numbers.
+        folder: Where to write it instead.
         numbers: What came out.
     """
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
@@ -32,6 +33,6 @@ def record(name: str, command: str, seed: int, **numbers: Any) -> Path:
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({**facts, **numbers}, indent=2) + "\n")
     return path

@@ -1,0 +1,219 @@
+"""Makes tables and a plot of ``accuracy.json`` alone, once more by ``python -m benchmarks.accuracy_tables``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from benchmarks.ladder import AIM, BLIND, DATA, DIVIDED, MAIN, TEMPORAL, Row
+from benchmarks.record import RESULTS
+from benchmarks.tables import HERE, insert
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+Facts = dict[str, Any]
+PAPER_DATA = {0.01: (55.4, 46.5), 0.1: (73.0, 69.8), 0.5: (81.8, 79.1), 1.0: (83.9, 82.0)}  # AIM, TimeSformer
+
+
+def summary(row: Row, chosen: list[Facts]) -> Facts:
+    """Return what a row of a table needs to know, over the seeds.
+
+    Args:
+        row: The row.
+        chosen: The trial of each seed with the learning rate that did best on the validation clips.
+    """
+    edges = {min(row.rates), max(row.rates)} if row.rates else {}
+    rates = [trial["settings"]["lr"] for trial in chosen]
+    return {
+        "row": row.name,
+        "fraction": row.fraction,
+        "parameters": chosen[0]["parameters"],
+        "clips": chosen[0]["clips"],
+        "paper": row.paper,
+        "grid": row.rates,
+        "rates": rates,
+        "at the edge of the grid": sum(rate in edges for rate in rates),
+        "top1": over_seeds([trial["test"]["top1"] for trial in chosen]),
+        "within_pair": over_seeds([trial["test"]["within_pair"] for trial in chosen]),
+        "rounded": [trial["rounded"] for trial in chosen if "rounded" in trial],
+    }
+
+
+def over_seeds(values: list[float]) -> Facts:
+    """Return values with their mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "sd": deviation, "values": values}
+
+
+def publish(folder: Path) -> None:
+    """Write the plot beside ``accuracy.json``, and the tables into this folder's README, or beside it elsewhere."""
+    found = json.loads((folder / "accuracy.json").read_text())
+    draw(found["tables"], folder / "accuracy.svg")
+    text = tables(found["tables"])
+    if folder.resolve() == RESULTS:
+        insert("accuracy", text, HERE)
+    else:
+        (folder / "accuracy.md").write_text(text + "\n")
+
+
+def tables(found: dict[str, list[Facts]]) -> str:
+    """Return all tables as Markdown."""
+    parts = [main_table(found["main"]), expectations(found), "**Part of the training clips**", data_table(found)]
+    parts += ["**Width of the bottleneck, and where adapters are**", ablations(found), rounding(of(found, AIM))]
+    return "\n\n".join(parts)
+
+
+def main_table(rows: list[Facts]) -> str:
+    """Return the ladder and the rivals."""
+    lines = [
+        line(
+            row["row"],
+            f"{row['parameters']:,}",
+            spread(row["top1"]),
+            spread(row["within_pair"]),
+            of_paper(row["paper"]),
+        )
+        for row in rows
+    ]
+    return headed(["", "trained parameters", "top-1", "within the pair", "paper, SSv2"], lines)
+
+
+def data_table(found: dict[str, list[Facts]]) -> str:
+    """Return AIM against full fine-tuning on parts of the training clips."""
+    lines = []
+    for fraction in sorted({row.fraction for row in (*DATA, AIM)}):
+        aim, full = (of(found, row, fraction) for row in (AIM, DIVIDED))
+        papers = "{} / {}".format(*PAPER_DATA[fraction])
+        ahead = f"{100 * (aim['top1']['mean'] - full['top1']['mean']):+.1f}"
+        lines.append(line(f"{fraction:.0%}", aim["clips"], spread(aim["top1"]), spread(full["top1"]), ahead, papers))
+    return headed(["part", "clips", "AIM", DIVIDED.name, "AIM is ahead by", "paper, K400"], lines)
+
+
+def ablations(found: dict[str, list[Facts]]) -> str:
+    """Return AIM with other widths, and in some of the blocks."""
+    whole = {**of(found, AIM), "row": "AIM: ratio 0.25, all blocks", "paper": 83.9}
+    lines = [
+        line(
+            row["row"],
+            f"{row['parameters']:,}",
+            spread(row["top1"]),
+            spread(row["within_pair"]),
+            of_paper(row["paper"]),
+        )
+        for row in (whole, *found["ratio"], *found["position"])
+    ]
+    return headed(["", "trained parameters", "top-1", "within the pair", "paper, K400"], lines)
+
+
+def expectations(found: dict[str, list[Facts]]) -> str:
+    """Return what was expected before anything was run, each with what came out."""
+    top1 = {row.name: of(found, row)["top1"]["mean"] for row in MAIN}
+    ladder = [BLIND["frozen"], BLIND["spatial"], TEMPORAL, AIM]
+    steps = [f"{100 * top1[row.name]:.1f}" for row in ladder]
+    pairs = [value for row in BLIND.values() for value in of(found, row)["within_pair"]["values"]]
+    ahead = 100 * (top1[AIM.name] - top1[DIVIDED.name])
+    part = of(found, AIM)["parameters"] / of(found, DIVIDED)["parameters"]
+    tenth = [100 * of(found, row, 0.1)["top1"]["mean"] for row in (AIM, DIVIDED)]
+    return "\n".join(
+        [
+            "Expected from the paper, and what came out:",
+            "",
+            verdict(
+                f"Each adapter adds to the one before: {', '.join(steps)}.",
+                all(top1[low.name] < top1[high.name] for low, high in pairwise(ladder)),
+            ),
+            verdict(
+                f"Without attention along time a model is at chance within the pair: {100 * min(pairs):.1f} to "
+                f"{100 * max(pairs):.1f}% in all its rows and seeds.",
+                max(abs(value - 0.5) for value in pairs) < 0.005,
+            ),
+            verdict(
+                f"AIM is within a point of divided space-time attention, or above: {ahead:+.1f} points, with "
+                f"{part:.1%} of its trained parameters.",
+                ahead >= -1,
+            ),
+            verdict(
+                f"With a tenth of the clips AIM is ahead: {tenth[0]:.1f}% against {tenth[1]:.1f}%.",
+                tenth[0] > tenth[1],
+            ),
+        ]
+    )
+
+
+def verdict(expected: str, held: bool) -> str:
+    """Return an item of a list."""
+    return f"- {expected} {'As expected.' if held else '**Not as expected.**'}"
+
+
+def rounding(aim: Facts) -> str:
+    """Return what saving AIM's weights in half precision costs."""
+    told = []
+    for dtype in ("float16", "bfloat16"):
+        trials = [trial[f"torch.{dtype}"] for trial in aim["rounded"]]
+        change = statistics.mean(t["top1"] - v for t, v in zip(trials, aim["top1"]["values"], strict=True))
+        changed = ", ".join(str(trial["changed"]) for trial in trials)
+        told.append(
+            f"to {dtype} changes top-1 by {100 * change:+.2f} points in the mean (answers changed, by seed: {changed})"
+        )
+    return f"Rounding AIM's trained weights {' and '.join(told)}."
+
+
+def draw(found: dict[str, list[Facts]], path: Path) -> None:
+    """Draw top-1 over trained parameters, and over the part of the training clips."""
+    plt.rcParams["svg.hashsalt"] = "accuracy"  # the same file from the same numbers
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for row in found["main"]:
+        top1 = row["top1"]
+        left.errorbar(row["parameters"], 100 * top1["mean"], 100 * top1["sd"], fmt="o", capsize=3, label=row["row"])
+    left.set(xscale="log", xlabel="trained parameters", ylabel="top-1 in percent", ylim=(0, 100))
+    left.legend(fontsize=7)
+    for row, name in ((AIM, "AIM"), (DIVIDED, DIVIDED.name)):
+        rows = [of(found, row, fraction) for fraction in sorted({row.fraction for row in (*DATA, AIM)})]
+        means, deviations = ([100 * row["top1"][key] for row in rows] for key in ("mean", "sd"))
+        right.errorbar([row["clips"] for row in rows], means, deviations, fmt="o-", capsize=3, label=name)
+    right.set(xscale="log", xlabel="training clips", ylim=(0, 100))
+    right.legend(fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def of(found: dict[str, list[Facts]], row: Row, fraction: float = 1.0) -> Facts:
+    """Return what was found for a row."""
+    rows = (*found["main"], *found["data"])
+    return next(known for known in rows if (known["row"], known["fraction"]) == (row.name, fraction))
+
+
+def spread(values: Facts) -> str:
+    """Return mean and standard deviation in percent.
+
+    Example:
+        >>> spread({"mean": 0.5, "sd": 0.012})
+        '50.0 ± 1.2%'
+    """
+    return f"{100 * values['mean']:.1f} ± {100 * values['sd']:.1f}%"
+
+
+def of_paper(top1: float | None) -> str:
+    """Return the paper's figure, if it has one."""
+    return "-" if top1 is None else f"{top1}%"
+
+
+def headed(names: list[str], lines: list[str]) -> str:
+    """Return a table."""
+    return "\n".join([line(*names), "|---" * len(names) + "|", *lines])
+
+
+def line(*cells: object) -> str:
+    """Return a line of a table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    publish(RESULTS)
