@@ -12,7 +12,7 @@ import matplotlib
 
 from benchmarks.ladder import AIM, BLIND, DATA, DIVIDED, MAIN, TEMPORAL, Row
 from benchmarks.record import RESULTS
-from benchmarks.tables import HERE, insert
+from benchmarks.tables import HERE, headed, insert, line
 
 matplotlib.use("Agg")
 
@@ -203,16 +203,6 @@ def spread(values: Facts) -> str:
 def of_paper(top1: float | None) -> str:
     """Return the paper's figure, if it has one."""
     return "-" if top1 is None else f"{top1}%"
-
-
-def headed(names: list[str], lines: list[str]) -> str:
-    """Return a table."""
-    return "\n".join([line(*names), "|---" * len(names) + "|", *lines])
-
-
-def line(*cells: object) -> str:
-    """Return a line of a table."""
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

@@ -20,3 +20,13 @@ def insert(name: str, table: str, readme: Path) -> None:
         raise ValueError(f"{readme} has no lines {begin} and {end} to put the table between. Add them.")
     head, rest = text.split(begin)
     readme.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
+
+
+def headed(names: list[str], lines: list[str]) -> str:
+    """Return a table."""
+    return "\n".join([line(*names), "|---" * len(names) + "|", *lines])
+
+
+def line(*cells: object) -> str:
+    """Return a line of a table."""
+    return f"| {' | '.join(map(str, cells))} |"

@@ -1,0 +1,89 @@
+"""What a training step costs, counted: multiplications, bytes kept for backward, and the most that lives at once."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def cost_of_step(model: nn.Module, clips: Tensor, loss: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """Count what forward and backward cost.
+
+    Args:
+        model: Maps clips to scores.
+        clips: Clips ``(B, T, C, H, W)``.
+        loss: Of the scores.
+
+    Returns:
+        Multiply-adds of both in units of 10^9 (GMAC), and megabytes kept for backward, each piece of memory counted
+        once and parameters left out.
+    """
+    own, kept = {parameter.untyped_storage()._cdata for parameter in model.parameters()}, {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor  # held, or its place could be taken by another
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as forward:
+        value = loss(model(clips))
+    saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    kept.clear()
+    with FlopCounterMode(display=False) as backward:
+        value.backward()
+    model.zero_grad()
+    gmac = [counter.get_total_flops() / 2e9 for counter in (forward, backward)]
+    return {"forward_gmac": gmac[0], "backward_gmac": gmac[1], "saved_mb": saved / 1e6}
+
+
+def peak_of_step(model: nn.Module, clips: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
+    """Return the most megabytes of tensors that are alive at once in forward and backward, beyond those before."""
+    with Alive() as alive:
+        loss(model(clips)).backward()
+    model.zero_grad()
+    return alive.peak / 1e6
+
+
+class Alive(TorchDispatchMode):
+    """Adds up the memory of tensors that are made while it is on and still alive.
+
+    Example:
+        >>> with Alive() as alive:
+        ...     for _ in range(3):
+        ...         x = torch.ones(4)
+        >>> alive.peak  # a new one is made before the name lets go of the old
+        32
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        """Run an operation and note the memory of what it returns."""
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known | self.known:
+                self._note(tensor.untyped_storage())
+        return output
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self.known.add(key)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.bytes -= size
