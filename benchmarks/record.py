@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "peft", "transformers", "timm", "torchvision", "av")
 
@@ -29,10 +31,14 @@ def record(name: str, command: str, seed: int, folder: Path = RESULTS, **numbers
         "command": command,
         "commit": commit,
         "seed": seed,
-        "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "device": f"{os.cpu_count()} CPU cores, {platform.machine()}{_gpu()}",
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     path = folder / f"{name}.json"
     path.write_text(json.dumps({**facts, **numbers}, indent=2) + "\n")
     return path
+
+
+def _gpu() -> str:
+    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

@@ -1,0 +1,67 @@
+"""The benchmark of cost: its yardstick computes what AIM computes, its counts are right, and all of it runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+from benchmarks import rivals
+from benchmarks.cost import main, rows
+from benchmarks.cost_plan import QUICK
+from benchmarks.counting import cost_of_step, peak_of_step
+from benchmarks.literal import literal
+from peft_aim.saved import adapter_weights
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "timm_clip"])
+@torch.no_grad()
+def test_the_literal_transcription_scores_as_aim_does(name):
+    backbone, clips = zoo.build(name), zoo.make_clips()
+    model = rivals.aim(copy.deepcopy(backbone), 3, zoo.FRAMES, init_weights=False).eval()
+    twin = literal(backbone, 3, zoo.FRAMES).eval()
+    own = iter(adapter_weights(model, "default").items())
+    wanted = {name: tensor for name, tensor in own}
+    for block, layer in enumerate(m for m in twin.modules() if type(m).__name__ == "LiteralBlock"):
+        for branch in ("temporal", "spatial", "joint"):
+            for end in ("down", "up"):
+                for kind in ("weight", "bias"):
+                    tensor = wanted[f"blocks.{block}.aim_{branch}_{end}.{kind}"]
+                    layer.get_parameter(f"{branch}.{end}.{kind}").copy_(tensor)
+    embedding = next(tensor for key, tensor in wanted.items() if "aim_temporal_embedding" in key)
+    twin.get_parameter(next(key for key, _ in twin.named_parameters() if "embedding" in key)).copy_(
+        embedding[:, :, None]
+    )
+    twin.model.head.load_state_dict({kind: wanted[f"head.aim_head.{kind}"] for kind in ("weight", "bias")})
+    assert torch.allclose(twin(clips), model(clips), atol=1e-5)
+
+
+def test_counts_of_a_linear_layer():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6))
+    found = cost_of_step(model, torch.randn(2, 4), torch.sum)
+    assert found["forward_gmac"] == pytest.approx((2 * 4 * 5 + 2 * 5 * 6) / 1e9)
+    assert found["backward_gmac"] == pytest.approx((2 * 4 * 5 + 2 * 2 * 5 * 6) / 1e9)
+    assert found["saved_mb"] == pytest.approx(4 * (2 * 4 + 2 * 5) / 1e6)
+    assert peak_of_step(model, torch.randn(2, 4), torch.sum) >= found["saved_mb"] - 4 * 2 * 4 / 1e6
+
+
+def test_quick(tmp_path, capsys):
+    main(["--quick", "--output", str(tmp_path)])
+    found = json.loads((tmp_path / "cost.json").read_text())
+    names = [row["row"] for row in found["rows"]]
+    assert names[: len(rows(QUICK))] == list(rows(QUICK)) and sum(name.endswith(", compiled") for name in names) == 3
+    assert all(len(row["step_seconds"]) == len(row["inference_seconds"]) == QUICK.rounds for row in found["rows"])
+    text = (tmp_path / "cost.md").read_text()
+    assert all(name in text for name in names) and "| graph breaks | <= 0 | 0 | yes |" in text
+    assert found["swapping"]["recompiled_by_hotswap"] == 0
+    assert found["growth"]["adapters"]["exponents"]["adapters_mb"] == pytest.approx(1)
+    assert {path.name for path in tmp_path.iterdir()} == {"cost.json", "cost.md", "cost_growth.svg", "cost_pareto.svg"}
+
+
+def test_quick_never_overwrites_the_results():
+    with pytest.raises(SystemExit):
+        main(["--quick"])
