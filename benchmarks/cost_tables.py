@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 
 from benchmarks.record import RESULTS
-from benchmarks.tables import HERE, headed, insert, line
+from benchmarks.tables import FRONT, HERE, headed, insert, line
 from peft_aim.recompute import SETTINGS
 
 matplotlib.use("Agg")
@@ -34,6 +34,7 @@ def publish(folder: Path) -> None:
     text = tables(found)
     if folder.resolve() == RESULTS:
         insert("cost", text, HERE)
+        insert("cost", front_table(found), FRONT)
     else:
         (folder / "cost.md").write_text(text + "\n")
 
@@ -99,6 +100,28 @@ def pareto_table(found: Facts) -> str:
         "peak, MB",
         "arithmetic of a step",
         "time of a step",
+    ]
+    return headed(names, lines)
+
+
+def front_table(found: Facts) -> str:
+    """Return for the front page what a user chooses from."""
+    rows, plan = by_row(found), found["plan"]
+    chosen = {LITERAL: LITERAL, **{f'`recompute="{setting}"`': name for setting, name in SETTING.items()}}
+    lines = [
+        line(
+            label,
+            f"{rows[name]['saved_mb']:,.0f} MB",
+            f"{rows[name]['forward_gmac'] + rows[name]['backward_gmac']:.0f} GMAC",
+            f"{rows[name]['step_ratio']:.2f}",
+        )
+        for label, name in chosen.items()
+    ]
+    names = [
+        f"{plan['backbone']}, {plan['frames']} frames",
+        "kept for backward",
+        "forward and backward",
+        "time of a step, CPU",
     ]
     return headed(names, lines)
 
