@@ -22,21 +22,22 @@ WEIGHTS = "adapter_model.safetensors"
 
 def swapping(plan: Plan) -> dict[str, Any]:
     """Return milliseconds, each the least of some tries, sizes of files, and how often something is compiled."""
-    model = rivals.aim(plan.model(), plan.classes, plan.frames).eval()
+    model = plan.ready(rivals.aim(plan.model(), plan.classes, plan.frames)).eval()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = {}
         for dtype in (None, "float16", "bfloat16"):
             model.peft_config["default"].save_dtype = dtype
             model.save_pretrained(folder / str(dtype))
-            sizes[str(dtype or plan.dtype)] = (folder / str(dtype) / WEIGHTS).stat().st_size
+            sizes[dtype or "as trained"] = (folder / str(dtype) / WEIGHTS).stat().st_size
         saved = folder / "None"
         model.load_adapter(saved, "other")
         turn = iter(["other", "default"] * REPEATS)
         switch = least(lambda: model.set_adapter(next(turn)))
         read = least((saved / WEIGHTS).read_bytes)
         swap = least(lambda: hotswap_adapter(model, saved))
-        load = least(lambda: model.load_adapter(saved, "third") and model.delete_adapter("third"))
+        names = iter(map(str, range(REPEATS)))
+        load = least(lambda: model.load_adapter(saved, next(names)))
         compiled = compilations(plan, model, saved)
     return {
         "file_bytes": sizes,
@@ -64,7 +65,7 @@ def compilations(plan: Plan, model: nn.Module, saved: Path) -> dict[str, int]:
         return graph.forward
 
     torch.compiler.reset()
-    model = copy.deepcopy(model).to(plan.device, getattr(torch, plan.dtype))
+    model = copy.deepcopy(model)
     model.set_adapter("default")
     compiled, counts, clips = torch.compile(model, backend=backend), [], plan.clips()
     for change in (
@@ -77,6 +78,7 @@ def compilations(plan: Plan, model: nn.Module, saved: Path) -> dict[str, int]:
         compiled(clips)
         counts.append(len(graphs))
     torch.compiler.reset()
+    assert counts[0], "nothing was compiled"
     return {
         "graph_breaks": counts[0] - 1,
         "recompiled_by_hotswap": counts[1] - counts[0],

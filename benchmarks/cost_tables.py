@@ -68,7 +68,7 @@ def main_table(found: Facts) -> str:
         )
         for row in found["rows"]
     ]
-    peak = "peak, MB" if found["plan"]["device"] == "cuda" else "peak, MB (GPU: not measured)"
+    peak = "peak on the GPU, MB" if found["plan"]["device"] == "cuda" else "peak of tensors, MB (GPU: not measured)"
     names = ["", "trained", "file, MiB", "forward, GMAC", "backward, GMAC", "kept for backward, MB", peak]
     return headed([*names, "step, over AIM by the letter", "inference, over frozen"], lines)
 
@@ -141,7 +141,7 @@ def goals(found: Facts) -> list[tuple[str, str, str, bool]]:
     overhead = plain["inference_ratio"] / arithmetic
     repeated = extra(pointwise, plain)
     half = swap["file_bytes"]["float16"] / MIB
-    full = next(size for name, size in swap["file_bytes"].items() if name not in ("float16", "bfloat16")) / MIB
+    full = swap["file_bytes"]["as trained"] / MIB
     limits = [
         ("forward, GMAC", 202.1, plain["forward_gmac"], ".1f"),
         ("backward, GMAC", 226.8, plain["backward_gmac"], ".1f"),
@@ -152,7 +152,7 @@ def goals(found: Facts) -> list[tuple[str, str, str, bool]]:
         ("arithmetic for that, part of a step", 0.12, extra(mlp, plain), ".3f"),
         ('kept with "block", MB', 130, block["saved_mb"], ".0f"),
         ("time of a step over AIM by the letter", 1.0, plain["step_ratio"], ".3f"),
-        ("the same, compiled", 0.85, compiled["step_ratio"], ".3f"),
+        ("the same, ours compiled, that not", 0.85, compiled["step_ratio"], ".3f"),
         ("inference over the frozen model's, over the ratio of arithmetic", 1.08, overhead, ".3f"),
         ("graph breaks", 0, swap["graph_breaks"], "d"),
         ("compilations for a hot swap", 0, swap["recompiled_by_hotswap"], "d"),

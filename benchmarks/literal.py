@@ -76,8 +76,27 @@ def literal(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
     found = survey(backbone.requires_grad_(False), PartNames())
     new_head(backbone, found, classes)
     for name, anatomy in found.blocks.items():
-        backbone.set_submodule(name, LiteralBlock(backbone.get_submodule(name), anatomy, frames))
+        block = backbone.get_submodule(name)
+        transcribed = LiteralBlock(block, anatomy, frames)
+        check_alike(block, transcribed, torch.randn(frames, 5, anatomy.width))
+        backbone.set_submodule(name, transcribed)
     for block, pre_norm in found.entries.items():
         name, width = pre_norm or block, found.blocks[block].width
         backbone.set_submodule(name, Embedded(backbone.get_submodule(name), width, frames))
     return OverFrames(backbone)
+
+
+@torch.no_grad()
+def check_alike(block: nn.Module, transcribed: LiteralBlock, tokens: Tensor) -> None:
+    """Check that a block computes what its transcription does as long as its adapters add nothing.
+
+    Raises:
+        ValueError: If not: it has LayerScale, say, or its norms behind.
+    """
+    training = block.training
+    if not torch.allclose(first_tensor(block.eval()(tokens)), transcribed.eval()(tokens), atol=1e-4):
+        raise ValueError(
+            f"A {type(block).__name__} computes something else than x + attn(norm1(x)), x + mlp(norm2(x)), so this "
+            "transcription is none of it. Take a plain vision transformer."
+        )
+    block.train(training), transcribed.train(training)

@@ -43,7 +43,9 @@ class AIMConfig(PeftConfig):
             as in the paper.
         recompute: What blocks compute again in backward in place of keeping it: "nothing"; "pointwise", norms and
             activations; "mlp", also the hidden layer of the MLP; "block", all but their input. Less memory for more
-            time; scores and gradients stay the same.
+            time; scores and gradients stay the same. A graph of "pointwise" or "mlp" can be run backward once only
+            (no ``retain_graph``), and of blocks that change the result of a layer in place, torch says in backward
+            that it "has been mutated": take "block" then.
         temporal_embedding: Whether a learned embedding (1, T, D), zero at the start, is added to the tokens.
         num_labels: Number of classes of this adapter's own, fresh classification head. None keeps the model's head.
         id2label: Names of the classes by index; stored with the adapter. Implies ``num_labels``.
@@ -253,6 +255,11 @@ class AIMConfig(PeftConfig):
             raise ValueError(
                 f"drop_path={self.drop_path} has nothing to drop: it acts on the temporal and the joint branch, and "
                 "both are off. Switch one on, or set drop_path=0."
+            )
+        if self.recompute != "nothing" and not self.has_block_adapters:
+            raise ValueError(
+                f"recompute={self.recompute!r} acts on blocks with adapters, and spatial, temporal and joint are all "
+                "False. Switch one on, or leave recompute out."
             )
         if self.head_dropout and not self.num_labels:
             raise ValueError(

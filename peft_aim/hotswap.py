@@ -37,6 +37,9 @@ def hotswap_adapter(
         ValueError: If the weights have other names or shapes than those in place (other blocks, bottlenecks, number of
             frames or classes), if it is no AIM adapter, or if there is none of this name. Nothing is changed then.
 
+    Warns:
+        UserWarning: If it was trained on another backbone.
+
     Example:
         >>> import tempfile
         >>> from peft import get_peft_model
@@ -59,8 +62,10 @@ def hotswap_adapter(
     if not isinstance(config, AIMConfig):
         raise ValueError(f"{model_name_or_path} is an adapter of {config.peft_type.value}, not of AIM.")
     places = adapter_weights(model, adapter_name)
-    device = torch_device or next(iter(places.values())).device.type
-    weights = load_peft_weights(model_name_or_path, device, **kwargs)
+    device = next(iter(places.values())).device
+    if device.type == "meta":
+        raise ValueError(f"The adapter {adapter_name!r} has no memory yet: it is on 'meta'. Load its weights first.")
+    weights = load_peft_weights(model_name_or_path, torch_device or str(device), **kwargs)
     check_shapes(shapes_of(places), shapes_of(weights), model_name_or_path)
     with torch.no_grad():
         for name, tensor in weights.items():
@@ -71,4 +76,4 @@ def hotswap_adapter(
         if isinstance(module, AIMTunerLayer) and adapter_name in module.adapters:
             module.configure(adapter_name, config)
     if config.backbone_fingerprint != place.backbone_fingerprint:
-        model.base_model.compare_backbone(adapter_name)
+        model.base_model.compare_backbone(adapter_name)  # last: it may warn, and warnings be errors

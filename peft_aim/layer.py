@@ -149,19 +149,29 @@ class AIMLayer(AIMTunerLayer):
             return self.base_layer(*args, **kwargs)
         tokens = first_argument(self._block_input, args, kwargs)
         frames = self.frames.of(tokens, self.anatomy.pieces)
-        function = partial(self._run, adapter, frames)
-        output = recomputing(self.aim_settings[adapter].recompute, self._hidden, function, *args, **kwargs)
+        settings = self.aim_settings[adapter]
+        if settings.recompute == "nothing":
+            output = self._run(adapter, frames, *args, **kwargs)
+        else:
+            run = partial(self._run_unless_changed, adapter, settings, frames)
+            output = recomputing(settings.recompute, self._hidden, run, *args, **kwargs)
         self.frames.remember(first_tensor(output), frames)  # a recomputed segment may go on to the next block
         return output
 
+    def _run_unless_changed(
+        self, adapter: str, settings: BranchSettings, frames: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run, and once more in backward, which has to be with the same adapter."""
+        if self.current != adapter or self.aim_settings[adapter] is not settings:
+            now = f"{self.current!r} is in use" if self.current != adapter else "another was swapped in"
+            raise RuntimeError(
+                f"A block with recompute={settings.recompute!r} is run again in backward for the adapter {adapter!r}, "
+                f"but now {now}. Call backward() before you switch, swap or disable adapters."
+            )
+        return self._run(adapter, frames, *args, **kwargs)
+
     def _run(self, adapter: str, frames: int, *args: Any, **kwargs: Any) -> Any:
         """Run the adapters before the block, and the block."""
-        if self.current != adapter:
-            raise RuntimeError(
-                f"A block with recompute={self.aim_settings[adapter].recompute!r} is run again in backward for the "
-                f"adapter {adapter!r}, but now {self.current!r} is in use. Call backward() before you switch or "
-                "disable adapters."
-            )
         tokens = first_argument(self._block_input, args, kwargs)
         if adapter in self.aim_temporal_embedding:
             tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy)
@@ -196,7 +206,9 @@ class AIMLayer(AIMTunerLayer):
         anatomy, down = self.anatomy, self.aim_temporal_down[adapter]
         attention = self.base_layer.get_submodule(anatomy.attention)
         ending = self.aim_ending.get(adapter)
-        at_once = ending is not None and ending.get_submodule(anatomy.output).applies
+        at_once = ending is not None and ending.get_submodule(anatomy.output).stands_for(
+            attention.get_submodule(anatomy.output), down
+        )
         mixed = first_tensor(anatomy.attend(ending if at_once else attention, h))
         mixed = from_time(mixed, like, anatomy.pieces)
         if at_once:

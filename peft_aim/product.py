@@ -7,7 +7,7 @@ token in place of D D (1 + r), and no token between the two is kept for backward
 
 from __future__ import annotations
 
-import copy
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,10 @@ class Product(nn.Module):
         super().__init__()
         self.out, self.down = out, down
 
-    @property
-    def applies(self) -> bool:
-        """Whether it may stand for the two: alike in precision, and nobody fetches their weights in between."""
-        alike = self.out.weight.dtype == self.down.weight.dtype
-        return alike and not any(
-            "forward" in vars(layer) for layer in (self.out, self.down)
-        )  # accelerate's offloading
+    def stands_for(self, out: nn.Module, down: nn.Module) -> bool:
+        """Whether it is of these very layers, in one precision, and nobody has put anything on them."""
+        same = out is self.out and down is self.down and out.weight.dtype == down.weight.dtype
+        return same and _is_plain(out) and _is_plain(down)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both layers to tokens."""
@@ -53,8 +50,14 @@ class Product(nn.Module):
         return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
 
 
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is just a linear one, without hooks, parametrizations or offloading."""
+    changed = layer._forward_pre_hooks or layer._forward_hooks or "forward" in layer.__dict__
+    return type(layer) is nn.Linear and not changed
+
+
 def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> nn.Module:
-    """Return an attention that goes on into another layer; it shares all that it has with the one given.
+    """Return an attention that goes on into another layer.
 
     Args:
         attention: An attention on tokens of width D.
@@ -62,13 +65,35 @@ def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> nn.Module:
         down: Linear layer D -> r D.
 
     Returns:
-        A shallow copy whose output projection is a :class:`Product`.
+        The attention with a :class:`Product` in the place of its projection. All else is the attention's own, now and
+        later: it is in training when that is, and has the parts that that has.
     """
     child, _, rest = out.partition(".")
     part = attention.get_submodule(child)
-    twin = copy.copy(attention)
-    twin._modules = {**attention._modules, child: ending_in(part, rest, down) if rest else Product(part, down)}
-    return twin
+    view = object.__new__(_view(type(attention), child))
+    object.__setattr__(view, "__dict__", attention.__dict__)
+    _PART.__set__(view, ending_in(part, rest, down) if rest else Product(part, down))
+    _SOURCE.__set__(view, (attention, out, down))
+    return view
+
+
+class _View:
+    """A module that is another one, by sharing its attributes, but for one part, which a property of its class has."""
+
+    __slots__ = ("_part", "_source")
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """Copies and pickles are made anew of copies of what it is made of."""
+        return ending_in, _SOURCE.__get__(self)
+
+
+_PART, _SOURCE = _View._part, _View._source
+
+
+@cache
+def _view(kind: type[nn.Module], child: str) -> type[nn.Module]:
+    """Return the class of modules of a kind whose part of a name is their own; it is found before the module's."""
+    return type(kind.__name__, (_View, kind), {child: property(_PART.__get__), "__slots__": ()})
 
 
 @torch.no_grad()
@@ -86,20 +111,28 @@ def find_output(kind: Kind, attention: nn.Module, width: int) -> str | None:
         >>> find_output(plain, Attention(8, 2).double(), 8)
         'proj'
     """
-    if any(isinstance(part, nn.Dropout) and part.p for part in attention.modules()):
-        return None  # off in the copy, but not where it trains
     generator = torch.Generator().manual_seed(1)
     down = nn.utils.skip_init(nn.Linear, width, 3, dtype=torch.float64)
     for parameter in down.parameters():
         parameter.normal_(generator=generator)
     x = torch.randn(2, 5, width, generator=generator, dtype=torch.float64)
-    expected = down(first_tensor(kind(attention, x)))
     for name, part in reversed(list(attention.named_modules())):
         if type(part) is nn.Linear and name and part.out_features == width:
-            try:
-                found = first_tensor(kind(ending_in(attention, name, down), x))
-            except Exception:  # whatever a foreign module does with tokens of another width
-                continue
-            if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-9, atol=1e-9):
+            ending = ending_in(attention, name, down)
+            if all(_same(kind, attention, ending, down, x, training) for training in (True, False)):
                 return name
     return None
+
+
+def _same(kind: Kind, attention: nn.Module, ending: nn.Module, down: nn.Linear, x: Tensor, training: bool) -> bool:
+    """Whether nothing comes between an attention's last layer and another: no norm, and no dropout when it trains."""
+    attention.train(training)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = down(first_tensor(kind(attention, x)))
+        torch.manual_seed(0)
+        try:
+            found = first_tensor(kind(ending, x))
+        except Exception:  # whatever a foreign module does with tokens of another width
+            return False
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-9, atol=1e-9)

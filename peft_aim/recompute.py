@@ -25,10 +25,25 @@ SETTINGS = {
     "mlp": "also the hidden layer of the MLP, short attention, and the temporal adapter's second layer",
     "block": "all of it: keep a block's input alone",
 }
+ORDER = list(SETTINGS)
 SHORT = 64  # tokens: attention over fewer costs less than a sixth of one projection of 768 features
 # What is kept passes the user's hooks on saved tensors (save_on_cpu), where torch knows how.
 HOOKS = {name: True for name in signature(checkpoint).parameters if name == "respect_saved_tensors_hooks"}
 WEIGHT = {"aten::mm": 1, "aten::addmm": 2, "aten::convolution": 1}  # which argument it is
+
+
+Widths = frozenset[tuple[int, int]]
+
+
+def hidden_widths(mlp: nn.Module, width: int) -> Widths:
+    """Return the widths in and out of the layers of an MLP whose results don't have the width of tokens.
+
+    Example:
+        >>> hidden_widths(nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2)), width=2)
+        frozenset({(2, 8)})
+    """
+    shapes = [parameter.shape for parameter in mlp.parameters() if parameter.ndim > 1]
+    return frozenset((shape[1], shape[0]) for shape in shapes if shape[0] != width)
 
 
 def recomputing(setting: str, hidden: Widths, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -54,20 +69,6 @@ def recomputing(setting: str, hidden: Widths, function: Callable[..., Any], *arg
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **HOOKS, **kwargs)
 
 
-Widths = frozenset[tuple[int, int]]
-
-
-def hidden_widths(mlp: nn.Module, width: int) -> Widths:
-    """Return the widths in and out of the layers of an MLP whose results don't have the width of tokens.
-
-    Example:
-        >>> hidden_widths(nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2)), width=2)
-        frozenset({(2, 8)})
-    """
-    shapes = [parameter.shape for parameter in mlp.parameters() if parameter.ndim > 1]
-    return frozenset((shape[1], shape[0]) for shape in shapes if shape[0] != width)
-
-
 def choose(setting: str, hidden: Widths, context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Tell torch whether to keep the result of an operation: it keeps products that cost more than they are worth.
 
@@ -82,6 +83,8 @@ def choose(setting: str, hidden: Widths, context: Any, operation: Any, *args: An
         kwargs: Its arguments by name.
     """
     name = operation.name().partition(".")[0]
+    if name == "aten::_unsafe_view":  # a product under another shape; torch notes there if it is changed in place
+        return CheckpointPolicy.MUST_SAVE if _noted.kept else CheckpointPolicy.PREFER_RECOMPUTE
     if "attention" in name:
         cheap = setting == "mlp" and args[0].shape[-2] <= SHORT
     elif "bmm" in name:  # attention that is no kernel of its own: scores and probabilities are large
@@ -90,22 +93,26 @@ def choose(setting: str, hidden: Widths, context: Any, operation: Any, *args: An
         cheap = _is_cheap_layer(setting, hidden, name, args[WEIGHT[name]])
     else:
         cheap = operation.overloadpacket not in flop_registry
+    _noted.kept = not cheap
     return CheckpointPolicy.PREFER_RECOMPUTE if cheap else CheckpointPolicy.MUST_SAVE
 
 
 def _is_cheap_layer(setting: str, hidden: Widths, name: str, weight: Tensor) -> bool:
     widths = tuple(weight.shape) if "mm" in name else (weight.shape[1], weight.shape[0])
-    second_of_an_adapter = widths[0] < widths[1] and _marked.setting in ("pointwise", setting)
-    return second_of_an_adapter or (setting == "mlp" and widths in hidden)
+    widens = widths[0] < widths[1]
+    if widens and _noted.cheap_from is not None:  # the second layer of an adapter
+        return ORDER.index(_noted.cheap_from) <= ORDER.index(setting)
+    return setting == "mlp" and widths in hidden
 
 
-class _Marked(threading.local):
-    """What :func:`cheap_from` says in this thread."""
+class _Noted(threading.local):
+    """What is known in this thread of the operation that comes next."""
 
-    setting: str | None = None
+    kept = False  # the result before it
+    cheap_from: str | None = None
 
 
-_marked = _Marked()
+_noted = _Noted()
 
 
 @contextmanager
@@ -114,8 +121,8 @@ def cheap_from(setting: str) -> Iterator[None]:
     if torch.compiler.is_compiling():  # the compiler finds out for itself
         yield
         return
-    before, _marked.setting = _marked.setting, setting
+    before, _noted.cheap_from = _noted.cheap_from, setting
     try:
         yield
     finally:
-        _marked.setting = before
+        _noted.cheap_from = before

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_mod
 from torch import nn
 
 from peft_aim.anatomy import Anatomy
-from peft_aim.backbone import Survey, listed
+from peft_aim.backbone import Survey, listed, within
 from peft_aim.config import AIMConfig
 from peft_aim.tuner_layer import AIMTunerLayer
 
@@ -130,10 +130,10 @@ def check_modules_to_save(model: nn.Module, found: Survey, config: AIMConfig) ->
     names = [name.replace("base_layer.", "") for name, _ in model.named_modules()]
     hooked = [norm for norm in found.entries.values() if norm and config.temporal_embedding]
     hooked += found.final_norms if config.final_norm else []
-    for block in (name for name in found.blocks if name in config.branches):
-        anatomy = found.blocks[block]
-        parts = {name for name in names if name.rpartition(".")[0] == block}
-        hooked += [block, *parts, *(f"{block}.{p}" for p in (anatomy.attention, anatomy.mlp, anatomy.mlp_end) if p)]
+    blocks = [name for name in found.blocks if name in config.branches]
+    inside = [(name.replace("base_layer.", ""), module) for name, module in model.named_modules()]
+    learning = [name for name, module in inside if within(name, blocks) and any(True for _ in module.parameters())]
+    hooked += [*blocks, *learning]
     for wanted in config.modules_to_save or []:
         matched = [name for name in names if name.endswith(wanted)]  # as PEFT does
         wrong = [name for name in matched if any(part == name or part.startswith(f"{name}.") for part in hooked)]

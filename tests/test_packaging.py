@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import json
 import pickle
@@ -124,3 +125,12 @@ def test_readme_quotes_what_token_mixers_learned():
     assert f"{mean('XCiT', 'with')} and {mean('SwiftFormer', 'with')} on [a task that no sum over frames" in readme
     without = sorted(mean(mixing, "without") for mixing in ("softmax", "XCiT", "SwiftFormer"))
     assert f"has {mean('softmax', 'with')}, and {without[0]} to {without[-1]} without" in readme
+
+
+@pytest.mark.parametrize("benchmark", ["cost", "accuracy"])
+def test_readmes_show_the_tables_of_the_records(benchmark):
+    root = PACKAGE.parent
+    tables = importlib.import_module(f"benchmarks.{benchmark}_tables")
+    found = json.loads((root / "benchmarks" / "results" / f"{benchmark}.json").read_text())
+    assert tables.front_table(found) in (root / "README.md").read_text()
+    assert tables.tables(found) in (root / "benchmarks" / "README.md").read_text()

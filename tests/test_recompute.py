@@ -6,10 +6,10 @@ import pytest
 import torch
 import zoo
 from peft import PeftModel, get_peft_model
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from peft_aim import AIMConfig
+from benchmarks.counting import cost_of_step
+from peft_aim import AIMConfig, hotswap_adapter
 from peft_aim.recompute import HOOKS, SETTINGS
 
 
@@ -36,22 +36,10 @@ def test_scores_and_gradients_are_those_of_the_plain_run(name, setting):
         assert torch.equal(gradient, gradients[key]), key
 
 
-def cost(name: str, setting: str) -> tuple[int, int]:
-    """Return multiplications in backward, and bytes kept for it."""
-    model, kept = adapt(name, setting), {}
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = zoo.scores(model(zoo.make_clips())).sum()
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    with FlopCounterMode(display=False) as counter:
-        loss.backward()
-    return counter.get_total_flops() // 2, size
+def cost(name: str, setting: str) -> tuple[float, float]:
+    """Return multiplications in backward, and megabytes kept for it."""
+    found = cost_of_step(adapt(name, setting), zoo.make_clips(), lambda output: zoo.scores(output).sum())
+    return round(1e9 * found["backward_gmac"]), found["saved_mb"]
 
 
 @pytest.mark.skipif(not HOOKS, reason="this torch hides from hooks what its selective checkpointing keeps")
@@ -72,6 +60,43 @@ def test_an_adapter_that_is_switched_before_backward_is_refused(setting):
     model.set_adapter("other")
     with pytest.raises(RuntimeError, match="for the adapter 'default', but now 'other' is in use. Call backward"):
         loss.backward()
+
+
+@pytest.mark.parametrize("setting", ["pointwise", "mlp", "block"])
+def test_an_adapter_that_is_swapped_before_backward_is_refused(setting, tmp_path):
+    model = adapt("timm_vit", setting)
+    model.save_pretrained(tmp_path)
+    loss = model(zoo.make_clips()).sum()
+    hotswap_adapter(model, tmp_path)
+    with pytest.raises(RuntimeError, match="for the adapter 'default', but now another was swapped in. Call backward"):
+        loss.backward()
+
+
+class InPlace(nn.Module):
+    """An MLP that changes what its first layer has returned."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.silu(self.fc1(x), inplace=True))
+
+
+def test_blocks_that_change_results_in_place_are_right_or_refused():
+    def gradients(setting: str) -> dict[str, torch.Tensor]:
+        backbone = zoo.build("timm_vit")
+        for block in backbone.blocks:
+            block.mlp = InPlace(block.mlp)
+        config = AIMConfig(num_frames=zoo.FRAMES, init_weights=False, recompute=setting)
+        return run(get_peft_model(backbone, config).train())[1]
+
+    wanted = gradients("nothing")
+    for setting in ("mlp", "block"):
+        got = gradients(setting)
+        assert all(torch.equal(gradient, got[key]) for key, gradient in wanted.items())
+    with pytest.raises(RuntimeError, match="has been mutated"):
+        gradients("pointwise")
 
 
 @pytest.mark.parametrize("setting", ["pointwise", "mlp", "block"])
@@ -97,6 +122,11 @@ def test_compiled_as_one_graph(setting):
     assert torch.allclose(scores, wanted, atol=1e-5)
     for key, parameter in model.named_parameters():
         assert parameter.grad is None or torch.allclose(parameter.grad, plain[key], atol=1e-4), key
+
+
+def test_a_setting_without_effect_is_refused():
+    with pytest.raises(ValueError, match="recompute='mlp' acts on blocks with adapters, and spatial, temporal and"):
+        AIMConfig(recompute="mlp", spatial=False, temporal=False, joint=False)
 
 
 def test_an_unknown_setting_is_refused():

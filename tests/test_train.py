@@ -27,7 +27,7 @@ from peft_aim.video.checkpoints import COMPLETE, last_complete
 from peft_aim.video.clips import IGNORED, EvaluationClips, TrainingClips
 from peft_aim.video.data import Data, notes_on, typical_seconds
 from peft_aim.video.recipe import Recipe
-from peft_aim.video.train import adapt, measure_speed, new_trainer, train
+from peft_aim.video.train import adapt, halve, measure_speed, new_trainer, train
 from peft_aim.video.trainer import ClipLoss, ClipTrainer
 from peft_aim.video.transforms import ForTraining, Preprocessing
 
@@ -221,6 +221,9 @@ def test_an_adapter_is_saved_in_half_precision_once_it_is_trained(folder, tmp_pa
     assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
     here = adapter_weights(adapted, "default")
     assert all(torch.equal(here[plain(name)], tensor.float()) for name, tensor in saved.items())
+    next(iter(here.values())).data.fill_(1e6)
+    with pytest.raises(ValueError, match="cannot hold all of"):
+        halve(adapted, "float16")
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch cannot trace the context managers of PeftModel yet")

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from peft_aim.config import AIMConfig
-from peft_aim.saved import adapter_weights
+from peft_aim.saved import adapter_weights, in_precision
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
 from peft_aim.video.clips import NoiseClips, TrainingClips
@@ -209,9 +209,9 @@ def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) 
 def halve(adapted: PeftModel, dtype: str) -> None:
     """Round an adapter as it will be saved, so that what is evaluated is what others load."""
     adapted.active_peft_config.save_dtype = dtype
-    for tensor in adapter_weights(adapted, adapted.active_adapter).values():
-        if tensor.is_floating_point():
-            tensor.copy_(tensor.to(getattr(torch, dtype)))
+    weights = adapter_weights(adapted, adapted.active_adapter)
+    for name, tensor in in_precision(weights, dtype).items():
+        weights[name].copy_(tensor)
 
 
 def save(trainer: ClipTrainer, description: Description, output: Path) -> None:
