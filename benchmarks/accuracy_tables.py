@@ -49,7 +49,7 @@ def summary(row: Row, chosen: list[Facts]) -> Facts:
 def over_seeds(values: list[float]) -> Facts:
     """Return values with their mean and standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.mean(values), "sd": deviation, "values": values}
+    return {"mean": statistics.mean(values), "sd": deviation, "values": [round(value, 4) for value in values]}
 
 
 def publish(folder: Path) -> None:
@@ -117,6 +117,8 @@ def expectations(found: dict[str, list[Facts]]) -> str:
     top1 = {row.name: of(found, row)["top1"]["mean"] for row in MAIN}
     ladder = [BLIND["frozen"], BLIND["spatial"], TEMPORAL, AIM]
     steps = [f"{100 * top1[row.name]:.1f}" for row in ladder]
+    values = [of(found, row)["top1"]["values"] for row in (TEMPORAL, AIM)]
+    last = over_seeds([after - before for before, after in zip(*values, strict=True)])
     pairs = [value for row in BLIND.values() for value in of(found, row)["within_pair"]["values"]]
     ahead = 100 * (top1[AIM.name] - top1[DIVIDED.name])
     part = of(found, AIM)["parameters"] / of(found, DIVIDED)["parameters"]
@@ -126,7 +128,8 @@ def expectations(found: dict[str, list[Facts]]) -> str:
             "Expected from the paper, and what came out:",
             "",
             verdict(
-                f"Each adapter adds to the one before: {', '.join(steps)}.",
+                f"Each adapter adds to the one before: {', '.join(steps)} in the mean, where the last step is "
+                f"{100 * last['mean']:+.1f} ± {100 * last['sd']:.1f} over the seeds.",
                 all(top1[low.name] < top1[high.name] for low, high in pairwise(ladder)),
             ),
             verdict(
@@ -157,10 +160,10 @@ def rounding(aim: Facts) -> str:
     told = []
     for dtype in ("float16", "bfloat16"):
         trials = [trial[f"torch.{dtype}"] for trial in aim["rounded"]]
-        change = statistics.mean(t["top1"] - v for t, v in zip(trials, aim["top1"]["values"], strict=True))
+        change = statistics.mean(trial["top1"] for trial in trials) - aim["top1"]["mean"]
         changed = ", ".join(str(trial["changed"]) for trial in trials)
         told.append(
-            f"to {dtype} changes top-1 by {100 * change:+.2f} points in the mean (answers changed, by seed: {changed})"
+            f"to {dtype} changes top-1 by {round(100 * change, 2) + 0:+.2f} points in the mean (answers changed, by seed: {changed})"
         )
     return f"Rounding AIM's trained weights {' and '.join(told)}."
 
