@@ -162,10 +162,8 @@ def rounding(aim: Facts) -> str:
         trials = [trial[f"torch.{dtype}"] for trial in aim["rounded"]]
         change = statistics.mean(trial["top1"] for trial in trials) - aim["top1"]["mean"]
         changed = ", ".join(str(trial["changed"]) for trial in trials)
-        told.append(
-            f"to {dtype} changes top-1 by {round(100 * change, 2) + 0:+.2f} points in the mean (answers changed, by seed: {changed})"
-        )
-    return f"Rounding AIM's trained weights {' and '.join(told)}."
+        told.append(f"to {dtype} changes top-1 by {round(100 * change, 2) + 0:+.2f} points ({changed})")
+    return f"Rounding AIM's trained weights {', '.join(told)}; in brackets the answers changed, by seed."
 
 
 def draw(found: dict[str, list[Facts]], path: Path) -> None:
