@@ -18,7 +18,7 @@ HEAD_RATES = (1e-2, 3e-2, 1e-1)
 SPATIAL_RATES = (8e-3, 1.6e-2, 3.2e-2)
 ADAPTER_RATES = (4e-3, 8e-3, 1.6e-2)
 LORA_RATES = (2e-3, 5e-3, 1.2e-2)
-FULL_RATES = (1.5e-4, 3e-4, 6e-4)  # ten times as much for what starts afresh
+FULL_RATES = (3e-4, 6e-4, 1.2e-3)  # ten times as much for what starts afresh
 FRACTIONS = (0.1, 0.5, 0.01)
 
 
