@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,7 @@ def summary(row: Row, chosen: list[Facts]) -> Facts:
 def over_seeds(values: list[float]) -> Facts:
     """Return values with their mean and standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.mean(values), "sd": deviation, "values": values}
+    return {"mean": statistics.mean(values), "sd": deviation, "values": [round(value, 4) for value in values]}
 
 
 def publish(folder: Path) -> None:
@@ -117,6 +118,8 @@ def expectations(found: dict[str, list[Facts]]) -> str:
     top1 = {row.name: of(found, row)["top1"]["mean"] for row in MAIN}
     ladder = [BLIND["frozen"], BLIND["spatial"], TEMPORAL, AIM]
     steps = [f"{100 * top1[row.name]:.1f}" for row in ladder]
+    values = [of(found, row)["top1"]["values"] for row in (TEMPORAL, AIM)]
+    last = over_seeds([after - before for before, after in zip(*values, strict=True)])
     pairs = [value for row in BLIND.values() for value in of(found, row)["within_pair"]["values"]]
     ahead = 100 * (top1[AIM.name] - top1[DIVIDED.name])
     part = of(found, AIM)["parameters"] / of(found, DIVIDED)["parameters"]
@@ -126,8 +129,9 @@ def expectations(found: dict[str, list[Facts]]) -> str:
             "Expected from the paper, and what came out:",
             "",
             verdict(
-                f"Each adapter adds to the one before: {', '.join(steps)}.",
+                f"Each adapter adds to the one before: {', '.join(steps)} in the mean.",
                 all(top1[low.name] < top1[high.name] for low, high in pairwise(ladder)),
+                "" if told_apart(last) else f", but the seeds cannot tell the last step, {points(last)}, from none",
             ),
             verdict(
                 f"Without attention along time a model is at chance within the pair: {100 * min(pairs):.1f} to "
@@ -147,9 +151,24 @@ def expectations(found: dict[str, list[Facts]]) -> str:
     )
 
 
-def verdict(expected: str, held: bool) -> str:
+def told_apart(differences: Facts) -> bool:
+    """Whether a mean of differences is beyond twice its standard error.
+
+    Example:
+        >>> told_apart({"mean": 0.02, "sd": 0.01, "values": [0.01, 0.02, 0.03]})
+        True
+    """
+    return abs(differences["mean"]) > 2 * differences["sd"] / math.sqrt(len(differences["values"]))
+
+
+def points(differences: Facts) -> str:
+    """Return mean and standard deviation of differences in percentage points."""
+    return f"{100 * differences['mean']:+.1f} ± {100 * differences['sd']:.1f}"
+
+
+def verdict(expected: str, held: bool, but: str = "") -> str:
     """Return an item of a list."""
-    return f"- {expected} {'As expected.' if held else '**Not as expected.**'}"
+    return f"- {expected} {'As expected' if held else '**Not as expected**'}{but}."
 
 
 def rounding(aim: Facts) -> str:
@@ -157,29 +176,27 @@ def rounding(aim: Facts) -> str:
     told = []
     for dtype in ("float16", "bfloat16"):
         trials = [trial[f"torch.{dtype}"] for trial in aim["rounded"]]
-        change = statistics.mean(t["top1"] - v for t, v in zip(trials, aim["top1"]["values"], strict=True))
+        change = statistics.mean(trial["top1"] for trial in trials) - aim["top1"]["mean"]
         changed = ", ".join(str(trial["changed"]) for trial in trials)
-        told.append(
-            f"to {dtype} changes top-1 by {100 * change:+.2f} points in the mean (answers changed, by seed: {changed})"
-        )
-    return f"Rounding AIM's trained weights {' and '.join(told)}."
+        told.append(f"to {dtype} changes top-1 by {round(100 * change, 2) + 0:+.2f} points ({changed})")
+    return f"Rounding AIM's trained weights {', '.join(told)}; in brackets the answers that change, by seed."
 
 
 def draw(found: dict[str, list[Facts]], path: Path) -> None:
     """Draw top-1 over trained parameters, and over the part of the training clips."""
     plt.rcParams["svg.hashsalt"] = "accuracy"  # the same file from the same numbers
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
     for row in found["main"]:
         top1 = row["top1"]
         left.errorbar(row["parameters"], 100 * top1["mean"], 100 * top1["sd"], fmt="o", capsize=3, label=row["row"])
     left.set(xscale="log", xlabel="trained parameters", ylabel="top-1 in percent", ylim=(0, 100))
-    left.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=7)
     for row, name in ((AIM, "AIM"), (DIVIDED, DIVIDED.name)):
         rows = [of(found, row, fraction) for fraction in sorted({row.fraction for row in (*DATA, AIM)})]
         means, deviations = ([100 * row["top1"][key] for row in rows] for key in ("mean", "sd"))
         right.errorbar([row["clips"] for row in rows], means, deviations, fmt="o-", capsize=3, label=name)
     right.set(xscale="log", xlabel="training clips", ylim=(0, 100))
-    right.legend(fontsize=7)
+    right.legend(loc="lower right", fontsize=7)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

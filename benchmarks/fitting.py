@@ -15,7 +15,7 @@ from benchmarks.reversals import Clips, partner
 
 WEIGHT_DECAY = 0.05
 WARM_UP = 0.1  # of all steps
-FRESH = 10  # times the learning rate, for what starts at zero amid pretrained weights: it would hardly move
+FRESH = 10  # times the learning rate, for what starts afresh amid pretrained weights: it would hardly move
 CLIPPED_AT = 1.0  # greatest norm of the gradient; without, full fine-tuning diverges at rates that it can use
 
 

@@ -14,10 +14,11 @@ from benchmarks import rivals
 from benchmarks.reversals import CLASSES, FRAMES
 from benchmarks.small_vit import DEPTH
 
-HEAD_RATES = (3e-2, 1e-1, 3e-1)
+HEAD_RATES = (1e-2, 3e-2, 1e-1)
+SPATIAL_RATES = (8e-3, 1.6e-2, 3.2e-2)
 ADAPTER_RATES = (4e-3, 8e-3, 1.6e-2)
 LORA_RATES = (2e-3, 5e-3, 1.2e-2)
-FULL_RATES = (3e-4, 6e-4, 1.2e-3)
+FULL_RATES = (3e-4, 6e-4, 1.2e-3)  # ten times as much for what starts afresh
 FRACTIONS = (0.1, 0.5, 0.01)
 
 
@@ -64,7 +65,7 @@ DIVIDED = Row(
 )
 BLIND = {
     "frozen": Row("frozen, linear head", partial(rivals.frozen, classes=len(CLASSES)), HEAD_RATES, paper=15.1),
-    "spatial": aim("+ spatial", ADAPTER_RATES, paper=36.7, **SPACE_ALONE),
+    "spatial": aim("+ spatial", SPATIAL_RATES, paper=36.7, **SPACE_ALONE),
     "lora": Row("LoRA, frames averaged", lora, LORA_RATES),
     "full": Row(
         "full fine-tuning, frames averaged", partial(rivals.full, classes=len(CLASSES)), FULL_RATES, paper=36.2

@@ -27,7 +27,7 @@ class OverFrames(nn.Module):
 
     Args:
         model: The image model.
-        fresh: Parameters that start at zero in a model that is otherwise pretrained and trained as a whole.
+        fresh: Parameters that start afresh in a model that is otherwise pretrained and trained as a whole.
 
     Shape:
         ``(B, T, C, H, W) -> (B, K)``
@@ -128,15 +128,14 @@ def lora(backbone: nn.Module, classes: int, parameters: int) -> OverFrames:
 
 def full(backbone: nn.Module, classes: int) -> OverFrames:
     """Full fine-tuning of the image model, over averaged frames."""
-    new_head(backbone, survey(backbone, PartNames()), classes)
-    return OverFrames(backbone.requires_grad_())
+    head = new_head(backbone, survey(backbone, PartNames()), classes)
+    return OverFrames(backbone.requires_grad_(), head.parameters())
 
 
 def divided(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
     """Full fine-tuning with divided space-time attention in every block."""
     found = survey(backbone, PartNames())
-    new_head(backbone, found, classes)
-    fresh = []
+    fresh = [*new_head(backbone, found, classes).parameters()]
     for name, anatomy in found.blocks.items():
         block = Divided(backbone.get_submodule(name), anatomy, frames, enters=name in found.entries)
         backbone.set_submodule(name, block)
@@ -144,13 +143,14 @@ def divided(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
     return OverFrames(backbone.requires_grad_(), fresh)
 
 
-def new_head(model: nn.Module, found: Survey, classes: int) -> None:
-    """Put a fresh linear head, as AIM's own starts, in the place of the model's."""
+def new_head(model: nn.Module, found: Survey, classes: int) -> nn.Linear:
+    """Put a fresh linear head, as AIM's own starts, in the place of the model's, and return it."""
     if found.head is None:
         raise ValueError(f"The scores of {type(model).__name__} don't come from a last layer. Give it a linear head.")
     head = nn.Linear(found.features, classes)
     initialize(head)
     model.set_submodule(found.head, head)
+    return head
 
 
 def trained_parameters(model: nn.Module) -> int:

@@ -92,6 +92,13 @@ def test_counts_of_trained_parameters(backbone):
     assert rivals.trained_parameters(rivals.divided(backbone, CLASSES, FRAMES)) == images + along_time
 
 
+def test_what_starts_afresh_amid_pretrained_weights_is_told(backbone):
+    for build, more in ((RIVALS["full"], 0), (RIVALS["divided"], 2 * (32 * 33) + FRAMES * 32)):
+        model = build(copy.deepcopy(backbone))
+        assert sum(parameter.numel() for parameter in model.fresh) == 33 * CLASSES + more
+        assert {id(p) for p in model.fresh} <= {id(p) for p in model.parameters()}
+
+
 class NormsBehind(nn.Module):
     """A block ``x + norm(part(x))``."""
 
