@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -76,13 +77,15 @@ class Bench:
 
     def fill(self) -> dict[str, list[Facts]]:
         """Make all trials, and return for each table its rows, with the chosen trial of each seed."""
-        of_aim = [self.best(AIM, seed, AIM.rates) for seed in range(self.plan.seeds)]
-        tables = {}
+        tables: dict[str, list[Facts]] = {}
+        known: dict[str, list[float]] = {}  # learning rates by row and seed
         for table, rows in TABLES.items():
             tables[table] = []
             for row in rows:
-                rates = [row.rates or (trial["settings"]["lr"],) for trial in of_aim]
-                chosen = [self.best(row, seed, rates[seed]) for seed in range(self.plan.seeds)]
+                given = known.get(row.name) or known.get(AIM.name)
+                grids = [row.rates or (given[seed],) for seed in range(self.plan.seeds)]
+                chosen = [self.best(row, seed, grid) for seed, grid in enumerate(grids)]
+                known.setdefault(row.name, [trial["settings"]["lr"] for trial in chosen])
                 tables[table].append(summary(row, chosen))
         return tables
 
@@ -94,6 +97,8 @@ class Bench:
     def trial(self, row: Row, seed: int, lr: float) -> Facts:
         """Train a row with a seed and a learning rate, unless that has been done."""
         settings = {"row": row.name, "fraction": row.fraction, "seed": seed, "lr": lr}
+        if row.longer > 1:
+            settings["longer"] = row.longer
         return self.trials.of(settings, lambda: self.train(row, seed, lr))
 
     def train(self, row: Row, seed: int, lr: float) -> Facts:
@@ -103,7 +108,7 @@ class Bench:
         clips = clips.first(max(len(CLASSES), round(row.fraction * plan.train)))
         torch.manual_seed(seed)
         model = row.build(copy.deepcopy(self.backbone))
-        loss = fit(model, clips, plan.steps, plan.batch, lr)
+        loss = fit(model, clips, row.longer * plan.steps, plan.batch, lr)
         scores = scores_of(model, self.test)
         facts = {
             "parameters": trained_parameters(model),
@@ -160,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = bench.fill()
     facts = {"seeds": list(range(plan.seeds)), "plan": asdict(plan), "digits told in stills": bench.stills}
     facts["seconds of all trials"] = round(sum(trial["seconds"] for trial in bench.trials.made))
-    print(record("accuracy", "python -m benchmarks.accuracy", 0, given.output, **facts, tables=tables))
+    command = " ".join(["python -m benchmarks.accuracy", *(sys.argv[1:] if argv is None else argv)])
+    print(record("accuracy", command, 0, given.output, **facts, tables=tables))
     publish(given.output)
 
 

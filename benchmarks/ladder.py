@@ -29,8 +29,10 @@ class Row:
     Attributes:
         name: What stands in the table.
         build: Makes of the image model what is trained, clips -> scores.
-        rates: Learning rates to choose from; none takes AIM's choice for the same seed.
+        rates: Learning rates to choose from; none takes the choice, for the same seed, of the main table's row of
+            this name, or else of AIM.
         fraction: Which part of the training clips it gets.
+        longer: How many times as many steps it takes.
         paper: Top-1 in percent that the paper has for the like.
         rounded: Whether it is tested again after its trained weights have been rounded to half precision.
     """
@@ -39,6 +41,7 @@ class Row:
     build: Callable[[nn.Module], nn.Module]
     rates: tuple[float, ...] = ()
     fraction: float = 1.0
+    longer: int = 1
     paper: float | None = None
     rounded: bool = False
 
@@ -78,6 +81,7 @@ MAIN = (
     *(BLIND["lora"], BLIND["full"], DIVIDED),
 )
 DATA = tuple(replace(row, fraction=fraction, rounded=False) for fraction in FRACTIONS for row in (AIM, DIVIDED))
+LONGER = tuple(replace(row, longer=4, rates=(), rounded=False) for row in (AIM, DIVIDED))
 RATIO = tuple(
     aim(f"bottleneck ratio {ratio}", paper=paper, bottleneck_ratio=ratio)
     for ratio, paper in ((0.0625, 83.3), (0.125, 83.4), (0.5, 83.8))
@@ -87,4 +91,4 @@ POSITION = (
     aim("top half of the blocks", paper=83.3, layers_to_transform=list(range(DEPTH // 2, DEPTH))),
     aim("every second block", paper=83.2, layers_to_transform=list(range(1, DEPTH, 2))),
 )
-TABLES = {"main": MAIN, "data": DATA, "ratio": RATIO, "position": POSITION}
+TABLES = {"main": MAIN, "data": DATA, "longer": LONGER, "ratio": RATIO, "position": POSITION}

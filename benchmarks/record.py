@@ -26,10 +26,9 @@ def record(name: str, command: str, seed: int, folder: Path = RESULTS, **numbers
         folder: Where to write it instead.
         numbers: What came out.
     """
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     facts = {
         "command": command,
-        "commit": commit,
+        "commit": commit(),
         "seed": seed,
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}{_gpu()}",
         "versions": {"python": platform.python_version()}
@@ -38,6 +37,11 @@ def record(name: str, command: str, seed: int, folder: Path = RESULTS, **numbers
     path = folder / f"{name}.json"
     path.write_text(json.dumps({**facts, **numbers}, indent=2) + "\n")
     return path
+
+
+def commit() -> str:
+    """Return which commit this is, and whether anything was changed since."""
+    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
 
 
 def _gpu() -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record import commit
+
 Facts = dict[str, Any]
 
 
@@ -37,7 +39,7 @@ class Trials:
         for trial in self.made:
             if trial["settings"] == settings:
                 return trial
-        trial = {"settings": settings, **work()}
+        trial = {"settings": settings, "commit": commit(), **work()}
         self.made.append(trial)
         with self.path.open("a") as file:
             file.write(json.dumps(trial) + "\n")

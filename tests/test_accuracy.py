@@ -7,8 +7,6 @@ import pytest
 
 from benchmarks import accuracy, accuracy_tables
 from benchmarks.ladder import BLIND, TABLES
-from benchmarks.record import RESULTS
-from benchmarks.tables import HERE
 from benchmarks.trials import Trials
 
 
@@ -61,8 +59,3 @@ def test_trials_made_with_other_settings_do_not_count(tmp_path):
     assert Trials(path, {"steps": 1}).of({"seed": 0}, lambda: {"found": 1})["found"] == 1
     assert Trials(path, {"steps": 1}).of({"seed": 0}, lambda: {"found": 2})["found"] == 1
     assert Trials(path, {"steps": 2}).of({"seed": 0}, lambda: {"found": 3})["found"] == 3
-
-
-def test_the_tables_are_made_from_the_record():
-    found = json.loads((RESULTS / "accuracy.json").read_text())
-    assert accuracy_tables.tables(found["tables"]) in HERE.read_text()
