@@ -47,6 +47,11 @@ def tables(found: Facts) -> str:
         f"{found['device']}, {found['threads']} threads, torch {versions['torch']}, at {found['commit']}"
     )
     parts = [f"`{found['command']}`: {where}.", main_table(found), "**What is computed again**", pareto_table(found)]
+    if plan["device"] == "cpu":
+        parts.append(
+            "On a GPU, in bfloat16 with 32 clips: times and the allocator's peak are not measured, for want of one "
+            "(`python -m benchmarks.cost --device cuda --dtype bfloat16 --batch 32`)."
+        )
     parts += ["**Goals**", goals_table(found), "**How it grows**", growth_table(found["growth"])]
     return "\n\n".join(parts)
 
