@@ -1,4 +1,4 @@
-"""What does AIM cost, beside its rivals and by its settings? ``python -m benchmarks.cost``, 25 minutes on 2 cores.
+"""What does AIM cost, beside its rivals and by its settings? ``python -m benchmarks.cost``, about 50 minutes.
 
 Multiplications, memory kept for backward, and times as ratios within the run, of one image model: frozen with a
 linear head, with AIM, with AIM by the letter of the paper, with LoRA over averaged frames, and fully fine-tuned,

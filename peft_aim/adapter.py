@@ -118,22 +118,21 @@ def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, piece
     return tokens + embedding.reshape(tokens.shape[0], *places, -1).to(tokens.dtype)
 
 
-def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
+def drop_path(branch: Tensor, rate: float) -> Tensor:
     """Drop a residual branch for a random part of the images (stochastic depth, arXiv 1603.09382).
 
     Args:
         branch: What the branch would add to the tokens.
         rate: Probability of dropping an image's branch; the others are scaled up by ``1 / (1 - rate)``.
-        training: Outside training nothing is dropped.
 
     Shape:
         ``(B*T, *) -> (B*T, *)``
 
     Example:
-        >>> drop_path(torch.ones(2, 3), rate=0.5, training=False).sum()
+        >>> drop_path(torch.ones(2, 3), rate=0.0).sum()
         tensor(6.)
     """
-    if not training or rate == 0:
+    if rate == 0:
         return branch
     kept = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= rate
     return branch * kept.to(branch.dtype) / (1 - rate)

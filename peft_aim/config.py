@@ -42,8 +42,9 @@ class AIMConfig(PeftConfig):
         final_norm: Whether the norms behind the last block, if there are any, are trained and saved with the adapter,
             as in the paper.
         recompute: What blocks compute again in backward in place of keeping it: "nothing"; "pointwise", norms and
-            activations; "mlp", also the hidden layer of the MLP; "block", all but their input. Less memory for more
-            time; scores and gradients stay the same. A graph of "pointwise" or "mlp" can be run backward once only
+            activations (a few percent of memory, nothing where attention has windows); "mlp", also the hidden layer of
+            the MLP, attention over few tokens and the temporal adapter's second layer; "block", all but their input.
+            Scores and gradients stay the same. A graph of "pointwise" or "mlp" can be run backward once only
             (no ``retain_graph``), and of blocks that change the result of a layer in place, torch says in backward
             that it "has been mutated": take "block" then.
         temporal_embedding: Whether a learned embedding (1, T, D), zero at the start, is added to the tokens.
@@ -59,9 +60,9 @@ class AIMConfig(PeftConfig):
         norm2_module: Name, inside a block, of the norm before the MLP.
         mlp_module: Name, inside a block, of the MLP.
         modules_to_save: Further modules to train and save with the adapter.
-        save_dtype: "float16" or "bfloat16" saves the adapter in half precision, half the file; None as it is. It is
-            loaded as it was trained. Checkpoints of a Trainer are saved so, too: to go on from them exactly, set it
-            in ``model.peft_config`` when training is over.
+        save_dtype: "float16" or "bfloat16" saves the adapter rounded to half precision, half the file; None as it is.
+            It is loaded in the precision that it was trained in. Checkpoints of a Trainer are saved so, too: to go on
+            from them exactly, set it in ``model.peft_config`` when training is over.
         init_weights: False draws the up-projections and the temporal embedding at random, so that the fresh adapter
             is not an identity. For tests.
         backbone_fingerprint: Filled when the adapter is saved: the frozen weights it was trained on.

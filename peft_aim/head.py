@@ -56,8 +56,8 @@ class AIMHead(AIMTunerLayer):
         adapter = self.current
         if adapter is None:
             return self.base_layer(features, *args, **kwargs)
-        head, rate = self.aim_head[adapter], self.aim_dropout[adapter]
-        if self.training and rate:
-            features = same_in_all_frames(features, rate, self.frames.of(features))
+        head = self.aim_head[adapter]
+        if self.training and self.aim_dropout[adapter]:
+            features = same_in_all_frames(features, self.aim_dropout[adapter], self.frames.of(features))
         # A class token alone would keep all other tokens in memory until backward.
         return head(features.to(head.weight.dtype).contiguous())

@@ -129,10 +129,8 @@ class AIMLayer(AIMTunerLayer):
                 getattr(self, f"aim_{branch}_down")[adapter_name] = down
                 getattr(self, f"aim_{branch}_up")[adapter_name] = up
         if "temporal" in branches and self.anatomy.output is not None and self.anatomy.norm_first:
-            attention, down = (
-                self.base_layer.get_submodule(self.anatomy.attention),
-                self.aim_temporal_down[adapter_name],
-            )
+            attention = self.base_layer.get_submodule(self.anatomy.attention)
+            down = self.aim_temporal_down[adapter_name]
             self.aim_ending[adapter_name] = ending_in(attention, self.anatomy.output, down)
         self.aim_settings[adapter_name] = BranchSettings.of(config, depth)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -150,7 +148,7 @@ class AIMLayer(AIMTunerLayer):
         tokens = first_argument(self._block_input, args, kwargs)
         frames = self.frames.of(tokens, self.anatomy.pieces)
         settings = self.aim_settings[adapter]
-        if settings.recompute == "nothing":
+        if not torch.is_grad_enabled() or settings.recompute == "nothing":
             output = self._run(adapter, frames, *args, **kwargs)
         else:
             run = partial(self._run_unless_changed, adapter, settings, frames)
@@ -199,7 +197,7 @@ class AIMLayer(AIMTunerLayer):
         with cheap_from("mlp"):
             mixed = widen(z, self.aim_temporal_up[adapter]).to(tokens.dtype)
         mixed = mixed.movedim(-1, anatomy.channels)
-        return drop_path(mixed, self.aim_settings[adapter].drop_path, self.training)
+        return self._drop(mixed, adapter)
 
     def _mix(self, adapter: str, h: Tensor, like: Tensor) -> Tensor:
         """Attend along ``(B*N, T, D)`` and go into the bottleneck, ``(B*T, *N, r D)``."""
@@ -249,7 +247,11 @@ class AIMLayer(AIMTunerLayer):
         # What is added at the end nobody needs in backward, so torch stops before; only behind LayerScale it goes on.
         with cheap_from("pointwise"):
             joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
-        return replace_first(output, first_tensor(output) + drop_path(joint, settings.drop_path, self.training))
+        return replace_first(output, first_tensor(output) + self._drop(joint, adapter))
+
+    def _drop(self, branch: Tensor, adapter: str) -> Tensor:
+        """Drop a branch at random where the model trains; elsewhere its rate is not even read, for the compiler."""
+        return drop_path(branch, self.aim_settings[adapter].drop_path) if self.training else branch
 
     def _checkpointed(self, function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         """Recompute in backward what runs before the block, if the block recomputes itself.

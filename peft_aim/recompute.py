@@ -31,7 +31,6 @@ SHORT = 64  # tokens: attention over fewer costs less than a sixth of one projec
 HOOKS = {name: True for name in signature(checkpoint).parameters if name == "respect_saved_tensors_hooks"}
 WEIGHT = {"aten::mm": 1, "aten::addmm": 2, "aten::convolution": 1}  # which argument it is
 
-
 Widths = frozenset[tuple[int, int]]
 
 

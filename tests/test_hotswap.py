@@ -57,6 +57,9 @@ def test_a_compiled_model_is_not_compiled_again(saved):
     compiled(zoo.make_clips())
     with torch._dynamo.config.patch(error_on_recompile=True):
         for number in (1, 0):
+            options = json.loads((folders[number] / "adapter_config.json").read_text())
+            trained_otherwise = {**options, "recompute": "mlp", "drop_path": 0.1 * number, "head_dropout": 0.5}
+            (folders[number] / "adapter_config.json").write_text(json.dumps(trained_otherwise))
             hotswap_adapter(compiled, folders[number])
             assert torch.allclose(compiled(zoo.make_clips()), scores[number], atol=1e-5)
 
@@ -82,8 +85,16 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(saved, tmp_path):
         ValueError, match=r"(?s)five does not hold this adapter's weights.*\(5, 32\) instead of \(3, 32\)"
     ):
         hotswap_adapter(model, tmp_path / "five")
-    with pytest.raises(ValueError, match=r"no AIM adapter 'other' in this PeftModel .* there are \['default'\]"):
+    with pytest.raises(ValueError, match="PeftModel has no AIM adapter 'other' .* but {'default': 'AIM'}. Name one"):
         hotswap_adapter(model, folders[1], "other")
+    with pytest.raises(ValueError, match=r"load_adapter\('.*five', 'other'\)"):
+        hotswap_adapter(model, tmp_path / "five")
+    (tmp_path / "five" / "adapter_model.safetensors").write_text("garbage")
+    with pytest.raises(ValueError, match="is broken"):
+        hotswap_adapter(model, tmp_path / "five")
+    (tmp_path / "five" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has no adapter_model.safetensors in it"):
+        hotswap_adapter(model, tmp_path / "five")
     get_peft_model(zoo.build("timm_clip"), LoraConfig(target_modules=["qkv"])).save_pretrained(tmp_path / "lora")
     with pytest.raises(ValueError, match="lora is an adapter of LORA, not of AIM"):
         hotswap_adapter(model, tmp_path / "lora")

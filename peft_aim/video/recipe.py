@@ -53,9 +53,11 @@ class Recipe:
         mixup: Parameter alpha of mixup's Beta(alpha, alpha); 0 mixes nothing.
         label_smoothing: Part of the target that is spread over all classes.
         precision: "fp32", or mixed with "bf16" or "fp16".
-        recompute: What blocks compute again in the backward pass to save memory: "nothing"; "pointwise", norms and
-            activations; "mlp", also the hidden layer of the MLP; "block", all but their input.
-        save_dtype: "float16" or "bfloat16" saves the adapter in half precision, once it is trained.
+        recompute: What blocks compute again in the backward pass, to the same result in more time and less memory:
+            "nothing"; "pointwise", norms and activations, worth a few percent; "mlp", also the hidden layer of the
+            MLP, a third; "block", all but their input, nearly everything.
+        save_dtype: "float16" or "bfloat16" rounds the adapter to half precision, once it is trained and before it is
+            evaluated, for half the file; left out, it is saved as it is.
         compile: Compile the model.
         views: Clips per video and crops per frame that are averaged in evaluation.
         min_frames: Videos of fewer frames are skipped.
