@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy_tables import publish, summary
+from benchmarks.arguments import parse
 from benchmarks.fitting import fit, measured, scores_of
 from benchmarks.ladder import AIM, TABLES, Row
-from benchmarks.record import RESULTS, record
+from benchmarks.record import record
 from benchmarks.reversals import CLASSES, Clips, training_clips, with_reversals
 from benchmarks.rivals import trained_parameters
 from benchmarks.small_vit import pretrained
@@ -153,19 +153,13 @@ def digest(*tensors: Tensor) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make all trials and write the log, ``accuracy.json``, a plot and the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="next to no training: to see that all of it runs")
-    given = parser.parse_args(argv)
-    if given.quick and given.output.resolve() == RESULTS:
-        parser.error("--quick would overwrite the results. Give it another folder by --output.")
-    given.output.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser("benchmarks.accuracy", description=__doc__.splitlines()[0])
+    given, command = parse(parser, argv)
     plan, log = QUICK if given.quick else Plan(), given.output / "accuracy.jsonl"
     bench = Bench(plan, log)
     tables = bench.fill()
     facts = {"seeds": list(range(plan.seeds)), "plan": asdict(plan), "digits told in stills": bench.stills}
     facts["seconds of all trials"] = round(sum(trial["seconds"] for trial in bench.trials.made))
-    command = " ".join(["python -m benchmarks.accuracy", *(sys.argv[1:] if argv is None else argv)])
     print(record("accuracy", command, 0, given.output, **facts, tables=tables))
     publish(given.output)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import matplotlib
 
+from benchmarks import tables
 from benchmarks.ladder import AIM, BLIND, DATA, DIVIDED, MAIN, TEMPORAL, Row
 from benchmarks.record import RESULTS
-from benchmarks.tables import FRONT, HERE, headed, insert, line
+from benchmarks.tables import headed, line
 
 matplotlib.use("Agg")
 
@@ -58,15 +59,10 @@ def publish(folder: Path) -> None:
     """Write the plot beside ``accuracy.json``, and the tables into this folder's README, or beside it elsewhere."""
     found = json.loads((folder / "accuracy.json").read_text())
     draw(found["tables"], folder / "accuracy.svg")
-    text = tables(found)
-    if folder.resolve() == RESULTS:
-        insert("accuracy", text, HERE)
-        insert("accuracy", front_table(found), FRONT)
-    else:
-        (folder / "accuracy.md").write_text(text + "\n")
+    tables.publish("accuracy", folder, page(found), front_table(found))
 
 
-def tables(record: Facts) -> str:
+def page(record: Facts) -> str:
     """Return all tables as Markdown."""
     found = record["tables"]
     parts = [main_table(found["main"]), expectations(found), "**Part of the training clips**", data_table(found)]
@@ -77,17 +73,13 @@ def tables(record: Facts) -> str:
 
 def main_table(rows: list[Facts]) -> str:
     """Return the ladder and the rivals."""
-    lines = [
-        line(
-            row["row"],
-            f"{row['parameters']:,}",
-            spread(row["top1"]),
-            spread(row["within_pair"]),
-            of_paper(row["paper"]),
-        )
-        for row in rows
-    ]
-    return headed(["", "trained parameters", "top-1", "within the pair", "paper, SSv2"], lines)
+    return headed(["", "trained parameters", "top-1", "within the pair", "paper, SSv2"], list(map(of_row, rows)))
+
+
+def of_row(row: Facts) -> str:
+    """Return a row's line."""
+    scores = (spread(row[key]) for key in ("top1", "within_pair"))
+    return line(row["row"], f"{row['parameters']:,}", *scores, of_paper(row["paper"]))
 
 
 def data_table(found: dict[str, list[Facts]]) -> str:
@@ -129,16 +121,7 @@ def front_table(found: Facts) -> str:
 def ablations(found: dict[str, list[Facts]]) -> str:
     """Return AIM with other widths, and in some of the blocks."""
     whole = {**of(found, AIM), "row": "AIM: ratio 0.25, all blocks", "paper": 83.9}
-    lines = [
-        line(
-            row["row"],
-            f"{row['parameters']:,}",
-            spread(row["top1"]),
-            spread(row["within_pair"]),
-            of_paper(row["paper"]),
-        )
-        for row in (whole, *found["ratio"], *found["position"])
-    ]
+    lines = [of_row(row) for row in (whole, *found["ratio"], *found["position"])]
     return headed(["", "trained parameters", "top-1", "within the pair", "paper, K400"], lines)
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +18,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from benchmarks import rivals
+from benchmarks.arguments import parse
 from benchmarks.cost_growth import growth
 from benchmarks.cost_plan import QUICK, Plan
 from benchmarks.cost_swap import swapping
 from benchmarks.cost_tables import FROZEN, LITERAL, PLAIN, SETTING, publish
 from benchmarks.counting import cost_of_step, peak_of_step
 from benchmarks.literal import literal
-from benchmarks.record import RESULTS, record
+from benchmarks.record import record
 from benchmarks.timing import in_turns, ratio, settle
 
 Facts = dict[str, Any]
@@ -116,23 +115,17 @@ def peak(model: nn.Module, clips: Tensor) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write ``cost.json``, the plots and the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("benchmarks.cost", description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", help="timm's name of another image model")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, help="clips per step")
     parser.add_argument("--rounds", type=int, help="how often each time is taken")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="a tiny model: to see that all of it runs")
-    given = parser.parse_args(argv)
-    if given.quick and given.output.resolve() == RESULTS:
-        parser.error("--quick would overwrite the results. Give it another folder by --output.")
-    given.output.mkdir(parents=True, exist_ok=True)
+    given, command = parse(parser, argv)
     options = ("backbone", "device", "dtype", "batch", "rounds")
     changes = {name: getattr(given, name) for name in options if getattr(given, name) is not None}
     plan = replace(QUICK if given.quick else Plan(), **changes)
     facts = {"plan": asdict(plan), "rows": measure(plan), "swapping": swapping(plan), "growth": growth(plan)}
-    command = " ".join(["python -m benchmarks.cost", *(sys.argv[1:] if argv is None else argv)])
     print(record("cost", command, 0, given.output, threads=torch.get_num_threads(), **facts))
     publish(given.output)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import matplotlib
 
+from benchmarks import tables
 from benchmarks.cost_plan import Plan
 from benchmarks.record import RESULTS
-from benchmarks.tables import FRONT, HERE, headed, insert, line
+from benchmarks.tables import headed, line
 from peft_aim.recompute import SETTINGS
 
 matplotlib.use("Agg")
@@ -32,15 +33,10 @@ def publish(folder: Path) -> None:
     found = json.loads((folder / "cost.json").read_text())
     draw_growth(found["growth"], folder / "cost_growth.svg")
     draw_pareto(by_row(found), folder / "cost_pareto.svg")
-    text = tables(found)
-    if folder.resolve() == RESULTS:
-        insert("cost", text, HERE)
-        insert("cost", front_table(found), FRONT)
-    else:
-        (folder / "cost.md").write_text(text + "\n")
+    tables.publish("cost", folder, page(found), front_table(found))
 
 
-def tables(found: Facts) -> str:
+def page(found: Facts) -> str:
     """Return all tables as Markdown."""
     plan, versions = found["plan"], found["versions"]
     where = (

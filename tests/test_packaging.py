@@ -133,4 +133,4 @@ def test_readmes_show_the_tables_of_the_records(benchmark):
     tables = importlib.import_module(f"benchmarks.{benchmark}_tables")
     found = json.loads((root / "benchmarks" / "results" / f"{benchmark}.json").read_text())
     assert tables.front_table(found) in (root / "README.md").read_text()
-    assert tables.tables(found) in (root / "benchmarks" / "README.md").read_text()
+    assert tables.page(found) in (root / "benchmarks" / "README.md").read_text()
