@@ -49,7 +49,7 @@ def recomputing(setting: str, hidden: Widths, function: Callable[..., Any], *arg
     """Call a part of a model, and keep for backward what a setting says.
 
     Args:
-        setting: One of :data:`SETTINGS`.
+        setting: One of :data:`SETTINGS` but "nothing".
         hidden: Widths in and out of the layers that lead into the MLP's hidden layer.
         function: The part.
         args: Its arguments.
@@ -60,8 +60,6 @@ def recomputing(setting: str, hidden: Widths, function: Callable[..., Any], *arg
         >>> torch.equal(recomputing("block", frozenset(), layer, x), layer(x))
         True
     """
-    if setting == "nothing" or not torch.is_grad_enabled():
-        return function(*args, **kwargs)
     if setting == "block":
         return checkpoint(function, *args, use_reentrant=False, **kwargs)
     contexts = partial(create_selective_checkpoint_contexts, partial(choose, setting, hidden))

@@ -25,8 +25,7 @@ def test_the_literal_transcription_scores_as_aim_does(name):
     backbone, clips = zoo.build(name), zoo.make_clips()
     model = rivals.aim(copy.deepcopy(backbone), 3, zoo.FRAMES, init_weights=False).eval()
     twin = literal(backbone, 3, zoo.FRAMES).eval()
-    own = iter(adapter_weights(model, "default").items())
-    wanted = {name: tensor for name, tensor in own}
+    wanted = adapter_weights(model, "default")
     for block, layer in enumerate(m for m in twin.modules() if type(m).__name__ == "LiteralBlock"):
         for branch in ("temporal", "spatial", "joint"):
             for end in ("down", "up"):
