@@ -14,19 +14,22 @@ from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from peft_aim.anatomy import PartNames
-from peft_aim.backbone import survey
+from peft_aim.backbone import PartNames, survey
 from peft_aim.clips import Clips, mixed_batch_message
 from peft_aim.config import AIMConfig
-from peft_aim.embedding import AIMEmbedding
-from peft_aim.fingerprint import fingerprint, same_weights
-from peft_aim.head import AIMHead
-from peft_aim.layer import AIMLayer
-from peft_aim.norm import AIMNorm
-from peft_aim.saved import adapter_weights, check_shapes, frozen_weights, in_precision, saved_shapes, shapes_of
+from peft_aim.layers import WHY_NO_MERGE, AIMEmbedding, AIMHead, AIMLayer, AIMNorm, AIMTunerLayer
+from peft_aim.saving import (
+    adapter_weights,
+    check_shapes,
+    fingerprint_of,
+    frozen_weights,
+    in_precision,
+    same_weights,
+    saved_shapes,
+    shapes_of,
+)
 from peft_aim.summary import summary
 from peft_aim.targets import as_regex, branches, check_free, check_head, check_modules_to_save, select_blocks
-from peft_aim.tuner_layer import WHY_NO_MERGE, AIMTunerLayer
 
 
 class AIMModel(BaseTuner):
@@ -243,7 +246,7 @@ class AIMModel(BaseTuner):
         trained_on = self.peft_config[adapter_name].backbone_fingerprint
         if trained_on is None:
             return
-        here = fingerprint(frozen_weights(self.model, adapter_name, self.model.state_dict()))
+        here = fingerprint_of(frozen_weights(self.model, adapter_name, self.model.state_dict()))
         if here is not None and not same_weights(trained_on, here):
             warnings.warn(
                 f"The adapter {adapter_name!r} was trained on a backbone with the fingerprint {trained_on}, but this "
@@ -264,7 +267,7 @@ class AIMModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Select an adapter's weights for saving, and note for its config which backbone they were trained on."""
         if not config.inference_mode:
-            config.saved_from = fingerprint(frozen_weights(model, adapter_name, state_dict))
+            config.saved_from = fingerprint_of(frozen_weights(model, adapter_name, state_dict))
         weights = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
         return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
 

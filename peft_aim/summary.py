@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from peft_aim.anatomy import Anatomy
 from peft_aim.attention import in_words
-from peft_aim.backbone import Survey, listed
-from peft_aim.head import AIMHead
-from peft_aim.layer import AIMLayer
-from peft_aim.norm import AIMNorm
+from peft_aim.backbone import Anatomy, Survey, listed
+from peft_aim.layers import AIMHead, AIMLayer, AIMNorm
 
 ADAPTERS = {"temporal_in": "temporal, first of two", "temporal": "temporal", "spatial": "spatial", "joint": "joint"}
 

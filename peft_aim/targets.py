@@ -11,10 +11,9 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
-from peft_aim.anatomy import Anatomy
-from peft_aim.backbone import Survey, listed, within
+from peft_aim.backbone import Anatomy, Survey, listed, within
 from peft_aim.config import AIMConfig
-from peft_aim.tuner_layer import AIMTunerLayer
+from peft_aim.layers import AIMTunerLayer
 
 
 def branches(config: AIMConfig, anatomy: Anatomy) -> list[str]:

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from peft_aim import AIMConfig
-from peft_aim.layer import AIMLayer
+from peft_aim.layers.block import AIMLayer
 
 
 def adapt(name: str) -> PeftModel:

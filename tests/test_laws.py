@@ -14,8 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from peft_aim import AIMConfig
-from peft_aim.layer import AIMLayer
-from peft_aim.outputs import first_tensor
+from peft_aim.layers.block import AIMLayer
+from peft_aim.tracing.outputs import first_tensor
 
 pytestmark = pytest.mark.parametrize("name", zoo.ZOO)
 

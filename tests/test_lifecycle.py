@@ -22,8 +22,8 @@ from peft import (
 from torch import nn
 
 from peft_aim import AIMConfig, AIMModel
-from peft_aim.head import AIMHead
-from peft_aim.layer import AIMLayer
+from peft_aim.layers.block import AIMLayer
+from peft_aim.layers.head import AIMHead
 
 
 def config(**options: object) -> AIMConfig:

@@ -8,7 +8,7 @@ import zoo
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from benchmarks.counting import cost_of_step
+from benchmarks.measuring.counting import cost_of_step
 from peft_aim import AIMConfig, hotswap_adapter
 from peft_aim.recompute import HOOKS, SETTINGS
 

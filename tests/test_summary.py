@@ -10,7 +10,7 @@ import zoo
 from peft import get_peft_model
 
 from peft_aim import AIMConfig
-from peft_aim.cli import main
+from peft_aim.__main__ import main
 
 
 def printed(capsys, backbone, **options) -> str:

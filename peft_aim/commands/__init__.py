@@ -1,4 +1,4 @@
-"""The commands of ``peft-aim``, a file each: ``add`` says what it takes, ``run`` does it.
+"""The commands of ``peft-aim``, one file each: ``add`` declares the arguments, ``run`` runs the command.
 
-What a command needs is imported when it runs: the extra "video" need not be there for the others, nor for ``--help``.
+Imports are deferred to ``run``, so that ``--help`` and the other commands work without the extra "video".
 """

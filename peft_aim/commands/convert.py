@@ -33,9 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert, and say what was found."""
     from peft_aim.convert import from_official
     from peft_aim.video.backbones import load_backbone
-    from peft_aim.video.checkpoints import check_output
-    from peft_aim.video.describe import Description
-    from peft_aim.video.listing import read_names
+    from peft_aim.video.data import read_names
+    from peft_aim.video.description import Description
+    from peft_aim.video.training import check_output
 
     check_output(Path(arguments.output), overwrite=False)
     recipe = PRESETS[arguments.recipe] if arguments.recipe else Recipe()

@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     from peft import get_peft_model
 
     from peft_aim import AIMConfig
-    from peft_aim.untrained import untrained
+    from peft_aim.backbone import build_untrained
 
     warnings.filterwarnings("ignore", "AIM adapts")  # the map says it, too
     config = AIMConfig(num_frames=arguments.frames, temporal_adapters=arguments.temporal_adapters)
-    get_peft_model(untrained(arguments.model), config).print_adapted_blocks()
+    get_peft_model(build_untrained(arguments.model), config).print_adapted_blocks()
     return 0

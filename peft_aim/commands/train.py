@@ -43,10 +43,9 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and print what came out."""
-    from peft_aim.video.data import Data
-    from peft_aim.video.listing import read_names
+    from peft_aim.video.data import Data, read_names
     from peft_aim.video.processes import say
-    from peft_aim.video.train import measure_speed, train
+    from peft_aim.video.training import measure_speed, train
 
     changes = {option.name: getattr(arguments, option.name) for option in fields(Recipe) if option.name in arguments}
     recipe = preset(arguments.recipe, **changes) if arguments.recipe else Recipe(**changes)

@@ -11,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.backbone import Survey, within
-from peft_aim.example import blank_images, drawn
-from peft_aim.outputs import first_argument, first_parameter, first_tensor, run, with_first_argument
-from peft_aim.trace import running
+from peft_aim.tracing import (
+    blank_images,
+    drawn,
+    first_argument,
+    first_parameter,
+    first_tensor,
+    run,
+    running,
+    with_first_argument,
+)
 
 
 @dataclass

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from peft_aim.anatomy import PartNames
-from peft_aim.backbone import Survey, survey
+from peft_aim.backbone import PartNames, Survey, survey
 from peft_aim.convert.observe import Observed, observe, relative_difference
 from peft_aim.convert.same_equations import TOLERANCE, class_token
-from peft_aim.example import image_size
+from peft_aim.tracing import image_size
 
 
 def with_place_for_head(model: nn.Module) -> nn.Module:

@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peft_aim.anatomy import Anatomy
-from peft_aim.backbone import Survey
+from peft_aim.backbone import Anatomy, Survey
 from peft_aim.convert.observe import Observed, relative_difference
 from peft_aim.convert.official import Layout, Official, Weights
 from peft_aim.convert.same_weights import Pairs
-from peft_aim.outputs import first_tensor
-from peft_aim.trace import running
+from peft_aim.tracing import first_tensor, running
 
 ACTIVATIONS = {
     "QuickGELU": lambda x: x * torch.sigmoid(1.702 * x),

@@ -12,7 +12,7 @@ from peft.utils import CONFIG_NAME
 
 from peft_aim.config import AIMConfig
 from peft_aim.video.backbones import Source, load_backbone
-from peft_aim.video.describe import Description
+from peft_aim.video.description import Description
 
 
 @dataclass(frozen=True)

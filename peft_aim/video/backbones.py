@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from peft_aim.convert.place_for_head import with_place_for_head
-from peft_aim.names import check_known, parse
-from peft_aim.parts import is_norm
-from peft_aim.video.transforms import Preprocessing
+from peft_aim.backbone import check_known, parse
+from peft_aim.convert import with_place_for_head
+from peft_aim.tracing import is_norm
+from peft_aim.video.data import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Source:
 
     Attributes:
         model: Its name: of timm, a folder or Hub id of transformers, "torchvision:NAME" or "open_clip:NAME/WEIGHTS",
-            see :func:`peft_aim.names.parse`.
+            see :func:`peft_aim.backbone.names.parse`.
         weights: A file of weights to use instead of those that its library downloads.
         model_class: The class of transformers to load it with, ``AutoModelForImageClassification`` if it is None.
         revision: Which state of a Hub repository of transformers.

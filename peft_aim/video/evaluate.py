@@ -16,13 +16,11 @@ from tqdm import tqdm
 
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.clips import IGNORED, EvaluationClips
-from peft_aim.video.describe import Description
-from peft_aim.video.listing import by_index, find_videos, indexed
+from peft_aim.video.data import IGNORED, EvaluationClips, by_index, find_videos, indexed
+from peft_aim.video.description import Description
 from peft_aim.video.metrics import Metrics
 from peft_aim.video.picture import draw_confusion
 from peft_aim.video.processes import gather, on_cpu, processes, say
-from peft_aim.video.trainer import scores_of
 
 
 class NothingToEvaluate(ValueError):  # noqa: N818 (nothing is wrong but the videos)
@@ -82,7 +80,7 @@ def evaluate(
 
     Args:
         adapter: Its folder or Hub id.
-        videos: A folder, list or table of videos, see :func:`peft_aim.video.listing.find_videos`.
+        videos: A folder, list or table of videos, see :func:`peft_aim.video.data.listing.find_videos`.
         output: Folder for ``evaluation.json``, with the confusion matrix and a table of the classes, and
             ``confusion.png``.
         split: Which part of a folder or table.
@@ -165,6 +163,21 @@ def score(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
     device = next(model.parameters()).device
     chunks = [scores_of(model(chunk.to(device))) for chunk in clips.split(batch_size)]
     return torch.cat(chunks).float().softmax(-1)
+
+
+def scores_of(output: Any) -> Tensor:
+    """Return the class scores of any library's output, ``(B, classes)``.
+
+    Raises:
+        ValueError: If its first tensor is something else.
+    """
+    scores = output if isinstance(output, Tensor) else output[0]
+    if scores.ndim != 2:
+        raise ValueError(
+            f"The model returned {tuple(scores.shape)} first, which are no scores (B, classes). Use the model's "
+            "variant for image classification."
+        )
+    return scores
 
 
 def write(result: Evaluation, folder: Path) -> None:

@@ -16,8 +16,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.decode import open_video
-from peft_aim.video.describe import Description
+from peft_aim.video.data import open_video
+from peft_aim.video.description import Description
 from peft_aim.video.evaluate import score
 
 

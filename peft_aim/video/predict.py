@@ -12,11 +12,9 @@ from torch import Tensor
 
 from peft_aim.video.adapters import Loaded, load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.decode import BrokenVideo, open_video
+from peft_aim.video.data import BrokenVideo, open_video, to_image, windows
 from peft_aim.video.evaluate import score
 from peft_aim.video.picture import Row, draw_strip, row_of
-from peft_aim.video.sampling import windows
-from peft_aim.video.transforms import to_image
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peft_aim.recompute import SETTINGS
-from peft_aim.video import sampling
 
 SSV2_MIRRORED = ((86, 87), (93, 94), (166, 167))  # classes of Something-Something v2 that mean left and right
 
@@ -150,10 +149,6 @@ class Recipe:
     def warmup(self) -> float:
         """Part of the training in which the learning rate rises."""
         return min(self.warmup_epochs / self.epochs, 0.25)
-
-    def sample(self, count: int) -> list[int]:
-        """Choose the frames of a training clip at random from a video of ``count`` frames."""
-        return sampling.training_frames(count, self.frames, self.stride)
 
 
 POSITIVE = ("frames", "epochs", "batch_size", "accumulation", "min_frames")

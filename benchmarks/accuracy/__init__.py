@@ -1,0 +1,1 @@
+"""Does AIM learn time, and what is each adapter worth? ``python -m benchmarks.accuracy``."""

@@ -1,0 +1,168 @@
+"""Does AIM learn time, and what is each adapter worth? ``python -m benchmarks.accuracy``, about an hour on one core.
+
+A small ViT, pretrained on still pictures of digits, learns synthetic clips of ten classes in five pairs, each the
+exact reversal of the other: frozen, with AIM's adapters added one by one, and by what AIM is compared with. All take
+as many steps; for every seed the learning rate is the one of three that does best on the validation clips. Single
+trials are kept in ``accuracy.jsonl``, from which an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.accuracy.fitting import fit, measured, scores_of
+from benchmarks.accuracy.ladder import AIM, TABLES, Row
+from benchmarks.accuracy.reversals import CLASSES, Clips, training_clips, with_reversals
+from benchmarks.accuracy.small_vit import pretrained
+from benchmarks.accuracy.tables import publish, summary
+from benchmarks.accuracy.trials import Facts, Trials
+from benchmarks.methods.rivals import trained_parameters
+from benchmarks.reporting.arguments import parse
+from benchmarks.reporting.record import record
+
+TEST_SEED, VALIDATION_SEED = 1_000, 1_001  # a trial's own seed, 0, 1, 2 ..., draws its training clips
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large everything is, alike for all rows.
+
+    Attributes:
+        steps: Steps of training.
+        batch: Clips per step.
+        train: Training clips.
+        validation: Validation clips, half of them reversals of the others.
+        test: Test clips, likewise.
+        seeds: Number of seeds.
+        pretraining: Steps of pretraining.
+    """
+
+    steps: int = 280
+    batch: int = 8
+    train: int = 1_000
+    validation: int = 240
+    test: int = 600
+    seeds: int = 5
+    pretraining: int = 1_500
+
+
+QUICK = Plan(steps=1, batch=2, train=40, validation=10, test=20, seeds=1, pretraining=2)
+
+
+class Bench:
+    """One image model, the clips that all rows are measured on, and the trials made so far.
+
+    Args:
+        plan: How large everything is.
+        log: File of the trials.
+    """
+
+    def __init__(self, plan: Plan, log: Path) -> None:
+        self.plan = plan
+        self.backbone, self.stills = pretrained(plan.pretraining)
+        self.validation = with_reversals("validation", plan.validation, VALIDATION_SEED)
+        self.test = with_reversals("test", plan.test, TEST_SEED)
+        weights = digest(*self.backbone.state_dict().values())
+        self.trials = Trials(log, {**asdict(plan), "backbone": weights, "data": digest(self.test.pixels)})
+
+    def fill(self) -> dict[str, list[Facts]]:
+        """Make all trials, and return for each table its rows, with the chosen trial of each seed."""
+        tables: dict[str, list[Facts]] = {}
+        known: dict[str, list[float]] = {}  # learning rates by row and seed
+        for table, rows in TABLES.items():
+            tables[table] = []
+            for row in rows:
+                given = known.get(row.name) or known.get(AIM.name)
+                grids = [row.rates or (given[seed],) for seed in range(self.plan.seeds)]
+                chosen = [self.best(row, seed, grid) for seed, grid in enumerate(grids)]
+                known.setdefault(row.name, [trial["settings"]["lr"] for trial in chosen])
+                tables[table].append(summary(row, chosen))
+        return tables
+
+    def best(self, row: Row, seed: int, rates: Sequence[float]) -> Facts:
+        """Return the trial that does best on the validation clips."""
+        trials = [self.trial(row, seed, rate) for rate in rates]
+        return max(trials, key=lambda trial: (trial["validation"]["top1"], -trial["validation"]["loss"]))
+
+    def trial(self, row: Row, seed: int, lr: float) -> Facts:
+        """Train a row with a seed and a learning rate, unless that has been done."""
+        settings = {"row": row.name, "fraction": row.fraction, "seed": seed, "lr": lr}
+        if row.longer > 1:
+            settings["longer"] = row.longer
+        return self.trials.of(settings, lambda: self.train(row, seed, lr))
+
+    def train(self, row: Row, seed: int, lr: float) -> Facts:
+        """Train, and return what came out."""
+        began, plan = time.perf_counter(), self.plan
+        clips = _training_clips(plan.train, seed)
+        clips = clips.first(max(len(CLASSES), round(row.fraction * plan.train)))
+        torch.manual_seed(seed)
+        model = row.build(copy.deepcopy(self.backbone))
+        loss = fit(model, clips, row.longer * plan.steps, plan.batch, lr)
+        scores = scores_of(model, self.test)
+        facts = {
+            "parameters": trained_parameters(model),
+            "clips": len(clips),
+            "loss": round(loss, 4),
+            "validation": measured(scores_of(model, self.validation), self.validation.labels),
+            "test": measured(scores, self.test.labels),
+        }
+        if row.rounded:
+            facts["rounded"] = {str(d): rounded(model, d, scores, self.test) for d in (torch.float16, torch.bfloat16)}
+        facts["seconds"] = round(time.perf_counter() - began, 1)
+        print(f"{row.name}, {row.fraction:.0%}, seed {seed}, lr {lr}: {facts}", flush=True)
+        return facts
+
+
+_training_clips = lru_cache(maxsize=8)(training_clips)
+
+
+def rounded(model: nn.Module, dtype: torch.dtype, scores: Tensor, clips: Clips) -> Facts:
+    """Return what rounding the trained weights to a dtype, as saving in it does, makes of the answers."""
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+    again = scores_of(model, clips)
+    changed = (again.argmax(1) != scores.argmax(1)).sum().item()
+    return {"top1": measured(again, clips.labels)["top1"], "changed": changed}
+
+
+def digest(*tensors: Tensor) -> str:
+    """Return a short name for the very bits of tensors.
+
+    Example:
+        >>> digest(torch.ones(2)) == digest(torch.ones(2)), digest(torch.ones(2)) == digest(torch.zeros(2))
+        (True, False)
+    """
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make all trials and write the log, ``accuracy.json``, a plot and the tables."""
+    parser = argparse.ArgumentParser("benchmarks.accuracy", description=__doc__.splitlines()[0])
+    given, command = parse(parser, argv)
+    plan, log = QUICK if given.quick else Plan(), given.output / "accuracy.jsonl"
+    bench = Bench(plan, log)
+    tables = bench.fill()
+    facts = {"seeds": list(range(plan.seeds)), "plan": asdict(plan), "digits told in stills": bench.stills}
+    facts["seconds of all trials"] = round(sum(trial["seconds"] for trial in bench.trials.made))
+    print(record("accuracy", command, 0, given.output, **facts, tables=tables))
+    publish(given.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The image model of the benchmarks on synthetic clips: a small ViT, pretrained on still pictures of digits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from benchmarks.accuracy.fitting import minimize
+from benchmarks.accuracy.reversals import FAINTEST, paint
+from peft_aim.video.demo import SIZE, stills
+
+WIDTH, DEPTH, HEADS, PATCH = 64, 4, 4, 8
+PICTURES, BATCH, LR = 20_000, 128, 2e-3
+
+
+def small_vit() -> VisionTransformer:
+    """Return one with random weights; its head tells what :func:`~peft_aim.video.demo.digits.stills` asks."""
+    sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "mlp_ratio": 2}
+    return VisionTransformer(SIZE, PATCH, in_chans=1, num_classes=24, **sizes)
+
+
+def pretrained(steps: int) -> tuple[nn.Module, float]:
+    """Pretrain on pictures, painted as clips are; return the share of digits that it then gets right, too."""
+    torch.manual_seed(0)
+    model, (pictures, answers) = small_vit(), painted_stills(PICTURES)
+    loss = lambda indices: F.binary_cross_entropy_with_logits(model(pictures[indices]), answers[indices])
+    minimize(model, loss, len(pictures), steps, BATCH, LR)
+    pictures, answers = painted_stills(1_000)
+    with torch.no_grad():
+        digits = model(pictures)[:, :10].argmax(1)
+    return model, (digits == answers[:, :10].argmax(1)).float().mean().item()
+
+
+def painted_stills(count: int) -> tuple[Tensor, Tensor]:
+    """Return still pictures ``(M, 1, H, W)`` and what can be seen in them ``(M, 24)``."""
+    masks, answers = stills(count)
+    masks = masks * (FAINTEST + (1 - FAINTEST) * torch.rand(count, 1, 1))
+    return paint(masks, count).unsqueeze(1), answers

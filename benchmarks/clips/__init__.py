@@ -1,0 +1,1 @@
+"""How does the whole way go on real files? ``python -m benchmarks.clips CLIPS WEIGHTS``."""

@@ -1,0 +1,1 @@
+"""What does AIM cost, beside its rivals and by its settings? ``python -m benchmarks.cost``."""

@@ -1,0 +1,134 @@
+"""What does AIM cost, beside its rivals and by its settings? ``python -m benchmarks.cost``, about 50 minutes.
+
+Multiplications, memory kept for backward, and times as ratios within the run, of one image model: frozen with a
+linear head, with AIM, with AIM by the letter of the paper, with LoRA over averaged frames, and fully fine-tuned,
+over averaged frames and with divided space-time attention. Then how AIM's cost grows, and what swapping takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from benchmarks.cost.growth import growth
+from benchmarks.cost.plan import QUICK, Plan
+from benchmarks.cost.swap import swapping
+from benchmarks.cost.tables import FROZEN, LITERAL, PLAIN, SETTING, publish
+from benchmarks.measuring.counting import cost_of_step, peak_of_step
+from benchmarks.measuring.timing import in_turns, ratio, settle
+from benchmarks.methods import rivals
+from benchmarks.methods.reference import literal
+from benchmarks.reporting.arguments import parse
+from benchmarks.reporting.record import record
+
+Facts = dict[str, Any]
+
+
+def rows(plan: Plan) -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """Return what makes each row's model of the image model."""
+    classes, frames = plan.classes, plan.frames
+    of_aim = rivals.trained_parameters(rivals.aim(plan.model(), classes, frames))
+    return {
+        FROZEN: lambda model: rivals.frozen(model, classes),
+        **{name: lambda model, s=s: rivals.aim(model, classes, frames, recompute=s) for s, name in SETTING.items()},
+        LITERAL: lambda model: literal(model, classes, frames),
+        "LoRA, frames averaged": lambda model: rivals.lora(model, classes, of_aim),
+        "full fine-tuning, frames averaged": lambda model: rivals.full(model, classes),
+        "full fine-tuning, divided space-time attention": lambda model: rivals.divided(model, classes, frames),
+    }
+
+
+def loss(scores: Tensor) -> Tensor:
+    """Cross-entropy of the first class."""
+    return nn.functional.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
+
+
+class Stepper:
+    """A training step of a model, forward, backward and AdamW, and its inference."""
+
+    def __init__(self, model: nn.Module, clips: Tensor) -> None:
+        self.model, self.clips = model, clips
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+    def step(self) -> None:
+        """Train on the clips."""
+        loss(self.model(self.clips)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def infer(self) -> None:
+        """Score the clips."""
+        self.model(self.clips)
+
+
+def measure(plan: Plan) -> list[Facts]:
+    """Count all rows, then time them in turns."""
+    clips, found, steppers = plan.clips(), [], {}
+    for name, build in rows(plan).items():
+        model = plan.ready(build(plan.model()))
+        steppers[name] = Stepper(model, clips)
+        facts = {"row": name, **sizes(model), **cost_of_step(model, clips, loss), "peak_mb": peak(model, clips)}
+        print(facts, flush=True)
+        found.append(facts)
+    compiled = {name: copy.deepcopy(steppers[name].model) for name in (FROZEN, PLAIN, LITERAL)}
+    for name, model in compiled.items():
+        model.compile(backend=plan.compiler)
+        steppers[f"{name}, compiled"] = Stepper(model, clips)
+    steps = in_turns({name: stepper.step for name, stepper in steppers.items()}, plan.rounds)
+    for stepper in steppers.values():
+        stepper.model.eval()
+    inference = in_turns({name: stepper.infer for name, stepper in steppers.items()}, plan.rounds)
+    found += [{"row": name} for name in steppers if name.endswith(", compiled")]
+    for facts in found:
+        facts["step_seconds"], facts["inference_seconds"] = steps[facts["row"]], inference[facts["row"]]
+        facts["step_ratio"] = ratio(facts["step_seconds"], steps[LITERAL])
+        facts["inference_ratio"] = ratio(facts["inference_seconds"], inference[FROZEN])
+    return found
+
+
+def sizes(model: nn.Module) -> Facts:
+    """Return how much is trained, and how large a file of it is."""
+    trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    return {"parameters": sum(p.numel() for p in trained.values()), "file_bytes": len(save(trained))}
+
+
+def peak(model: nn.Module, clips: Tensor) -> float:
+    """Return the peak of memory in a step beyond what is there before, in MB: the allocator's on a GPU."""
+    if clips.device.type != "cuda":
+        return peak_of_step(model, clips, loss)
+    settle()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss(model(clips)).backward()
+    settle()
+    model.zero_grad()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write ``cost.json``, the plots and the tables."""
+    parser = argparse.ArgumentParser("benchmarks.cost", description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", help="timm's name of another image model")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--batch", type=int, help="clips per step")
+    parser.add_argument("--rounds", type=int, help="how often each time is taken")
+    given, command = parse(parser, argv)
+    options = ("backbone", "device", "dtype", "batch", "rounds")
+    changes = {name: getattr(given, name) for name in options if getattr(given, name) is not None}
+    plan = replace(QUICK if given.quick else Plan(), **changes)
+    facts = {"plan": asdict(plan), "rows": measure(plan), "swapping": swapping(plan), "growth": growth(plan)}
+    print(record("cost", command, 0, given.output, threads=torch.get_num_threads(), **facts))
+    publish(given.output)
+
+
+if __name__ == "__main__":
+    main()

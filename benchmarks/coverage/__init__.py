@@ -1,0 +1,1 @@
+"""Which image transformers can be adapted, and do all laws hold for each? ``python -m benchmarks.coverage``."""

@@ -1,0 +1,152 @@
+"""Is token mixing other than softmax attention of use along time? ``python -m benchmarks.token_mixers``.
+
+Small transformers that differ in their attention alone are pretrained on still pictures of digits and frozen. AIM
+then learns to tell clips in which a digit jumps to the other side from those in which it doesn't, with its temporal
+adapters and without. It may start on either side, so what is to be learned is a relation between frames: no sum of
+what single frames and their times tell has it (exclusive or), and without attention along time AIM is at chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from peft import get_peft_model
+from timm.layers import Mlp
+from timm.models.swiftformer import EfficientAdditiveAttention
+from timm.models.vision_transformer import Attention
+from timm.models.xcit import XCA
+from torch import Tensor, nn
+
+from benchmarks.reporting.record import record
+from peft_aim import AIMConfig
+from peft_aim.attention import OnGrid, along_time
+from peft_aim.video.demo import RANGES, SIZE, Digits, draw, stills
+
+WIDTH, DEPTH, HEADS, PATCH, FRAMES = 96, 4, 4, 8, 8
+SEEDS = (0, 1, 2)
+
+along_time(XCA)(lambda attention, x: attention.forward(x))
+along_time(EfficientAdditiveAttention)(OnGrid(1))
+
+
+class OnTokens(EfficientAdditiveAttention):
+    """SwiftFormer's attention, which takes images, on tokens ``(B, N, D)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend along ``(B, N, D)``."""
+        return super().forward(x.mT.unsqueeze(2)).squeeze(2).mT
+
+
+along_time(OnTokens)(lambda attention, x: attention.forward(x))
+
+MIXERS: dict[str, Callable[[], nn.Module]] = {
+    "softmax attention (ViT)": lambda: Attention(WIDTH, HEADS, qkv_bias=True),
+    "channel attention (XCiT)": lambda: XCA(WIDTH, HEADS, qkv_bias=True),
+    "additive attention (SwiftFormer)": lambda: OnTokens(WIDTH, WIDTH),
+}
+
+
+class Block(nn.Module):
+    """A block with any token mixing."""
+
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.norm2 = nn.LayerNorm(WIDTH), mixer, nn.LayerNorm(WIDTH)
+        self.mlp = Mlp(WIDTH, 2 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens, then features."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Backbone(nn.Module):
+    """A small image transformer; its last layer tells what it was pretrained to tell."""
+
+    def __init__(self, mixer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.image_size = (SIZE, SIZE)
+        self.stem = nn.Conv2d(1, WIDTH, PATCH, PATCH)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (SIZE // PATCH) ** 2, WIDTH))
+        self.blocks = nn.Sequential(*(Block(mixer()) for _ in range(DEPTH)))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score pictures ``(B, 1, H, W)``."""
+        x = self.stem(x).flatten(2).mT + self.positions
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
+def main() -> None:
+    """Write ``results/token_mixers.json``."""
+    rows = []
+    for name, mixer in MIXERS.items():
+        for seed in SEEDS:
+            torch.manual_seed(seed)
+            backbone, right = pretrained(mixer)
+            without, time = (adapted(backbone, seed, temporal) for temporal in (False, True))
+            rows.append({"mixing": name, "seed": seed, "stills": right, "without": without, "with": time})
+            print(rows[-1], flush=True)
+    print(record("token_mixers", "python -m benchmarks.token_mixers", seed=0, chance=0.5, rows=rows))
+
+
+def pretrained(mixer: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
+    """Pretrain a backbone on stills, and return it with the share of answers that it then gets right."""
+    model, (pictures, answers) = Backbone(mixer), stills(20_000)
+    step = lambda batch: F.binary_cross_entropy_with_logits(model(pictures[batch, None] * 2 - 1), answers[batch])
+    optimize(model, step, len(pictures), steps=400, batch=256, lr=2e-3)
+    pictures, answers = stills(1_000)
+    with torch.no_grad():
+        digits = model(pictures[:, None] * 2 - 1)[:, :10].argmax(1)
+    return model, float((digits == answers[:, :10].argmax(1)).float().mean())
+
+
+def adapted(backbone: nn.Module, seed: int, temporal: bool) -> float:
+    """Return the accuracy of an adapter, with or without attention along time, on held-out digits."""
+    torch.manual_seed(seed)
+    clips, labels = jumps(1000, held_out=False)
+    config = AIMConfig(num_frames=FRAMES, num_labels=2, temporal=temporal)
+    model = get_peft_model(backbone, config)
+    step = lambda batch: F.cross_entropy(model(clips[batch]), labels[batch])
+    optimize(model, step, len(clips), steps=400, batch=16, lr=3e-3)
+    clips, labels = jumps(400, held_out=True)
+    with torch.no_grad():
+        right = float((model.eval()(clips).argmax(1) == labels).float().mean())
+    model.unload()
+    return right
+
+
+def jumps(count: int, held_out: bool) -> tuple[Tensor, Tensor]:
+    """Return clips ``(M, T, 1, H, W)`` of digits, and whether they change sides ``(M,)``."""
+    digits = Digits.load(held_out)
+    chosen = digits.images[torch.randint(len(digits.images), (count,))]
+    starts, ends = torch.randint(2, (2, count))
+    places = {name: torch.rand(count) for name in ("y", "size", "angle")}
+    frames = []
+    for frame in range(FRAMES):
+        side = starts if frame < FRAMES // 2 else ends
+        at = {"x": 0.6 * side + 0.4 * torch.rand(count), **places}
+        frames.append(draw(chosen, **{n: RANGES[n][0] + (RANGES[n][1] - RANGES[n][0]) * at[n] for n in at}))
+    return torch.stack(frames, dim=1)[:, :, None] * 2 - 1, (starts != ends).long()
+
+
+def optimize(
+    model: nn.Module, loss: Callable[[Tensor], Tensor], count: int, steps: int, batch: int, lr: float
+) -> None:
+    """Minimize the loss of random batches, by AdamW with a cosine of one cycle."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(torch.randint(count, (batch,))).backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+if __name__ == "__main__":
+    main()

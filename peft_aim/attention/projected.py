@@ -1,0 +1,236 @@
+"""Softmax attention along time by an attention's own projections, without what it adds for space.
+
+Many attentions cannot be called along time: they add a bias made for one window of an image to the scores, whatever
+they are given (Swin, BEiT, LeViT), pool their keys (PVT, Twins, MViT), or insist on the size of an image. What they
+learned is in their projections; around these stands softmax attention, as :class:`Projected` has it. Which
+projections, and how their features are ordered, is guessed here from names and widths; :mod:`recognize
+<peft_aim.attention.recognize>` accepts no guess that doesn't reproduce the attention's own result without space.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peft_aim.tracing import is_norm, norm_width
+
+NONLINEAR = (nn.GELU, nn.ReLU, nn.SiLU, nn.Hardswish)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """its projections around softmax attention, what it adds for space left out
+
+    What the attention does besides, dropout while it trains, stays out as well.
+
+    Args:
+        inner: Names of the projections to query, key and value, of those to query and to both others, or of one to
+            all three.
+        out: Name of the output projection.
+        heads: Number of heads.
+        by_head: Whether the features of a fused projection are ordered by head first, then by query, key and value.
+        first: Name of a norm that the attention itself applies to its input (TinyViT).
+        norms: Names of norms on the query and key of each head, and perhaps on the value.
+        scale: What scores are multiplied by, if not by ``(D / heads) ** -0.5`` (CvT).
+        activation: Name of a nonlinearity before the output projection (LeViT).
+        log_scale: Name of the parameter that holds the logarithm of what cosine similarities are multiplied by
+            (Swin v2); None for dot products.
+        keys_unbiased: Whether the fused projection's bias is left out for keys (torchvision's Swin v2).
+        adds_query: Whether the query is added to what it gets (MViTv2).
+    """  # noqa: D415
+
+    inner: tuple[str, ...]
+    out: str
+    heads: int
+    by_head: bool = False
+    first: str | None = None
+    norms: tuple[str, ...] = ()
+    scale: float | None = None
+    activation: str | None = None
+    log_scale: str | None = None
+    keys_unbiased: bool = False
+    adds_query: bool = False
+
+    def __call__(self, attention: nn.Module, x: Tensor) -> Tensor:
+        """Attend along ``(B*N, T, D)``."""
+        part = attention.get_submodule
+        if self.first is not None:
+            x = part(self.first)(x)
+        heads = self._heads(attention, x)
+        normed = [part(name)(head) for name, head in zip(self.norms, heads, strict=False)]
+        query, key, value = [*normed, *heads[len(normed) :]]
+        scale = self.scale
+        if self.log_scale is not None:
+            log_scale = attention.get_parameter(self.log_scale).view(1, -1, 1, 1)
+            query = F.normalize(query, dim=-1) * log_scale.clamp(max=math.log(100)).exp()
+            key, scale = F.normalize(key, dim=-1), 1.0
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)  # (B*N, heads, T, D / heads)
+        if self.adds_query:
+            mixed = mixed + query
+        mixed = mixed.transpose(1, 2).flatten(2)
+        if self.activation is not None:
+            mixed = part(self.activation)(mixed)
+        return _project(part(self.out), mixed)
+
+    def used_parameters(self, attention: nn.Module) -> set[int]:
+        """Identities of the parameters that a call reads."""
+        names = [*self.inner, self.out, *self.norms, *filter(None, [self.first])]
+        parameters = [parameter for name in names for parameter in attention.get_submodule(name).parameters()]
+        if self.log_scale is not None:
+            parameters.append(attention.get_parameter(self.log_scale))
+        return {id(parameter) for parameter in parameters + _separate_biases(attention)}
+
+    def _heads(self, attention: nn.Module, x: Tensor) -> list[Tensor]:
+        """Return query, key and value, each ``(B*N, heads, T, D / heads)``."""
+        projected = [_project(attention.get_submodule(name), x) for name in self.inner]
+        values = _mixer(attention.get_submodule(self.out)).weight.shape[1]
+        keys = (sum(features.shape[-1] for features in projected) - values) // 2
+        widths = {1: [keys, keys, values], 2: [keys, values], 3: [values]}[len(projected)]
+        parts = [*projected[:-1], *self._split(projected[-1], widths)]
+        biases = _separate_biases(attention)
+        if biases:
+            parts[0], parts[2] = (p + bias.view(self.heads, -1) for p, bias in zip((parts[0], parts[2]), biases))  # noqa: B905
+        if self.keys_unbiased:
+            bias = _mixer(attention.get_submodule(self.inner[0])).bias
+            parts[1] = parts[1] - bias[keys : 2 * keys].view(self.heads, -1)
+        parts = [p if p.ndim == 4 else p.unflatten(-1, (self.heads, -1)) for p in parts]
+        return [p.transpose(1, 2) for p in parts]
+
+    def _split(self, features: Tensor, widths: list[int]) -> list[Tensor]:
+        """Split fused features ``(B*N, T, F)`` into parts ``(B*N, T, heads, width / heads)``."""
+        if self.by_head:
+            return list(features.unflatten(-1, (self.heads, -1)).split([w // self.heads for w in widths], dim=-1))
+        return [part.unflatten(-1, (self.heads, -1)) for part in features.split(widths, dim=-1)]
+
+
+def guesses(attention: nn.Module) -> Iterator[Projected]:
+    """Iterate over the ways in which an attention may be built around its projections."""
+    heads, linears = _number_of_heads(attention), _pointwise(attention)
+    inner = _inner(linears)
+    if heads is None or not inner:
+        return
+    width = linears[inner[0]].weight.shape[1]
+    outs = [name for name, m in linears.items() if _role(name) is None and m.weight.shape[0] == width]
+    units = tuple(_unit(attention, name) for name in inner)
+    ends = [pair for out in reversed(outs) for pair in ((inner, out), (units, _unit(attention, out)))]
+    fused_bias = len(inner) == 1 and linears[inner[0]].bias is not None
+    log_scale = next((name for name, _ in attention.named_parameters() if name.endswith("logit_scale")), None)
+    pooled = any(isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) for module in attention.modules())
+    options = {
+        "by_head": (False, True) if len(inner) < 3 else (False,),
+        "scale": dict.fromkeys((None, _own_scale(attention))),
+        "activation": dict.fromkeys((None, _own_activation(attention))),
+        "keys_unbiased": (False, True) if log_scale and fused_bias else (False,),
+        "adds_query": (False, True) if pooled else (False,),
+    }
+    for (into, out), *chosen in itertools.product(dict.fromkeys(ends), *options.values()):
+        yield Projected(
+            into,
+            out,
+            heads,
+            first=_first_norm(attention, width, inner[0]),
+            norms=_norms_of_heads(attention, units),
+            log_scale=log_scale,
+            **dict(zip(options, chosen, strict=True)),
+        )
+
+
+def _own_scale(attention: nn.Module) -> float | None:
+    found = [getattr(module, name, None) for module in attention.modules() for name in ("scale", "scale_factor")]
+    return next((value for value in found if isinstance(value, float)), None)
+
+
+def _own_activation(attention: nn.Module) -> str | None:
+    """Return the name of a nonlinearity of the attention's own (LeViT)."""
+    return next((name for name, module in attention.named_children() if isinstance(module, NONLINEAR)), None)
+
+
+def _first_norm(attention: nn.Module, width: int, inner: str) -> str | None:
+    """Return the name of a norm over all channels that stands before the first projection (TinyViT)."""
+    for name, module in attention.named_children():
+        if inner == name or inner.startswith(f"{name}."):
+            return None
+        if is_norm(module) and norm_width(module) == width:
+            return name
+    return None
+
+
+def _norms_of_heads(attention: nn.Module, units: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of norms on query, key and perhaps value, in this order."""
+    norms = [name for name, m in attention.named_modules() if is_norm(m) and norm_width(m)]
+    named = {_role(name.rpartition(".")[2]): name for name in norms if not name.startswith(units)}
+    return tuple(named[role] for role in ("q", "k", "v") if role in named)
+
+
+def _number_of_heads(attention: nn.Module) -> int | None:
+    for module in attention.modules():
+        for name in ("num_heads", "num_attention_heads", "n_heads", "heads"):
+            if isinstance(getattr(module, name, None), int):
+                return getattr(module, name)
+    return None
+
+
+def _pointwise(attention: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that act on each token alone."""
+    return {
+        name: module
+        for name, module in attention.named_modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+    }
+
+
+def _inner(linears: dict[str, nn.Module]) -> tuple[str, ...]:
+    """Return which layers lead to query, key and value, if their names tell."""
+    by_role = {_role(name): name for name in linears}
+    for wanted in (("qkv",), ("q", "kv"), ("q", "k", "v")):
+        if all(role in by_role for role in wanted):
+            return tuple(by_role[role] for role in wanted)
+    return ()
+
+
+def _role(name: str) -> str | None:
+    """Return "q", "k", "v", "kv" or "qkv" if a name says so.
+
+    Example:
+        >>> [_role(name) for name in ("attention.query", "queries_keys_values.linear", "to_kv", "v_proj", "proj")]
+        ['q', 'qkv', 'kv', 'v', None]
+    """
+    for piece in reversed(name.lower().split(".")):
+        words = piece.split("_")
+        found = [word for word in words if word in ("q", "k", "v", "kv", "qkv")]
+        found += [letter for letter, stem in (("q", "quer"), ("k", "key"), ("v", "value")) if stem in piece]
+        if found:
+            return "".join(found)
+    return None
+
+
+def _unit(attention: nn.Module, name: str) -> str:
+    """Return the outermost module, inside the attention, that a layer shares with no other layer that mixes."""
+    path = name.split(".")
+    for depth in range(1, len(path)):
+        around = attention.get_submodule(".".join(path[:depth]))
+        if len(_pointwise(around)) == 1:
+            return ".".join(path[:depth])
+    return name
+
+
+def _mixer(unit: nn.Module) -> nn.Module:
+    return next(iter(_pointwise(unit).values()))
+
+
+def _project(unit: nn.Module, x: Tensor) -> Tensor:
+    """Apply a linear layer, or a convolution of one pixel, to ``(B*N, T, D)``."""
+    if isinstance(_mixer(unit), nn.Conv2d):
+        return unit(x.mT.unsqueeze(2)).squeeze(2).mT
+    return unit(x)
+
+
+def _separate_biases(attention: nn.Module) -> list[nn.Parameter]:
+    """Biases of query and value that are kept beside a projection without bias (BEiT)."""
+    biases = [getattr(attention, name, None) for name in ("q_bias", "v_bias")]
+    return [] if any(bias is None for bias in biases) else biases

@@ -1,0 +1,251 @@
+"""Surveys an image model: where images go in, which blocks they pass, and where class scores come out."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from peft_aim.backbone.anatomy import Anatomy, Kinds, NotABlock, PartNames, examine, has_attention, looks_like_a_block
+from peft_aim.backbone.probes import check_alike, check_places_stay, entries, misbuilt, scattered
+from peft_aim.tracing import Call, Handle, Images, blank_images, drawn, is_norm, norm_width, trace
+
+TEXT_ARGUMENTS = {"input_ids", "text"}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What an image model is made of.
+
+    Attributes:
+        tower: Name of the part that takes images; "" is the whole model, something else the image tower of a model
+            that takes text as well.
+        image: Shape of an image, (C, H, W), or of the patches that it is given as, (N, F).
+        further: Further arguments that it needs with an image (mask and grid of patches), by name their axes.
+        blocks: The blocks that AIM can adapt, by name, in the order in which they run.
+        skipped: Blocks that it leaves out because they are something else (class attention, downsampling), or have
+            attention that cannot be run along time, by name, with the reason.
+        refused: Blocks with attention that it doesn't understand, by name, with the reason.
+        without_attention: What looks like a block, but has no attention, by name, with the reason.
+        entries: The blocks that tokens enter first, of which there are two where two trunks stand beside each other,
+            and the norm between position embedding and that block (CLIP), None if there is none.
+        head: Name of the last layer, whose output is the class scores, if there is one.
+        features: Width of what the head takes.
+        final_norms: The norms behind the last block.
+    """
+
+    tower: str
+    image: tuple[int, ...]
+    further: dict[str, int]
+    blocks: dict[str, Anatomy]
+    skipped: dict[str, str]
+    refused: dict[str, str]
+    without_attention: dict[str, str]
+    entries: dict[str, str | None]
+    head: str | None
+    features: int | None
+    final_norms: list[str]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """All blocks with attention that are not adapted, by name, with the reason."""
+        return {**self.skipped, **self.refused}
+
+
+def survey(model: nn.Module, names: PartNames) -> Survey:
+    """Run a model once on a blank image and find its blocks by how they are called.
+
+    Args:
+        model: The image model, or one of image and text.
+        names: Names of parts inside the blocks that the user has given.
+
+    Raises:
+        ValueError: If it takes no images, cannot be run on one, or has no block that AIM can adapt.
+    """
+    tower_name, tower = _tower(model)
+    images, root, output = _trace(model, tower)
+    calls = list(root.walk())
+    for call in calls:  # names as seen from the whole model
+        call.name = ".".join(filter(None, (tower_name, call.name)))
+    found = _Found()
+    found.sort(calls, 2, names)
+    if found.blocks:
+        check_alike(model, output)
+        check_places_stay(tower, images, calls, found.blocks)
+    explained = names.attention and names.mlp  # by the user, whose word counts
+    first_argument = next(iter(images.values()))
+    runs = first_argument.device.type != "meta"
+    if found.blocks and runs:
+        found.refuse(scattered(model, tower, drawn(images), found.blocks))
+    if found.blocks and not explained and runs:
+        found.refuse(misbuilt(model, tower, drawn(images), found.blocks))
+    if not found.blocks:
+        raise ValueError(found.nothing(model))
+    first = list(found.blocks)[:1]
+    if runs:
+        first = entries(model, tower, drawn(images), found.blocks)
+    head = _head(calls, output) if tower is model else None
+    return Survey(
+        tower=tower_name,
+        image=tuple(first_argument.shape[1:]),
+        further={name: argument.ndim for name, argument in list(images.items())[1:]},
+        blocks=found.blocks,
+        skipped=found.skipped,
+        refused=found.refused,
+        without_attention=found.without_attention(),
+        entries={name: _pre_norm(calls, name) for name in first},
+        head=head and head.name,
+        features=head and head.given.shape[-1],
+        final_norms=_final_norms(calls, {*found.blocks, *found.skipped, *found.refused}),
+    )
+
+
+def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
+    """Run a model on two blank images; return these, the tree of calls, and what it returned."""
+    errors = []
+    for images in blank_images(tower):
+        try:
+            return images, *trace(tower, images)
+        except Exception as error:
+            errors.append((error, tuple(next(iter(images.values())).shape)))
+    error, shape = errors[0]
+    size = "If its images have another size, say so with model.image_size = (H, W)."
+    raise ValueError(
+        f"{type(model).__name__} could not be run on a blank image {shape} to find its blocks: "
+        f"{type(error).__name__}: {error}. {'' if isinstance(error, TypeError) else size}"
+    ) from error
+
+
+def _tower(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return the outermost module that takes images and no text."""
+    path = next((name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)), "").split(".")
+    for depth in range(len(path)):
+        name = ".".join(path[:depth])
+        module = model.get_submodule(name)
+        callable_itself = type(module).forward is not nn.Module.forward
+        if callable_itself and not TEXT_ARGUMENTS & set(inspect.signature(module.forward).parameters):
+            return name, module
+    raise ValueError(
+        f"No module in {type(model).__name__} takes images alone: it has no Conv2d, by which AIM finds where images "
+        "become patches, or all that is around it takes text as well. Models of text or video cannot be adapted."
+    )
+
+
+class _Found:
+    """What looks like a block, sorted into what can be adapted, what is left out on purpose, and the rest."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, Anatomy] = {}
+        self.skipped: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        self.others: dict[str, str] = {}  # without attention, as far as names tell
+
+    def sort(self, calls: list[Call], images: int, names: PartNames) -> None:
+        kinds: Kinds = {}
+        for call in filter(looks_like_a_block, calls):
+            if within(call.name, self.blocks):
+                continue
+            try:
+                self.blocks[call.name] = examine(call, images, names, kinds)
+            except NotABlock as reason:
+                kind = self.refused if has_attention(call) else self.others
+                kind = self.skipped if reason.understood else kind
+                kind[call.name] = str(reason)
+        called = [call.name for call in calls]
+        twice = [name for name in self.blocks if called.count(name) > 1]
+        self.refuse(dict.fromkeys(twice, "it runs more than once in a forward pass"))
+        for kind in (self.skipped, self.refused):  # stages, whose blocks count, and parts of blocks
+            stages = [name for name in kind if any(within(block, [name]) for block in self.blocks)]
+            for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
+                self.others[name] = kind.pop(name)
+
+    def refuse(self, reasons: dict[str, str]) -> None:
+        self.refused.update(reasons)
+        self.blocks = {name: anatomy for name, anatomy in self.blocks.items() if name not in reasons}
+
+    def without_attention(self) -> dict[str, str]:
+        """Return the innermost of what looks like a block, but has no attention."""
+        known = {*self.blocks, *self.skipped, *self.refused, *self.others}
+        around = {name for name in self.others if any(within(other, [name]) for other in known)}
+        return {name: reason for name, reason in self.others.items() if name not in around}
+
+    def nothing(self, model: nn.Module) -> str:
+        seen = {**self.skipped, **self.refused} or self.others
+        outermost = [name for name in seen if not within(name, seen)]
+        reasons = listed({name: seen[name] for name in outermost})
+        found = f"These look like blocks, but:{reasons}" if seen else "Nothing in it looks like a block."
+        return (
+            f"No block that AIM can adapt was found in {type(model).__name__}. AIM needs x + attention(norm1(x)) "
+            f"followed by x + mlp(norm2(x)), or the same with norms behind. {found}\nIf its parts are there under "
+            "unusual names, name them with norm1_module, attention_module, norm2_module and mlp_module; how an "
+            "attention is called along time can be taught by peft_aim.attention.along_time; a convolutional network "
+            "cannot be adapted."
+        )
+
+
+def within(name: str, others: Iterable[str]) -> bool:
+    """Whether a module or parameter is a part of one of others, by their names.
+
+    Example:
+        >>> within("blocks.1.attn", ["blocks.1"]), within("blocks.10", ["blocks.1"])
+        (True, False)
+    """
+    return any(name.startswith(f"{other}.") for other in others)
+
+
+def listed(reasons: dict[str, str]) -> str:
+    """Return lines that name blocks and the reason that they share.
+
+    Example:
+        >>> print(listed({"a": "too small", "b": "too small", "c": "too large"}))
+        <BLANKLINE>
+          a, b: too small
+          c: too large
+    """
+    blocks = defaultdict(list)
+    for name, reason in reasons.items():
+        blocks[reason].append(name)
+    lines = [
+        f"\n  {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}: {reason}"
+        for reason, names in blocks.items()
+    ]
+    more = f"\n  ... and {len(lines) - 8} other reasons" if len(lines) > 8 else ""
+    return "".join(lines[:8]) + more
+
+
+def _pre_norm(calls: list[Call], first_block: str) -> str | None:
+    """Return the norm whose output enters the first block, if it belongs to the trunk, not to the patch embedding."""
+    first = next(call for call in calls if call.name == first_block)
+    for call in calls[: calls.index(first)]:
+        parent = call.name.rpartition(".")[0]
+        around = not parent or first_block.startswith(f"{parent}.")
+        if around and is_norm(call.module) and call.returned == first.given:
+            return call.name
+    return None
+
+
+def _head(calls: list[Call], output: Any) -> Call | None:
+    """Return the call of the last linear layer (or of an identity in its place) if the scores come right from it."""
+    scores = Handle.of(_scores(output))
+    for kind in (nn.Linear, nn.Identity):
+        made = [c for c in calls if isinstance(c.module, kind) and scores is not None and c.returned == scores]
+        if made and len(scores.shape) == 2:
+            return made[-1]
+    return None
+
+
+def _scores(output: Any) -> Tensor | None:
+    if isinstance(output, Mapping):
+        return output.get("logits", next(iter(output.values()), None))
+    return output
+
+
+def _final_norms(calls: list[Call], blocks: set[str]) -> list[str]:
+    """Return the norms that learn and run behind the last block; statistics of images stay as they are."""
+    last = max(position for position, call in enumerate(calls) if call.name in blocks)
+    behind = [call for call in calls[last:] if is_norm(call.module) and not within(call.name, blocks)]
+    return [c.name for c in behind if norm_width(c.module) is not None and not hasattr(c.module, "running_mean")]

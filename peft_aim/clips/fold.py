@@ -1,0 +1,207 @@
+"""Clips in, one result per clip out: hooks around an image model that fold frames into the batch and average them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_aim.backbone import Survey
+from peft_aim.clips.frames import ClipShape, Frames
+from peft_aim.clips.loss import add_loss, take_labels
+from peft_aim.clips.per_thread import PerThread
+from peft_aim.tracing import first_argument, map_tensors, with_first_argument
+
+
+class Clips:
+    """Lets an image model take clips ``(B, T, C, H, W)``.
+
+    Images ``(B, C, H, W)`` are clips of one frame. The model sees ``(B*T, C, H, W)``; of what it returns, scores and
+    pooled features ``(B*T, D)`` are averaged over frames, tokens ``(B*T, N, D)`` become ``(B, T*N, D)``, and tensors
+    of more axes ``(B, T, ...)``.
+
+    Args:
+        survey: What the model is made of.
+    """
+
+    def __init__(self, survey: Survey) -> None:
+        self.survey = survey
+        self.frames = Frames()
+        self._labels = PerThread()
+
+    def attach(self, model: nn.Module) -> None:
+        """Put the hooks around the part of a model that takes images.
+
+        Bound methods, unlike closures, survive deepcopy and pickle.
+        """
+        tower = model.get_submodule(self.survey.tower)
+        self._arguments = list(inspect.signature(tower.forward).parameters)
+        self._frozen_norms = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
+        self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._handles = [
+            tower.register_forward_pre_hook(self._enter, with_kwargs=True),
+            tower.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
+        ]
+
+    def detach(self, model: nn.Module) -> None:
+        """Take the hooks off a model from which all adapters are gone, and let train again what did before."""
+        for handle in self._handles:
+            handle.remove()
+        for norm in self._frozen_norms:
+            norm.train(model.training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in self._trainable)
+
+    def _enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        self.frames.begin(None)
+        if getattr(model, "_is_replica", False):
+            raise ValueError(
+                "nn.DataParallel copies a model without its adapters' hooks. Use one process per device instead "
+                "(accelerate launch, torchrun), or a single device (CUDA_VISIBLE_DEVICES=0)."
+            )
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
+        clips = first_argument(self._arguments[0], args, kwargs)
+        if not isinstance(clips, Tensor):
+            raise ValueError(
+                f"{type(model).__name__} got {type(clips).__name__} where clips belong. Pass a tensor "
+                f"(B, T, {', '.join(map(str, self.survey.image))}) first, or as {self._arguments[0]}=."
+            )
+        if clips.ndim == len(self.survey.image) + 1:
+            clips = clips.unsqueeze(1)
+        self._check(clips)
+        for norm in self._frozen_norms:
+            norm.eval()
+        shape = ClipShape(*clips.shape[:2])
+        images = clips.flatten(0, 1)
+        if not images.requires_grad and _checkpoints(model):
+            # A reentrant checkpoint drops all gradients of a function none of whose inputs require one.
+            images = images.detach().requires_grad_()
+        args, kwargs = with_first_argument(images, self._arguments[0], args, kwargs)
+        args, kwargs = self._fold_further(args, kwargs)
+        labels, args, kwargs = take_labels(self._arguments, shape.clips, args, kwargs)
+        _check_per_image(shape, {**dict(zip(self._arguments, args, strict=False)), **kwargs})
+        self._labels.set(labels)
+        self.frames.begin(shape)
+        return args, kwargs
+
+    def _leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        shape, labels = self.frames.end(output), self._labels.get()
+        self._labels.set(None)
+        if shape is None or output is None:  # the call has failed
+            return None
+        output = map_tensors(lambda t: per_clip(t, shape.clips, shape.frames), output)
+        return output if labels.labels is None else add_loss(model, self.survey.head, labels, output)
+
+    def _fold_further(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Fold masks and grids of patches, ``(B, T, ...)``, as the patches were."""
+
+        def fold(name: str, value: Any) -> Any:
+            per_frame = isinstance(value, Tensor) and value.ndim == self.survey.further.get(name, value.ndim) + 1
+            return value.flatten(0, 1) if per_frame else value
+
+        args = tuple(fold(name, value) for name, value in zip(self._arguments, args, strict=False))
+        return args, {name: fold(name, value) for name, value in kwargs.items()}
+
+    def _check(self, clips: Tensor) -> None:
+        shape = tuple(clips.shape)
+        if len(self.survey.image) == 2:
+            self._check_patches(shape)
+        else:
+            self._check_images(shape)
+        if 0 in shape[:2]:
+            raise ValueError(f"Got clips {shape}: there is no frame in them.")
+        if not clips.is_floating_point():
+            raise ValueError(
+                f"Got clips of {clips.dtype}. Pass floats, normalized as the backbone's images were: clips / 255, "
+                "less the mean, over the deviation of each channel (timm.data.resolve_model_data_config, or "
+                "transformers.AutoImageProcessor, has them)."
+            )
+
+    def _check_images(self, shape: tuple[int, ...]) -> None:
+        channels = self.survey.image[0]
+        if len(shape) != 5:
+            raise ValueError(
+                f"Got a tensor {shape}, which is neither clips (B, T, {channels}, H, W) nor images "
+                f"(B, {channels}, H, W). For a single clip (T, {channels}, H, W) pass clip.unsqueeze(0)."
+            )
+        if shape[2] != channels:
+            if shape[1] == channels:
+                raise ValueError(
+                    f"Got clips {shape}, which look like (B, C, T, H, W). Frames come before channels here: pass "
+                    "clips.transpose(1, 2)."
+                )
+            raise ValueError(
+                f"Got clips {shape} with {shape[2]} channels where the model takes {channels}: clips are "
+                f"(B, T, {channels}, H, W)."
+            )
+
+    def _check_patches(self, shape: tuple[int, ...]) -> None:
+        width = self.survey.image[-1]
+        if len(shape) != 4 or shape[-1] != width:
+            raise ValueError(
+                f"Got a tensor {shape}, but this model takes clips as patches (B, T, N, {width}), as its image "
+                f"processor makes them of each frame, and {', '.join(self.survey.further)} with the axes (B, T) first."
+            )
+
+
+def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
+    """Turn what a model returned for B*T images into what it is for B clips.
+
+    Args:
+        tensor: One of the model's outputs.
+        clips: Number of clips B.
+        frames: Number of frames T per clip.
+
+    Shape:
+        ``(B*T,)`` and ``(B*T, D)`` are averaged, to ``(B,)`` and ``(B, D)``; ``(B*T, N, D) -> (B, T*N, D)``;
+        ``(B*T, ...) -> (B, T, ...)``, as are integers, of which there is no average; a scalar stays.
+
+    Raises:
+        ValueError: If the tensor does not lead with the batch of images.
+
+    Example:
+        >>> per_clip(torch.tensor([[1.0], [3.0]]), clips=1, frames=2)
+        tensor([[2.]])
+    """
+    if tensor.ndim == 0:
+        return tensor
+    if tensor.shape[0] % (clips * frames):
+        raise ValueError(
+            f"The model returned a tensor {tuple(tensor.shape)} for {clips * frames} images ({clips} clips of "
+            f"{frames} frames): its first axis is not the batch, so it cannot be averaged over frames."
+        )
+    tensor = tensor.unflatten(0, (clips, -1))
+    if tensor.ndim <= 3 and tensor.is_floating_point():
+        return tensor.mean(1)
+    return tensor.flatten(1, 2) if tensor.ndim == 4 else tensor
+
+
+def _check_per_image(shape: ClipShape, given: dict[str, Any]) -> None:
+    """Refuse masks and the like that have one entry per clip: the model would read them as per image."""
+    for name, value in given.items():
+        is_mask = isinstance(value, Tensor) and value.ndim > 1 and not value.is_floating_point()
+        if is_mask and value.shape[0] == shape.clips and shape.frames > 1:
+            raise ValueError(
+                f"{name} has the shape {tuple(value.shape)}, one entry per clip, but the model takes one per image. "
+                f"Repeat it for the {shape.frames} frames of a clip: "
+                f"{name}.repeat_interleave({shape.frames}, dim=0)."
+            )
+
+
+def mixed_batch_message(adapter_names: list[str]) -> str:
+    """Return why ``adapter_names`` is refused."""
+    return (
+        f"adapter_names={adapter_names!r}: AIM cannot run different adapters in one batch, since each may have its "
+        "own number of frames and classes. Call model.set_adapter(name) and the model, once per adapter."
+    )
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    """Whether gradients are being recorded through a model, some part of which is to be recomputed."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    names = ("gradient_checkpointing", "grad_checkpointing")  # transformers, timm
+    return any(getattr(module, name, False) is True for module in model.modules() for name in names)

@@ -1,0 +1,148 @@
+"""Tells which tokens are frames of one clip: how many frames each clip has in the call that is running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from peft_aim.clips.per_thread import PerThread
+from peft_aim.tracing import tensors_in
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Shape of the clips of one call.
+
+    Attributes:
+        clips: Number of clips B.
+        frames: Number of frames T per clip.
+    """
+
+    clips: int
+    frames: int
+
+    @property
+    def images(self) -> int:
+        """Number of images B*T."""
+        return self.clips * self.frames
+
+    def check(self, tokens: Tensor, pieces: int) -> None:
+        """Check that tokens ``(B*T*P, *N, D)`` lead with the batch of frames, of P pieces each.
+
+        Raises:
+            ValueError: If they don't, as in a block that takes as many pieces of an image as it finds.
+        """
+        if tokens.shape[0] != self.images * pieces:
+            images = f"{self.images} images{f' of {pieces} pieces' if pieces > 1 else ''}"
+            raise ValueError(
+                f"A block got tokens {tuple(tokens.shape)} in a call on {self.clips} clips of {self.frames} frames: "
+                f"its batch is not {images}, so "
+                "frames cannot be told from one another. Exclude this block with exclude_modules."
+            )
+
+
+class Frames:
+    """Knows T, the number of frames of a clip, for any tokens that a block may get.
+
+    While the model runs, that is the T of the thread's call. In backward, when gradient checkpointing runs a block
+    again, the call is over and others may have come since; then T is what these very tokens had, or, where a whole
+    stage is run again, what all calls had that still wait for their backward pass and fit.
+    """
+
+    def __init__(self) -> None:
+        self._running = PerThread()
+        self._of_storage: dict[StorageWeakRef, int] = {}
+        self._await_backward: WeakSet[_Waiting] = WeakSet()
+
+    def begin(self, shape: ClipShape | None) -> None:
+        """Note that this thread begins a call on clips of a shape; None if it doesn't know yet."""
+        self._running.set(shape)
+        if not torch.compiler.is_compiling():
+            self._forget_the_dead()
+
+    def end(self, output: Any = None) -> ClipShape | None:
+        """Note that this thread's call is over; return its shape, None if it had not come so far."""
+        shape = self._running.get()
+        self._running.set(None)
+        if shape is not None and not torch.compiler.is_compiling():
+            waiting = _Waiting(shape)
+            for node in (tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None):
+                node.metadata[self] = waiting  # lives as long as the graph
+                self._await_backward.add(waiting)
+        return shape
+
+    def of(self, tokens: Tensor, pieces: int = 1) -> int:
+        """Return the number of frames T of the clips that a block's tokens ``(B*T*P, *N, D)`` belong to.
+
+        Raises:
+            ValueError: If the tokens don't lead with the batch of frames, or if no call of the model is running.
+        """
+        traced = self._running.traced
+        if traced is None:
+            return self._of_now(tokens, pieces)
+        traced.check(tokens, pieces)
+        return traced.frames
+
+    def remember(self, tokens: Tensor, frames: int) -> None:
+        """Note T of some tokens, for as long as their memory lives."""
+        if self._running.traced is None:
+            self._remember_now(tokens, frames)
+
+    @torch.compiler.disable
+    def _of_now(self, tokens: Tensor, pieces: int) -> int:
+        shape = self._running.get()
+        if shape is not None:
+            shape.check(tokens, pieces)
+        frames = shape.frames if shape else self._of_storage.get(StorageWeakRef(tokens.untyped_storage()))
+        if frames is None:
+            frames = self._of_waiting(tokens, pieces)
+        self.remember(tokens, frames)
+        return frames
+
+    def _of_waiting(self, tokens: Tensor, pieces: int) -> int:
+        shapes = [waiting.shape for waiting in self._await_backward] if in_backward() else []
+        fitting = {shape.frames for shape in shapes if shape.images * pieces == tokens.shape[0]}
+        if len(fitting) > 1:
+            raise ValueError(
+                f"A stage of the model is run again in backward on tokens {tuple(tokens.shape)}, while calls on clips "
+                f"of {sorted(fitting)} frames wait for theirs, so nothing tells which frames belong together. Call "
+                "backward() after each call, or switch gradient checkpointing off."
+            )
+        if not fitting:
+            raise ValueError(
+                f"A block with AIM adapters got tokens {tuple(tokens.shape)} outside of a call of the model, so "
+                "nothing tells which frames belong together. Call the model itself on clips (B, T, C, H, W), not "
+                "a part or a method of it."
+            )
+        return fitting.pop()
+
+    @torch.compiler.disable
+    def _remember_now(self, tokens: Tensor, frames: int) -> None:
+        if not torch.is_inference_mode_enabled():
+            self._of_storage[StorageWeakRef(tokens.untyped_storage())] = frames
+
+    def _forget_the_dead(self) -> None:
+        for storage in list(self._of_storage):  # other threads may add meanwhile
+            if storage.expired():
+                self._of_storage.pop(storage, None)
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles know nothing of running calls."""
+        return Frames, ()
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A call whose backward pass is still to come."""
+
+    shape: ClipShape
+
+
+def in_backward() -> bool:
+    """Whether this thread is running a backward pass."""
+    return torch._C._current_graph_task_id() != -1

@@ -1,0 +1,24 @@
+"""The tuner layers: a block with its adapters, and the adapter's own head, final norm and temporal embedding.
+
+:mod:`peft_aim.layers.adapter` holds their arithmetic on plain tensors.
+"""
+
+from peft_aim.layers.adapter import add_temporal_embedding, from_time, initialize, to_time
+from peft_aim.layers.base import WHY_NO_MERGE, AIMTunerLayer
+from peft_aim.layers.block import AIMLayer
+from peft_aim.layers.embedding import AIMEmbedding
+from peft_aim.layers.head import AIMHead
+from peft_aim.layers.norm import AIMNorm
+
+__all__ = [
+    "WHY_NO_MERGE",
+    "AIMEmbedding",
+    "AIMHead",
+    "AIMLayer",
+    "AIMNorm",
+    "AIMTunerLayer",
+    "add_temporal_embedding",
+    "from_time",
+    "initialize",
+    "to_time",
+]

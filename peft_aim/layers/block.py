@@ -1,0 +1,289 @@
+"""AIMLayer: a block of an image transformer with its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_aim.attention import ending_in, off_the_fast_path
+from peft_aim.backbone import Anatomy
+from peft_aim.clips import Frames, PerThread
+from peft_aim.config import AIMConfig
+from peft_aim.layers.adapter import bottleneck, drop_path, from_time, initialize, narrow, to_time, widen
+from peft_aim.layers.base import AIMTunerLayer
+from peft_aim.layers.embedding import embed, new_embedding
+from peft_aim.recompute import Widths, cheap_from, hidden_widths, recomputing
+from peft_aim.tracing import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
+
+
+@dataclass(frozen=True)
+class BranchSettings:
+    """Settings of one adapter in one block that are no weights.
+
+    Attributes:
+        depth: Position of the block, 0 for the first to 1 for the last.
+        scale: Factor s on the joint adapter.
+        drop_path: Rate of stochastic depth in this block.
+        recompute: What is computed again in backward.
+    """
+
+    depth: float
+    scale: float
+    drop_path: float
+    recompute: str
+
+    @classmethod
+    def of(cls, config: AIMConfig, depth: float) -> BranchSettings:
+        """Take from an adapter's options what concerns a block."""
+        return cls(depth, config.scale, config.drop_path * depth, config.recompute)
+
+
+class AIMLayer(AIMTunerLayer):
+    r"""A block of an image transformer with AIM's adapters (paper, figure 2e).
+
+    The block's own forward runs, with the adapters attached to its parts:
+
+    .. math::
+        x &\leftarrow x + \mathrm{DropPath}(T(\mathrm{attn}_T(\mathrm{norm}_1(x)))) \\
+        x &\leftarrow x + a + S(a), \quad a = \mathrm{attn}(\mathrm{norm}_1(x)) \\
+        x &\leftarrow x + \mathrm{mlp}(h) + \mathrm{DropPath}(s\,J(h)), \quad h = \mathrm{norm}_2(x)
+
+    The first line comes before the block; :math:`\mathrm{attn}_T` is its attention along time. S and J are hooks on
+    the block's attention and MLP, so what the block does to their results (LayerScale, windows, a norm) it does to S
+    and J. Where norms come behind, the first line is :math:`x + \mathrm{DropPath}(T(\mathrm{norm}_1(
+    \mathrm{attn}_T(x))))`.
+
+    Args:
+        block: The block.
+        anatomy: Its parts.
+        frames: Tells how many frames the clips have that tokens belong to.
+    """
+
+    adapter_layer_names = (
+        "aim_temporal_embedding",
+        "aim_temporal_in_down",
+        "aim_temporal_in_up",
+        "aim_temporal_down",
+        "aim_temporal_up",
+        "aim_spatial_down",
+        "aim_spatial_up",
+        "aim_joint_down",
+        "aim_joint_up",
+    )
+    other_param_names = ("aim_settings", "aim_ending")
+
+    def __init__(self, block: nn.Module, anatomy: Anatomy, frames: Frames) -> None:
+        super().__init__(block)
+        self.anatomy = anatomy
+        self.frames = frames
+        self.aim_temporal_embedding = nn.ParameterDict()
+        for name in self.adapter_layer_names[1:]:  # flat containers: PEFT finds the adapter's name in a key only there
+            setattr(self, name, nn.ModuleDict())
+        self.aim_settings: dict[str, BranchSettings] = {}
+        self.aim_ending: dict[str, nn.Module] = {}  # the attention along time, if it can end in the adapter
+        attention = block.get_submodule(anatomy.attention)
+        self._block_input, self._mlp_argument = first_parameter(block), ""
+        self._hidden: Widths = frozenset()
+        self._mlp_input = PerThread()  # of an MLP that is called in two halves, between these
+        self._handles = []
+        if isinstance(attention, nn.MultiheadAttention):  # its record ends before what follows adds to its output
+            self._handles += [
+                attention.register_forward_pre_hook(_leave_the_fast_path, with_kwargs=True),
+                attention.register_forward_hook(_forget_the_record, with_kwargs=True),
+            ]
+        self._handles.append(attention.register_forward_hook(self._add_spatial))
+        if anatomy.mlp is not None:
+            mlp, end = block.get_submodule(anatomy.mlp), block.get_submodule(anatomy.mlp_end)
+            self._mlp_argument = first_parameter(mlp)
+            self._hidden = hidden_widths(mlp, anatomy.width)
+            self._handles.append(end.register_forward_hook(self._add_joint, with_kwargs=True))
+            if end is not mlp:
+                self._handles.append(mlp.register_forward_pre_hook(self._note_mlp_input, with_kwargs=True))
+
+    @property
+    def adapters(self) -> Mapping[str, BranchSettings]:
+        """The adapters that this block has, even if only an embedding."""
+        return self.aim_settings
+
+    def update_layer(self, adapter_name: str, config: AIMConfig, branches: Iterable[str], depth: float) -> None:
+        """Add an adapter.
+
+        Args:
+            adapter_name: Its name.
+            config: Its options.
+            branches: Which of "temporal_embedding", "temporal_in", "temporal", "spatial", "joint" it has here.
+            depth: Position of the block, 0 for the first to 1 for the last.
+        """
+        for branch in branches:
+            if branch == "temporal_embedding":
+                self.aim_temporal_embedding[adapter_name] = new_embedding(config, self.anatomy.width)
+            else:
+                down, up = self._new_bottleneck(config)
+                getattr(self, f"aim_{branch}_down")[adapter_name] = down
+                getattr(self, f"aim_{branch}_up")[adapter_name] = up
+        if "temporal" in branches and self.anatomy.output is not None and self.anatomy.norm_first:
+            attention = self.base_layer.get_submodule(self.anatomy.attention)
+            down = self.aim_temporal_down[adapter_name]
+            self.aim_ending[adapter_name] = ending_in(attention, self.anatomy.output, down)
+        self.aim_settings[adapter_name] = BranchSettings.of(config, depth)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def configure(self, adapter_name: str, config: AIMConfig) -> None:
+        """Take over scale, drop path and recomputation."""
+        self.aim_settings[adapter_name] = BranchSettings.of(config, self.aim_settings[adapter_name].depth)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the block on tokens ``(B*T, *N, D)``, after attention along time; the arguments are the block's own."""
+        adapter = self.current
+        if adapter is None:
+            return self.base_layer(*args, **kwargs)
+        tokens = first_argument(self._block_input, args, kwargs)
+        frames = self.frames.of(tokens, self.anatomy.pieces)
+        settings = self.aim_settings[adapter]
+        if not torch.is_grad_enabled() or settings.recompute == "nothing":
+            output = self._run(adapter, frames, *args, **kwargs)
+        else:
+            run = partial(self._run_unless_changed, adapter, settings, frames)
+            output = recomputing(settings.recompute, self._hidden, run, *args, **kwargs)
+        self.frames.remember(first_tensor(output), frames)  # a recomputed segment may go on to the next block
+        return output
+
+    def _run_unless_changed(
+        self, adapter: str, settings: BranchSettings, frames: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run, and once more in backward, which has to be with the same adapter."""
+        if self.current != adapter or self.aim_settings[adapter] is not settings:
+            now = f"{self.current!r} is in use" if self.current != adapter else "another was swapped in"
+            raise RuntimeError(
+                f"A block with recompute={settings.recompute!r} is run again in backward for the adapter {adapter!r}, "
+                f"but now {now}. Call backward() before you switch, swap or disable adapters."
+            )
+        return self._run(adapter, frames, *args, **kwargs)
+
+    def _run(self, adapter: str, frames: int, *args: Any, **kwargs: Any) -> Any:
+        """Run the adapters before the block, and the block."""
+        tokens = first_argument(self._block_input, args, kwargs)
+        if adapter in self.aim_temporal_embedding:
+            tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy)
+        if adapter in self.aim_temporal_up:
+            tokens = tokens + self._checkpointed(partial(self._attend_along_time, adapter, frames), tokens)
+        args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
+        return self.base_layer(*args, **kwargs)
+
+    def detach(self) -> None:
+        """Take the hooks off the block's parts."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _attend_along_time(self, adapter: str, frames: int, tokens: Tensor) -> Tensor:
+        """Compute the temporal branch, of the tokens' own shape."""
+        anatomy = self.anatomy
+        h = tokens.movedim(anatomy.channels, -1)  # (B*T, *N, D)
+        like = h
+        if anatomy.norm_first:
+            h = self._norm(h)
+        h = to_time(h, frames, anatomy.pieces)  # (B*N, T, D)
+        if adapter in self.aim_temporal_in_up:
+            h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
+        z = self._mix(adapter, h, like)
+        with cheap_from("mlp"):
+            mixed = widen(z, self.aim_temporal_up[adapter]).to(tokens.dtype)
+        mixed = mixed.movedim(-1, anatomy.channels)
+        return self._drop(mixed, adapter)
+
+    def _mix(self, adapter: str, h: Tensor, like: Tensor) -> Tensor:
+        """Attend along ``(B*N, T, D)`` and go into the bottleneck, ``(B*T, *N, r D)``."""
+        anatomy, down = self.anatomy, self.aim_temporal_down[adapter]
+        attention = self.base_layer.get_submodule(anatomy.attention)
+        ending = self.aim_ending.get(adapter)
+        at_once = ending is not None and ending.get_submodule(anatomy.output).stands_for(
+            attention.get_submodule(anatomy.output), down
+        )
+        mixed = first_tensor(anatomy.attend(ending if at_once else attention, h))
+        mixed = from_time(mixed, like, anatomy.pieces)
+        if at_once:
+            return mixed
+        return narrow(mixed if anatomy.norm_first else self._norm(mixed), down)
+
+    def _norm(self, tokens: Tensor) -> Tensor:
+        """Apply the attention's norm, if the block has one, to tokens ``(M, *N, D)``."""
+        if self.anatomy.norm1 is None:
+            return tokens
+        norm = self.base_layer.get_submodule(self.anatomy.norm1)
+        if self.anatomy.norm_channels == -1:
+            return norm(tokens)
+        return norm(tokens.movedim(-1, 1)).movedim(1, -1)
+
+    def _add_spatial(self, attention: nn.Module, args: tuple, output: Any) -> Any:
+        adapter = self.current
+        if adapter is None or adapter not in self.aim_spatial_up:
+            return None
+        a, axis = first_tensor(output), self.anatomy.attention_channels
+        a = a + bottleneck(a, self.aim_spatial_down[adapter], self.aim_spatial_up[adapter], axis)
+        return replace_first(output, a)
+
+    def _note_mlp_input(self, mlp: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self.current in self.aim_joint_up:
+            self._mlp_input.set(first_argument(self._mlp_argument, args, kwargs))
+
+    def _add_joint(self, mlp: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        adapter = self.current
+        if adapter is None or adapter not in self.aim_joint_up:
+            return None
+        if self.anatomy.mlp == self.anatomy.mlp_end:
+            h = first_argument(self._mlp_argument, args, kwargs)
+        else:
+            h = self._mlp_input.get()
+            self._mlp_input.set(None)
+        settings, axis = self.aim_settings[adapter], self.anatomy.mlp_channels
+        # What is added at the end nobody needs in backward, so torch stops before; only behind LayerScale it goes on.
+        with cheap_from("pointwise"):
+            joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
+        return replace_first(output, first_tensor(output) + self._drop(joint, adapter))
+
+    def _drop(self, branch: Tensor, adapter: str) -> Tensor:
+        """Drop a branch at random where the model trains; elsewhere its rate is not even read, for the compiler."""
+        return drop_path(branch, self.aim_settings[adapter].drop_path) if self.training else branch
+
+    def _checkpointed(self, function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        """Recompute in backward what runs before the block, if the block recomputes itself.
+
+        timm checkpoints this layer with all that is in it, but transformers' blocks checkpoint their own forward.
+        """
+        wanted = self.training and getattr(self.base_layer, "gradient_checkpointing", False)
+        if wanted and torch.is_grad_enabled():
+            return self.base_layer._gradient_checkpointing_func(function, tokens)
+        return function(tokens)
+
+    def _new_bottleneck(self, config: AIMConfig) -> tuple[nn.Linear, nn.Linear]:
+        width = self.anatomy.width
+        hidden = max(1, int(width * config.bottleneck_ratio))
+        down, up = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        if config.init_weights:
+            initialize(down)
+            nn.init.zeros_(up.weight)
+            nn.init.zeros_(up.bias)
+        return down, up
+
+
+def _leave_the_fast_path(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Keep torch's own attention off another kernel in the block's call, as :func:`multihead` does along time."""
+    query = first_argument("query", args, kwargs)
+    recorded = off_the_fast_path(attention, query)
+    if recorded is query:
+        return args, kwargs
+    # It tells self-attention by identity.
+    args = tuple(recorded if value is query else value for value in args)
+    return args, {name: recorded if value is query else value for name, value in kwargs.items()}
+
+
+def _forget_the_record(attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    query = first_argument("query", args, kwargs)
+    recorded = query.is_leaf and query.requires_grad
+    return replace_first(output, first_tensor(output).detach()) if recorded else None

@@ -1,0 +1,53 @@
+"""What a foreign module does, seen from outside: its calls, what passes them, and example images to run it on.
+
+Knows nothing of attention, of blocks or of adapters.
+"""
+
+from peft_aim.tracing.calls import Call, Handle, running, trace
+from peft_aim.tracing.example import blank_images, drawn, image_size
+from peft_aim.tracing.outputs import (
+    Images,
+    first_argument,
+    first_parameter,
+    first_tensor,
+    map_tensors,
+    replace_first,
+    run,
+    tensors_in,
+    with_first_argument,
+)
+from peft_aim.tracing.parts import (
+    MIXERS,
+    acts_on_each_place,
+    channel_axis,
+    copy_without_hooks,
+    is_norm,
+    mixes,
+    norm_width,
+)
+
+__all__ = [
+    "MIXERS",
+    "Call",
+    "Handle",
+    "Images",
+    "acts_on_each_place",
+    "blank_images",
+    "channel_axis",
+    "copy_without_hooks",
+    "drawn",
+    "first_argument",
+    "first_parameter",
+    "first_tensor",
+    "image_size",
+    "is_norm",
+    "map_tensors",
+    "mixes",
+    "norm_width",
+    "replace_first",
+    "run",
+    "running",
+    "tensors_in",
+    "trace",
+    "with_first_argument",
+]

@@ -1,0 +1,74 @@
+"""Makes pictures to survey a model with: images, or what transformers' own preprocessing makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from peft_aim.tracing.outputs import Images, first_parameter
+
+
+def blank_images(model: nn.Module) -> Iterator[Images]:
+    """Iterate over what two blank images may be for a model, as its arguments by name.
+
+    Most take ``(2, C, H, W)``. A few want patches, and a mask and a grid that belong to them (SigLIP 2).
+    """
+    like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    height, width = image_size(model)
+    for channels in _channels(model):
+        images = torch.zeros(2, channels, height, width, device=like.device, dtype=like.dtype)
+        yield {first_parameter(model): images}
+    if like.device.type != "meta":
+        yield from _preprocessed(model, like)
+
+
+def drawn(images: Images) -> Images:
+    """Return the arguments for two random images in place of blank ones."""
+    name, first = next(iter(images.items()))
+    noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
+    return {**images, name: noise}
+
+
+def image_size(model: nn.Module) -> tuple[int, int]:
+    """Return the height and width of the images that a model is made for, 224 x 224 where it doesn't say."""
+    found = [getattr(module, name, None) for module in model.modules() for name in ("img_size", "image_size")]
+    found.append(getattr(getattr(model, "config", None), "image_size", None))
+    found.append((getattr(model, "pretrained_cfg", None) or {}).get("input_size"))
+    for size in found:
+        if isinstance(size, int) and not isinstance(size, bool):
+            return size, size
+        if isinstance(size, (tuple, list)) and len(size) >= 2 and all(isinstance(side, int) for side in size[-2:]):
+            return tuple(size[-2:])
+    return 224, 224
+
+
+def _channels(model: nn.Module) -> list[int]:
+    """Return how many channels an image may have: as many as the first convolution takes, or what the model says."""
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    declared = getattr(model, "in_chans", getattr(getattr(model, "config", None), "num_channels", None))
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    found = [stem.in_channels if stem else None, declared, size[0] if size else 3]
+    return list(dict.fromkeys(channels for channels in found if channels))
+
+
+def _preprocessed(model: nn.Module, like: Tensor) -> Iterator[Images]:
+    """Iterate over what transformers' image processor for a model makes of two pictures."""
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+    config = getattr(model, "config", None)
+    vision = getattr(config, "vision_config", config)
+    whole = [c for c in IMAGE_PROCESSOR_MAPPING if type(config) in (c, _vision_config(c))]
+    patch, count = getattr(vision, "patch_size", None), getattr(vision, "num_patches", None)
+    if not whole or not isinstance(patch, int) or not isinstance(count, int):
+        return
+    processor = IMAGE_PROCESSOR_MAPPING[whole[0]]["torchvision"](patch_size=patch, max_num_patches=count)
+    pictures = [torch.zeros(3, 2 * patch, 2 * patch, dtype=torch.uint8)] * 2
+    made = processor(images=pictures, return_tensors="pt")
+    yield {name: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for name, t in made.items()}
+
+
+def _vision_config(config_class: type) -> type | None:
+    """Return the class of the config of a model's image tower."""
+    return getattr(config_class, "sub_configs", {}).get("vision_config")

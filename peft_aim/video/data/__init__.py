@@ -1,0 +1,37 @@
+"""Videos on disk become clips: listing, decoding, sampling frames, preprocessing, data sets.
+
+Needs the extra "video", as do the rooms that build on it.
+"""
+
+from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, read_views
+from peft_aim.video.data.data import Data, Videos, notes_on, typical_seconds
+from peft_aim.video.data.decode import BrokenVideo, Video, open_video
+from peft_aim.video.data.listing import by_index, find_videos, indexed, read_names
+from peft_aim.video.data.sampling import evaluation_frames, windows
+from peft_aim.video.data.transforms import ForEvaluation, ForTraining, Preprocessing, to_image
+
+__all__ = [
+    "IGNORED",
+    "BrokenVideo",
+    "Data",
+    "EvaluationClips",
+    "ForEvaluation",
+    "ForTraining",
+    "NoiseClips",
+    "Preprocessing",
+    "TrainingClips",
+    "Video",
+    "Videos",
+    "by_index",
+    "evaluation_frames",
+    "find_videos",
+    "indexed",
+    "mixed",
+    "notes_on",
+    "open_video",
+    "read_names",
+    "read_views",
+    "to_image",
+    "typical_seconds",
+    "windows",
+]

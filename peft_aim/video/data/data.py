@@ -1,0 +1,107 @@
+"""The videos of a task: those to train on, those to evaluate on, and what is to be known of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from peft_aim.video.data.clips import scan
+from peft_aim.video.data.decode import BrokenVideo, open_video
+from peft_aim.video.data.listing import class_names, find_videos, has_split, indexed
+from peft_aim.video.recipe import Recipe
+
+Videos = Sequence[tuple[Path, int]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled videos.
+
+    Attributes:
+        classes: Names of the classes.
+        train: The videos to train on, with the indices of their classes.
+        val: Those to evaluate on; there may be none.
+    """
+
+    classes: list[str]
+    train: Videos
+    val: Videos = ()
+
+    @classmethod
+    def find(
+        cls,
+        videos: str | Path,
+        val: str | Path | None = None,
+        root: str | Path | None = None,
+        classes: list[str] | None = None,
+    ) -> Data:
+        """Find the videos of the splits "train" and "val".
+
+        Args:
+            videos: A folder, list or table, see :func:`peft_aim.video.data.listing.find_videos`.
+            val: A list or table of the videos to evaluate on, if they are not in ``videos``.
+            root: Where the paths in lists begin.
+            classes: Names of the classes, for videos that are labelled by index.
+
+        Raises:
+            ValueError: If there are no videos, one class only, or one in val that is not in train.
+        """
+        train = find_videos(videos, "train", root)
+        classes = class_names(train, classes, by_name=Path(videos).is_dir())
+        if val is None and has_split(videos, "val"):
+            return cls(classes, indexed(train, classes), indexed(find_videos(videos, "val", root), classes))
+        held_out = find_videos(val, None, root) if val else []
+        return cls(classes, indexed(train, classes), indexed(held_out, classes))
+
+    @property
+    def fingerprint(self) -> str:
+        """A short name for just these videos with their classes."""
+        lines = [f"{path}\t{label}" for videos in (self.train, self.val) for path, label in videos]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+    def without_broken(self, recipe: Recipe) -> tuple[Data, list[str]]:
+        """Open all videos once; return the data without the training videos that cannot be read, and all reasons.
+
+        Those of val stay: evaluation counts what it skips.
+
+        Raises:
+            ValueError: If none of a split can be read.
+        """
+        reasons: dict[Path, str] = {}
+        for split in ("train", "val"):
+            videos = getattr(self, split)
+            broken = scan(videos, recipe.min_frames, recipe.workers, split) if videos else {}
+            if videos and len(broken) == len({path for path, _ in videos}):
+                raise ValueError(
+                    f"None of the {len(videos)} videos of {split} can be read. {next(iter(broken.values()))}"
+                )
+            reasons |= broken
+        return replace(self, train=[video for video in self.train if video[0] not in reasons]), [*reasons.values()]
+
+
+def notes_on(data: Data) -> list[str]:
+    """Return what a user should know of the videos before trusting the results."""
+    notes = [] if data.val else ["There is no split val, so nothing was evaluated."]
+    for split in ("train", "val") if data.val else ("train",):
+        labels = {label for _, label in getattr(data, split)}
+        absent = [name for label, name in enumerate(data.classes) if label not in labels]
+        if absent:
+            shown = f"{absent[:8]}{f' and {len(absent) - 8} more' if len(absent) > 8 else ''}"
+            notes.append(f"No video of {split} is of the classes {shown}.")
+    return notes
+
+
+def typical_seconds(videos: Videos, sample: int = 25) -> float | None:
+    """Return the median length of some of the videos that can be read."""
+    lengths = []
+    for path, _ in videos[:: max(1, len(videos) // sample)]:
+        try:
+            with open_video(path) as video:
+                lengths.append(video.seconds[-1])
+        except BrokenVideo:
+            continue
+    return round(float(np.median(lengths)), 2) if lengths else None

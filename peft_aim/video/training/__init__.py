@@ -1,0 +1,10 @@
+"""Training on videos with transformers' Trainer, on all devices that accelerate knows; checkpoints and the report.
+
+:func:`train` is the whole of it.
+"""
+
+from peft_aim.video.training.checkpoints import check_output
+from peft_aim.video.training.report import Report
+from peft_aim.video.training.run import measure_speed, train
+
+__all__ = ["Report", "check_output", "measure_speed", "train"]

@@ -1,0 +1,230 @@
+"""Trains an AIM adapter on videos with transformers' Trainer, on all devices that accelerate knows.
+
+``accelerate launch -m peft_aim train VIDEOS --model NAME --output DIR`` is ``peft-aim train`` on several.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+from peft_aim.config import AIMConfig
+from peft_aim.saving import adapter_weights, in_precision
+from peft_aim.video.backbones import Source, load_backbone
+from peft_aim.video.data import Data, ForTraining, NoiseClips, TrainingClips, Videos, notes_on, typical_seconds
+from peft_aim.video.description import Description
+from peft_aim.video.evaluate import Evaluation, NothingToEvaluate, evaluate_model
+from peft_aim.video.processes import gather, on_cpu, processes, say
+from peft_aim.video.recipe import Recipe
+from peft_aim.video.training.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
+from peft_aim.video.training.report import Report
+from peft_aim.video.training.trainer import ClipTrainer, Speed
+
+
+def train(
+    data: Data,
+    model: Source | str,
+    output: str | Path,
+    recipe: Recipe | None = None,
+    check: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    **aim_options: Any,
+) -> tuple[PeftModel, Report]:
+    """Train an adapter on videos, evaluate it, and save it with all that is to be known of it.
+
+    Videos that cannot be read are skipped and named in the report. While it trains, checkpoints are written to
+    ``output/checkpoints`` after each epoch, and upon Ctrl-C.
+
+    Args:
+        data: The videos.
+        model: The image model.
+        output: New or empty folder for the adapter and ``report.json``.
+        recipe: How to train.
+        check: Open all videos before, to know the broken ones.
+        resume: Go on from the last complete checkpoint in ``output``.
+        overwrite: Write to ``output`` although there is something in it.
+        aim_options: Further options of :class:`peft_aim.AIMConfig`.
+
+    Returns:
+        The adapted model, and what came out.
+
+    Raises:
+        ValueError: If there is no such model, something in the output folder, or nothing to resume.
+        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
+    """
+    recipe, output = recipe or Recipe(), Path(output)
+    source = Source(model) if isinstance(model, str) else model
+    run = Run.of(output, data, source, recipe, check=check, options=aim_options)
+    run.check(resume, overwrite)
+    data, broken = data.without_broken(recipe) if check else (data, [])
+    adapted, description = adapt(data, source, recipe, **aim_options)
+    notes = [*notes_on(data), *precision_note(recipe)]
+    for note in notes:
+        say(f"Note: {note}")
+    clips = TrainingClips(data.train, recipe, ForTraining(description.preprocessing, recipe, data.classes))
+    trainer = new_trainer(adapted, clips, recipe, run.folder)
+    trainer.skipped |= dict.fromkeys(broken)
+    fit(trainer, run, resume)
+    if recipe.save_dtype:
+        halve(adapted, recipe.save_dtype)
+    description = replace(description, seconds=typical_seconds(data.train))
+    save(trainer, description, output)
+    evaluation, remarks = results(trainer, description, data.val, recipe)
+    if evaluation:
+        save(trainer, replace(description, results={"val": evaluation.summary()}), output)
+    skipped = {*gather(trainer.skipped), *(evaluation.skipped if evaluation else [])}
+    speed, count = trainer.speed.result(trainer.args), adapted.get_nb_trainable_parameters()[0]
+    report = Report(evaluation, count, sorted(skipped), notes + remarks, speed, data.classes, recipe)
+    if processes().is_main_process:
+        report.write(output)
+        run.end()
+    return adapted, report
+
+
+def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
+    """Run a training, or what is left of it.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
+    """
+    interrupt, checkpoint = SaveOnInterrupt(), last_complete(run.folder) if resume else None
+    if resume:
+        begin = "No checkpoint is complete yet: starting from the beginning"
+        say(f"Going on from {checkpoint}" if checkpoint else begin)
+    else:
+        run.begin()
+    if checkpoint:
+        trainer.skipped |= dict.fromkeys(json.loads((checkpoint / COMPLETE).read_text()))
+        trainer.readable = 1  # or there would be none
+    trainer.add_callback(interrupt)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    finally:
+        interrupt.give_back()
+    if interrupt.happened:
+        raise KeyboardInterrupt(f"a checkpoint is in {run.folder}; go on with --resume")
+
+
+def results(
+    trainer: ClipTrainer, description: Description, videos: Videos, recipe: Recipe
+) -> tuple[Evaluation | None, list[str]]:
+    """Evaluate what was trained; return None, and perhaps why, if there is nothing to evaluate on."""
+    if not videos:
+        return None, []
+    # What is sharded has to be called as a whole; else no compiled model is needed for a few other shapes.
+    whole = trainer.model_wrapped if trainer.is_fsdp_enabled else trainer.accelerator.unwrap_model(trainer.model)
+    size = trainer.args.per_device_train_batch_size
+    try:
+        return evaluate_model(whole, description, videos, None, size, recipe.workers, recipe.min_frames), []
+    except NothingToEvaluate as nothing:
+        return None, [str(nothing)]
+
+
+def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 20, **aim_options: Any) -> Speed:
+    """Train on noise that needs no reading, to see how fast the model is by itself. Nothing is kept."""
+    adapted, description = adapt(data, Source(model) if isinstance(model, str) else model, recipe, **aim_options)
+    shape = (recipe.frames, 3, *description.preprocessing.size)
+    with tempfile.TemporaryDirectory() as folder:
+        clips = NoiseClips(steps * recipe.batch_size, shape)
+        once = replace(recipe, epochs=1, workers=0, mixup=0.0)
+        trainer = new_trainer(adapted, clips, once, Path(folder))
+        trainer.args.save_strategy = "no"
+        trainer.train()
+    return trainer.speed.result(trainer.args)
+
+
+def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description]:
+    """Load the backbone and give it a fresh adapter, with what that says of itself."""
+    torch.manual_seed(recipe.seed)
+    backbone, preprocessing = load_backbone(source)
+    drops = aim_options.get("temporal", True) or aim_options.get("joint", True)
+    options = {
+        "num_frames": recipe.frames,
+        "id2label": dict(enumerate(data.classes)),
+        "scale": recipe.scale,
+        "temporal_adapters": recipe.temporal_adapters,
+        "drop_path": recipe.drop_path if drops else 0.0,
+        "head_dropout": recipe.head_dropout,
+        "recompute": recipe.recompute,
+        "final_norm": True,
+    }
+    adapted = get_peft_model(backbone, AIMConfig(**{**options, **aim_options}))
+    return adapted, Description.new(recipe, preprocessing, source.resolved(backbone), data.classes)
+
+
+def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) -> ClipTrainer:
+    """Put a recipe into transformers' terms.
+
+    Raises:
+        ValueError: If the batch cannot be divided among the processes.
+    """
+    parts = processes().num_processes * recipe.accumulation
+    if recipe.batch_size % parts:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} cannot be divided among {processes().num_processes} processes with "
+            f"{recipe.accumulation} parts each. Give a multiple of {parts}."
+        )
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=on_cpu(),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size // parts,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=recipe.peak_lr,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=0.0,  # the paper clips nothing
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16" and torch.cuda.is_available(),
+        torch_compile=recipe.compile,
+        dataloader_num_workers=recipe.workers,
+        dataloader_persistent_workers=recipe.workers > 0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_strategy="epoch",
+        save_total_limit=2,
+        logging_strategy="epoch",
+        report_to=[],
+        seed=recipe.seed,
+    )
+    trainer = ClipTrainer(model, arguments, clips, recipe.label_smoothing, recipe.mixup)
+    trainer.add_callback(MarkComplete(trainer.skipped))
+    return trainer
+
+
+@torch.no_grad()
+def halve(adapted: PeftModel, dtype: str) -> None:
+    """Round an adapter as it will be saved, so that what is evaluated is what others load."""
+    adapted.active_peft_config.save_dtype = dtype
+    weights = adapter_weights(adapted, adapted.active_adapter)
+    for name, tensor in in_precision(weights, dtype).items():
+        weights[name].copy_(tensor)
+
+
+def save(trainer: ClipTrainer, description: Description, output: Path) -> None:
+    """Save the adapter with what it says of itself, from however many processes have a part of it."""
+    config = trainer.accelerator.unwrap_model(trainer.model).active_peft_config
+    config.revision = description.source.revision
+    description.write(config)
+    if trainer.is_fsdp_enabled:  # each process has a part of it
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(output))
+    if trainer.args.should_save:
+        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to trust
+
+
+def precision_note(recipe: Recipe) -> list[str]:
+    """Return that a recipe's half precision cannot be had, if that is so."""
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        return ["Without a GPU there is no training in fp16: it is done in full precision."]
+    return []

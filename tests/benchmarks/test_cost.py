@@ -1,0 +1,88 @@
+"""The benchmark of cost: its yardstick computes what AIM computes, its counts are right, and all of it runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+from benchmarks.cost.__main__ import main, rows
+from benchmarks.cost.plan import QUICK
+from benchmarks.cost.tables import goals
+from benchmarks.measuring.counting import Alive, cost_of_step
+from benchmarks.methods import rivals
+from benchmarks.methods.reference import literal
+from peft_aim.saving.weights import adapter_weights
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "timm_clip"])
+@torch.no_grad()
+def test_the_literal_transcription_scores_as_aim_does(name):
+    backbone, clips = zoo.build(name), zoo.make_clips()
+    model = rivals.aim(copy.deepcopy(backbone), 3, zoo.FRAMES, init_weights=False).eval()
+    twin = literal(backbone, 3, zoo.FRAMES).eval()
+    wanted = adapter_weights(model, "default")
+    for block, layer in enumerate(m for m in twin.modules() if type(m).__name__ == "LiteralBlock"):
+        for branch in ("temporal", "spatial", "joint"):
+            for end in ("down", "up"):
+                for kind in ("weight", "bias"):
+                    tensor = wanted[f"blocks.{block}.aim_{branch}_{end}.{kind}"]
+                    layer.get_parameter(f"{branch}.{end}.{kind}").copy_(tensor)
+    embedding = next(tensor for key, tensor in wanted.items() if "aim_temporal_embedding" in key)
+    twin.get_parameter(next(key for key, _ in twin.named_parameters() if "embedding" in key)).copy_(
+        embedding[:, :, None]
+    )
+    twin.model.head.load_state_dict({kind: wanted[f"head.aim_head.{kind}"] for kind in ("weight", "bias")})
+    assert torch.allclose(twin(clips), model(clips), atol=1e-5)
+
+
+def test_counts_of_a_linear_layer():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6))
+    found = cost_of_step(model, torch.randn(2, 4), torch.sum)
+    assert found["forward_gmac"] == pytest.approx((2 * 4 * 5 + 2 * 5 * 6) / 1e9)
+    assert found["backward_gmac"] == pytest.approx((2 * 4 * 5 + 2 * 2 * 5 * 6) / 1e9)
+    assert found["saved_mb"] == pytest.approx(4 * (2 * 4 + 2 * 5) / 1e6)
+
+
+def test_peak_of_memory():
+    with Alive() as alive:
+        kept = torch.ones(10)  # 40 bytes
+        for _ in range(3):
+            torch.ones(20).view(4, 5)  # 80 bytes, which go at once
+        kept.add_(1)
+    assert alive.peak == 120 and alive.bytes == 40
+
+
+def test_a_block_that_the_transcription_does_not_cover_is_refused():
+    with pytest.raises(ValueError, match="Block computes something else than"):
+        literal(zoo.build("timm_dinov2"), 3, zoo.FRAMES)
+
+
+def test_quick(tmp_path, capsys):
+    main(["--quick", "--output", str(tmp_path)])
+    found = json.loads((tmp_path / "cost.json").read_text())
+    names = [row["row"] for row in found["rows"]]
+    assert names[: len(rows(QUICK))] == list(rows(QUICK)) and sum(name.endswith(", compiled") for name in names) == 3
+    assert all(len(row["step_seconds"]) == len(row["inference_seconds"]) == QUICK.rounds for row in found["rows"])
+    text = (tmp_path / "cost.md").read_text()
+    assert all(name in text for name in names)
+    assert "Goals" not in text  # they are of CLIP ViT-B/16
+    assert ("graph breaks", "<= 0", "0", True) in goals(found)
+    assert found["swapping"]["recompiled_by_hotswap"] == 0
+    assert found["growth"]["adapters"]["exponents"]["adapters_mb"] == pytest.approx(1)
+    assert {path.name for path in tmp_path.iterdir()} == {"cost.json", "cost.md", "cost_growth.svg", "cost_pareto.svg"}
+
+
+def test_quick_in_half_precision(tmp_path):
+    main(["--quick", "--dtype", "bfloat16", "--output", str(tmp_path)])
+    sizes = json.loads((tmp_path / "cost.json").read_text())["swapping"]["file_bytes"]
+    assert sizes["as trained"] == pytest.approx(sizes["float16"], abs=100)
+
+
+def test_quick_never_overwrites_the_results():
+    with pytest.raises(SystemExit):
+        main(["--quick"])

@@ -1,0 +1,115 @@
+"""A sample of the coverage benchmark: the laws over one model of each structure, built small by its catalogue."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.coverage import __main__ as coverage
+from benchmarks.coverage import catalogue, laws
+from benchmarks.reporting.record import RESULTS
+from benchmarks.reporting.tables import FRONT, HERE
+
+SAMPLE = {
+    "timm": [
+        "beit_base_patch16_224",  # bias inside of the attention
+        "caformer_s18",  # convolutions as token mixers in the first stages
+        "cait_xxs24_224",  # class attention at the end
+        "coatnet_0_rw_224",  # channels first
+        "crossvit_9_240",  # two trunks
+        "davit_tiny",  # attention between channels
+        "fastvit_sa12",  # channels first, no norm before the MLP
+        "gemma4_vit_167m",  # rotation in two arguments
+        "hiera_tiny_224",  # mask units, pooled queries
+        "levit_128",  # no norms, values wider than keys
+        "maxvit_tiny_rw_224",  # windows and grids, features by head
+        "mobilevit_xs",  # images cut into pieces
+        "mvitv2_tiny",  # pooled, adds the query
+        "naflexvit_base_patch16_gap",  # no convolution
+        "nest_tiny",  # tokens in blocks
+        "pvt_v2_b0",  # reduced keys
+        "sam2_hiera_tiny",  # attention on grids
+        "swinv2_cr_tiny_ns_224",  # norms behind, cosine similarity
+        "tiny_vit_5m_224",  # norm inside of the attention
+        "twins_svt_small",  # sizes as arguments
+        "volo_d1_224",  # outlook attention
+        "xcit_nano_12_p16_224",  # attention between channels
+    ],
+    "transformers": ["cvt", "hiera", "levit", "mobilevit", "segformer", "siglip2", "swiftformer", "swinv2"],
+    "torchvision": ["maxvit_t", "swin_v2_t"],
+    "open_clip": ["ViT-B-32"],
+}
+RECORD = RESULTS / "coverage.json"
+
+
+@pytest.mark.parametrize(("library", "name"), [(library, name) for library, names in SAMPLE.items() for name in names])
+def test_all_laws_hold(library, name):
+    backbone = catalogue.build(library, name)
+    held = laws.check(lambda: copy.deepcopy(backbone), coverage.random_clips(backbone))
+    assert list(held) == [law.__name__ for law in laws.LAWS]
+    assert set(held.values()) <= {"holds", "not offered"}
+
+
+class Spatial(nn.MultiheadAttention):
+    """Adds a bias of space, made for 17 places, to whatever has that length."""
+
+    def forward(self, query, key, value, **kwargs):
+        if query.shape[1] == 17:
+            query = query + torch.arange(17.0)[:, None]
+        return super().forward(query, query, query, **kwargs)
+
+
+class Leaking(nn.LayerNorm):
+    """Lets places of an image see each other."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.1 * x.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("law", "spoil"),
+    [
+        (laws.time_is_free_of_space, lambda layer: setattr(layer.base_layer.attn, "__class__", Spatial)),
+        (laws.places_never_mix, lambda layer: setattr(layer.base_layer.ln_1, "__class__", Leaking)),
+        (laws.saved_and_loaded_gives_the_same, lambda layer: layer.register_forward_hook(lambda m, a, y: y + 1)),
+        (laws.gradients_reach_every_adapter_and_nothing_else, lambda layer: layer.base_layer.requires_grad_()),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_laws_can_be_broken(law, spoil, monkeypatch):
+    """A check that cannot fail checks nothing: each of these breaks something after the model was adapted."""
+    adapt = laws.adapt
+
+    def adapt_and_spoil(backbone: nn.Module, **options: object) -> nn.Module:
+        model = adapt(backbone, **options)
+        for layer in laws.layers(model):
+            spoil(layer)
+        return model
+
+    backbone = catalogue.build("open_clip", "ViT-B-32")
+    clips = coverage.random_clips(backbone)
+    law(lambda: copy.deepcopy(backbone), clips)
+    monkeypatch.setattr(laws, "adapt", adapt_and_spoil)
+    with pytest.raises(laws.Broken):
+        law(lambda: copy.deepcopy(backbone), clips)
+
+
+def test_the_record_covers_every_library_and_nothing_in_it_is_wrong():
+    rows = json.loads(RECORD.read_text())["rows"]
+    for library in catalogue.LIBRARIES:
+        assert {row["name"] for row in rows if row["library"] == library} == set(catalogue.names(library))
+    assert [row["name"] for row in rows if row["outcome"] == "wrong"] == []
+    assert all(row["reason"] for row in rows if row["outcome"] != "adapted")
+    adapted = [row for row in rows if row["outcome"] == "adapted"]
+    names = {law.__name__ for law in laws.LAWS}
+    assert all(set(row["laws"]) == names for row in adapted)
+
+
+def test_the_tables_are_made_from_the_record():
+    rows = json.loads(RECORD.read_text())["rows"]
+    assert coverage.summary(rows) in FRONT.read_text()
+    assert f"{coverage.summary(rows)}\n{coverage.by_family(rows)}" in HERE.read_text()

@@ -1,0 +1,36 @@
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.accuracy.fitting import groups, measured, minimize
+from benchmarks.accuracy.reversals import partner
+
+
+def test_what_starts_at_zero_amid_pretrained_weights_trains_faster_and_only_matrices_decay():
+    old, new = nn.Linear(2, 2), nn.Linear(2, 2)
+    found = groups([*old.parameters(), *new.parameters()], new.parameters(), lr=0.1)
+    assert [(group["lr"], group["weight_decay"]) for group in found] == [
+        (0.1, 0.05),
+        (0.1, 0.0),
+        (1.0, 0.05),
+        (1.0, 0.0),
+    ]
+
+
+def test_a_loss_is_minimized_with_all_examples_before_one_comes_again():
+    point, seen = nn.Linear(1, 1), []
+
+    def loss(indices):
+        seen.append(indices)
+        return (point(torch.ones(1)) - 3).square().sum()
+
+    assert minimize(point, loss, count=6, steps=100, batch=3, lr=0.2) < 0.1
+    assert all(torch.cat(seen[i : i + 2]).sort()[0].tolist() == [*range(6)] for i in range(0, 100, 2))
+
+
+def test_scores_that_ignore_order_are_right_on_one_of_each_pair():
+    labels = torch.randint(10, (50,))
+    scores = torch.randn(50, 10)
+    found = measured(torch.cat([scores, scores]), torch.cat([labels, partner(labels)]))
+    assert found["within_pair"] == 0.5
+    assert found["top1"] == pytest.approx(((scores.argmax(1) // 2) == labels // 2).float().mean().item() / 2)

@@ -1,0 +1,225 @@
+"""A saved adapter needs nothing else: it predicts in a fresh process, beside others, over time; its card runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from huggingface_hub import ModelCard
+from peft import PeftModel, get_peft_model
+from PIL import Image
+from videos import write, write_broken
+
+from peft_aim import AIMConfig
+from peft_aim.__main__ import main
+from peft_aim.video.adapters import load_adapters
+from peft_aim.video.backbones import Source
+from peft_aim.video.data.data import Data
+from peft_aim.video.description import Description
+from peft_aim.video.pipeline import video_pipeline
+from peft_aim.video.predict import predict
+from peft_aim.video.recipe import Recipe
+from peft_aim.video.training.run import train
+
+SHORT = Recipe(frames=2, epochs=2, batch_size=4, lr=1e-2, workers=0)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory, image_model) -> Path:
+    """Two adapters of one image model, of other numbers of frames, classes and views."""
+    root = tmp_path_factory.mktemp("tasks")
+    for name, classes, recipe in (
+        ("one", 2, SHORT),
+        ("two", 3, Recipe(**{**vars(SHORT), "frames": 3, "views": (2, 3)})),
+    ):
+        for split in ("train", "val"):
+            for label in range(classes):
+                for i in range(2):
+                    write(root / f"videos-{name}" / split / f"{name}{label}" / f"{i}.mp4", count=6)
+        train(Data.find(root / f"videos-{name}"), image_model, root / name, recipe)
+    write(root / "video.mp4", count=6)
+    write(root / "long.mp4", count=30)
+    return root
+
+
+def test_predictions_are_those_of_the_model(tasks):
+    (prediction,) = predict(str(tasks / "one"), tasks / "video.mp4", top_k=9)
+    loaded = load_adapters([str(tasks / "one")])
+    from peft_aim.video.data.clips import EvaluationClips
+
+    description = loaded.descriptions[0]
+    clips = EvaluationClips([(tasks / "video.mp4", 0)], 2, None, (1, 1), description.preprocessing, 1)[0]["clips"]
+    with torch.no_grad():
+        expected = loaded.model(clips).logits.softmax(-1)[0]
+    assert dict(prediction.top) == {f"one{i}": pytest.approx(float(p), abs=1e-6) for i, p in enumerate(expected)}
+    assert prediction.top[0][1] >= prediction.top[1][1] and prediction.windows == []
+
+
+def test_adapters_are_swapped_on_one_backbone(tasks, monkeypatch, tmp_path):
+    from peft_aim.video import adapters
+
+    loads, load = [], adapters.load_backbone
+    monkeypatch.setattr(adapters, "load_backbone", lambda source: loads.append(source) or load(source))
+    names = [str(tasks / "one"), str(tasks / "two")]
+    together = predict(names, [tasks / "video.mp4", tasks / "long.mp4"], output=tmp_path / "pictures")
+    assert len(loads) == 1
+    alone = [p for video in ("video.mp4", "long.mp4") for name in names for p in predict(name, tasks / video)]
+    assert together == alone
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"video.mp4.png", "long.mp4.png"}
+    assert np.asarray(Image.open(tmp_path / "pictures" / "video.mp4.png")).std() > 10
+
+
+def test_long_videos_are_predicted_over_time(tasks):
+    (prediction,) = predict(str(tasks / "one"), tasks / "long.mp4")
+    assert load_adapters([str(tasks / "one")]).descriptions[0].seconds == pytest.approx(0.5)
+    assert len(prediction.windows) == 11
+    assert prediction.windows[0].begin == 0 and prediction.windows[-1].end == pytest.approx(2.9)
+    mean = np.mean([dict(window.top)["one0"] for window in prediction.windows])
+    assert dict(prediction.top)["one0"] == pytest.approx(mean, abs=1e-6)
+    (whole,) = predict(str(tasks / "one"), tasks / "long.mp4", window=0)
+    assert whole.windows == []
+    assert len(predict(str(tasks / "one"), tasks / "long.mp4", window=1.5)[0].windows) == 3
+
+
+def test_predict_in_a_fresh_process(tasks, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "peft_aim", "predict", str(tasks / "one"), "video.mp4"]
+    shutil.copy(tasks / "video.mp4", tmp_path)
+    more = ["--adapter", str(tasks / "two"), "--top-k", "2"]
+    result = subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    here = predict([str(tasks / "one"), str(tasks / "two")], tasks / "video.mp4", top_k=2)
+    for prediction in here:
+        classes = ", ".join(f"{name} {probability:.1%}" for name, probability in prediction.top)
+        assert f"{prediction.adapter}: video.mp4: {classes}" in result.stdout
+    assert (tmp_path / "predictions" / "video.mp4.png").is_file()
+
+
+def test_broken_videos_are_named_and_the_others_predicted(tasks, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    broken = write_broken(tmp_path / "broken")
+    paths = [str(path) for path in broken.values()]
+    assert main(["predict", str(tasks / "one"), *paths, str(tasks / "video.mp4"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert [Path(row["video"]).name for row in json.loads(captured.out)] == ["one.mp4", "video.mp4"]
+    assert all(f"skipped: {broken[what]} cannot" in captured.err for what in ("truncated", "note", "empty"))
+    assert main(["predict", str(tasks / "one"), paths[0]]) == 1
+    assert main(["predict", str(tasks / "one")]) == 1
+    assert "is taken for the adapter. Give it first, then one video or several" in capsys.readouterr().err
+    assert main(["predict", str(tasks / "one"), str(tasks / "video.mp4"), "--window", "-1"]) == 1
+    assert "window=-1.0 is out of range" in capsys.readouterr().err
+    video = str(tasks / "video.mp4")
+    assert main(["predict", video, "--adapter", str(tasks / "one"), "--adapter", str(tasks / "two")]) == 0
+
+
+def test_adapters_that_cannot_be_used_are_explained(tasks, tmp_path, image_model):
+    with pytest.raises(ValueError, match="is no AIM adapter: there is no adapter_config.json in it. The adapter"):
+        load_adapters([str(tasks / "video.mp4")])
+    with pytest.raises(ValueError, match="There is no folder my-tsak, and it is no Hub id, OWNER/NAME"):
+        load_adapters(["my-tsak"])
+    model = get_peft_model(tf.ViTForImageClassification.from_pretrained(image_model), AIMConfig(num_labels=2))
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="bare doesn't say how clips of a video file are made for it"):
+        load_adapters([str(tmp_path / "bare")])
+    other = tf.ViTForImageClassification(tf.ViTConfig.from_pretrained(image_model))
+    other.save_pretrained(tmp_path / "other")
+    tf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        ValueError, match=r"was trained on a backbone with the fingerprint .* The backbone here is .*other"
+    ):
+        load_adapters([str(tasks / "one")], Source(str(tmp_path / "other")))
+    train(Data.find(tasks / "videos-one"), str(tmp_path / "other"), tmp_path / "third", SHORT)
+    with pytest.raises(
+        ValueError, match="third was trained on .*other, but .*one on .*vit. Predict with adapters of one"
+    ):
+        load_adapters([str(tasks / "one"), str(tmp_path / "third")])
+    train(Data.find(tasks / "videos-one"), Source("test_vit", random_weights=True), tmp_path / "noise", SHORT)
+    with pytest.raises(ValueError, match="noise was trained on a backbone of random weights, which nobody has"):
+        load_adapters([str(tmp_path / "noise")])
+
+
+def test_a_description_survives_saving(tasks):
+    config = AIMConfig.from_pretrained(tasks / "two")
+    description = Description.read(config, "two")
+    assert description.classes == ["two0", "two1", "two2"]
+    assert (description.frames, description.stride, description.views) == (3, None, (2, 3))
+    assert description.recipe["lr"] == 1e-2 and description.results["val"]["views"].keys() == {"1x1", "2x3"}
+    again = AIMConfig(num_frames=3, id2label=config.id2label)
+    description.write(again)
+    assert Description.read(again, "two") == description
+
+
+# transformers' pipeline.
+
+
+def test_transformers_pipeline_classifies_videos(tasks):
+    classify = video_pipeline(str(tasks / "two"))
+    assert isinstance(classify, tf.VideoClassificationPipeline)
+    paths = [str(tasks / "video.mp4"), str(tasks / "long.mp4")]
+    for path, found in zip(paths, classify(paths, top_k=3), strict=True):
+        (expected,) = predict(str(tasks / "two"), path, window=0)
+        assert [(row["label"], pytest.approx(row["score"], abs=1e-6)) for row in found] == expected.top
+    assert len(classify(paths[0], top_k=1)) == 1
+    assert sum(row["score"] for row in classify(paths[0])) == pytest.approx(1)
+
+
+# The model card.
+
+
+def test_the_cards_code_runs_as_it_is(tasks):
+    card = ModelCard.load(tasks / "one" / "README.md")
+    blocks = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        result = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=tasks)
+        assert result.returncode == 0, result.stderr
+        assert not block.startswith("from peft_aim.video.predict") or "video.mp4: one" in result.stdout
+
+
+def test_the_card_tells_the_hub_what_it_is(tasks, image_model):
+    card = ModelCard.load(tasks / "two" / "README.md")
+    assert card.data.library_name == "peft" and card.data.pipeline_tag == "video-classification"
+    assert card.data.base_model is None and f"`{image_model}`" in card.text and "aim" in card.data.tags
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert results.keys() == {"top-1, 1x1 views", "top-1, 2x3 views"}
+    for text in ("3 classes apart: two0, two1, two2", "3 frames, one of each of as many equal segments", "lr 0.01"):
+        assert text in card.text
+    assert "| val | 6 | 2 x 3 |" in card.text
+
+
+def test_a_card_that_somebody_has_written_stays(tasks, tmp_path, image_model):
+    model = PeftModel.from_pretrained(tf.ViTForImageClassification.from_pretrained(image_model), tasks / "one")
+    model.save_pretrained(tmp_path / "new")
+    readme = tmp_path / "new" / "README.md"
+    assert "# new" in readme.read_text() and "two classes" not in readme.read_text()
+    readme.write_text("---\nlicense: mit\n---\n\n# My own words\n")
+    model.save_pretrained(tmp_path / "new")
+    assert "# My own words" in readme.read_text() and "## Use" not in readme.read_text()
+
+
+def test_an_adapter_without_videos_has_a_card_too(tmp_path, image_model):
+    model = get_peft_model(tf.ViTForImageClassification.from_pretrained(image_model), AIMConfig(num_frames=4))
+    model.save_pretrained(tmp_path / "bare")
+    text = (tmp_path / "bare" / "README.md").read_text()
+    assert "into one of clips of 4 frames" in text and "peft_aim.video" not in text
+    assert 'PeftModel.from_pretrained(backbone, "bare")' in text
+
+
+def test_other_peft_methods_keep_their_card(tmp_path, image_model):
+    from peft import LoraConfig
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(
+            tf.ViTForImageClassification.from_pretrained(image_model), LoraConfig(target_modules="all-linear")
+        )
+        model.save_pretrained(tmp_path / "lora")
+    assert "Model Card for Model ID" in (tmp_path / "lora" / "README.md").read_text()

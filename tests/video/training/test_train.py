@@ -1,0 +1,465 @@
+"""Training on videos: from files to an adapter, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from videos import write_broken
+
+from peft_aim.__main__ import main
+from peft_aim.saving.weights import adapter_weights, plain
+from peft_aim.video.backbones import Source, load_backbone
+from peft_aim.video.data.clips import IGNORED, EvaluationClips, TrainingClips
+from peft_aim.video.data.data import Data, notes_on, typical_seconds
+from peft_aim.video.data.transforms import ForTraining, Preprocessing
+from peft_aim.video.recipe import Recipe
+from peft_aim.video.training.checkpoints import COMPLETE, last_complete
+from peft_aim.video.training.run import adapt, halve, measure_speed, new_trainer, train
+from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
+
+GREY = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3)
+SHORT = Recipe(frames=2, epochs=1, batch_size=4, workers=0, drop_path=0.0, head_dropout=0.0)
+OPTIONS = ["--frames", "2", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+# Clips.
+
+
+def clips_of(folder: Path, recipe: Recipe = SHORT) -> TrainingClips:
+    data = Data.find(folder)
+    return TrainingClips(data.train, recipe, ForTraining(GREY, recipe, data.classes))
+
+
+def test_clips_depend_on_seed_epoch_and_video_alone(folder):
+    recipe = Recipe(frames=4, flip=True)
+    clips = clips_of(folder, recipe)
+    first = clips[2]["clips"]
+    state = torch.get_rng_state()
+    assert torch.equal(clips_of(folder, recipe)[2]["clips"], first)
+    assert torch.equal(torch.get_rng_state(), state)
+    clips.epoch.fill_(1)
+    assert not torch.equal(clips[2]["clips"], first)
+    assert not torch.equal(clips_of(folder, Recipe(frames=4, flip=True, seed=1))[2]["clips"], first)
+
+
+def test_workers_that_outlive_an_epoch_see_the_next_one(folder):
+    clips = clips_of(folder, Recipe(frames=4, flip=True))
+    loader = torch.utils.data.DataLoader(clips, batch_size=6, num_workers=1, persistent_workers=True)
+    first, again = (next(iter(loader))["clips"] for _ in range(2))
+    clips.epoch.fill_(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(next(iter(loader))["clips"], first)
+
+
+def test_a_video_that_breaks_is_ignored_and_named(folder):
+    clips = clips_of(folder)
+    assert clips[0]["labels"] == 0 and clips[5]["labels"] == 1 and clips[0]["skipped"] == ""
+    clips.videos[0][0].write_bytes(b"")
+    assert clips[0]["labels"] == IGNORED and "0.mp4 cannot be read" in clips[0]["skipped"]
+    assert clips[0]["clips"].shape == clips[5]["clips"].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("views", "count", "single"), [((1, 1), 1, 0), ((3, 3), 9, 4), ((1, 3), 3, 1), ((4, 3), 12, 12), ((2, 2), 4, 4)]
+)
+def test_the_single_view_is_among_the_others_if_it_can(folder, views, count, single):
+    videos = Data.find(folder).val
+    many = EvaluationClips(videos, 2, None, views, GREY, min_frames=1)
+    one = EvaluationClips(videos, 2, None, (1, 1), GREY, min_frames=1)
+    assert (many.count, many.single) == (count, single)
+    assert len(many[1]["clips"]) == max(count, single + 1)
+    assert torch.equal(many[1]["clips"][single], one[1]["clips"][0])
+
+
+# The loss.
+
+
+def test_the_loss_is_the_mean_over_readable_clips_in_whatever_parts():
+    scores, labels = torch.randn(8, 3), torch.tensor([0, 1, 2, IGNORED, 1, IGNORED, 0, 2])
+    targets = F.one_hot(labels.clamp(min=0), 3).float() * (labels >= 0)[:, None]
+    for smoothing in (0.0, 0.1):
+        expected = F.cross_entropy(scores, labels, ignore_index=IGNORED, label_smoothing=smoothing)
+        loss = ClipLoss(smoothing)
+        assert torch.allclose(loss(scores, targets), expected)
+        parts = [loss(scores[part], targets[part], 6) for part in (slice(0, 3), slice(3, 8))]
+        assert torch.allclose(sum(parts), expected)
+    assert ClipLoss(0.1)(scores[3:4], targets[3:4]) == 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_accumulation_changes_nothing(folder, tmp_path, image_model, accumulation):
+    folder.joinpath("train/dark/0.mp4").write_bytes(b"")  # in one of the parts
+    recipe = Recipe(**{**vars(SHORT), "batch_size": 4, "accumulation": accumulation, "epochs": 2, "lr": 1e-2})
+    train(Data.find(folder), image_model, tmp_path / "out", recipe)
+    whole = Recipe(**{**vars(recipe), "accumulation": 1})
+    train(Data.find(folder), image_model, tmp_path / "whole", whole)
+    expected = weights(tmp_path / "whole")
+    for key, tensor in weights(tmp_path / "out").items():
+        assert torch.allclose(tensor, expected[key], atol=1e-4), key
+
+
+def test_mixup_mixes_readable_clips_and_their_labels(folder, tmp_path, image_model, monkeypatch):
+    data = Data.find(folder)
+    model, _ = adapt(data, Source(image_model), SHORT)
+    recipe = Recipe(**{**vars(SHORT), "mixup": 1.0})
+    trainer = new_trainer(model, clips_of(folder), recipe, tmp_path)
+    seen = {}
+    monkeypatch.setattr(ClipTrainer.__base__, "compute_loss", lambda self, model, inputs, *a, **k: seen.update(inputs))
+    clips = torch.stack([torch.full((2, 3, 32, 32), float(i)) for i in range(4)])
+    trainer.compute_loss(model, {"clips": clips, "labels": torch.tensor([0, 1, IGNORED, 1])})
+    mixed, targets = seen["pixel_values"][:, 0, 0, 0, 0], seen["labels"]
+    assert mixed[2] == 2 and targets[2].sum() == 0
+    assert torch.allclose(targets.sum(-1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    part = targets[0, 0]  # of clip 0, the rest is of clip 3
+    assert torch.allclose(mixed[[0, 1, 3]], torch.stack([3 * (1 - part), part, part * 3 + (1 - part)]))
+
+
+def test_no_weight_decay_on_norms_biases_and_the_temporal_embedding(folder, tmp_path, image_model):
+    model, _ = adapt(Data.find(folder), Source(image_model), SHORT)
+    decayed = new_trainer(model, clips_of(folder), SHORT, tmp_path).get_decay_parameter_names(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert any("aim_norm" in name for name in trained) and any("aim_head" in name for name in trained)
+    for name, parameter in trained.items():
+        assert (name in decayed) == (parameter.ndim == 2), name
+
+
+# The whole way.
+
+
+def test_train_saves_an_adapter_that_says_what_it_is(folder, tmp_path, capsys):
+    broken = write_broken(folder / "train" / "dark")
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+    output = tmp_path / "adapter"
+    of_model = ["--model", "test_vit", "--weights", str(tmp_path / "weights.safetensors")]
+    assert main(["train", str(folder), *of_model, *OPTIONS, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "On val, 4 videos evaluated, 0 skipped" in printed and "class / taken for" in printed
+    assert "4 files skipped" in printed and all(str(path) in printed for path in broken.values())
+    assert re.search(r"workers can read [\d.]+ clips/s; the model takes [\d.]+ s per step, [\d.]+ clips/s", printed)
+    assert {path.name for path in output.iterdir()} == {
+        *("adapter_model.safetensors", "adapter_config.json", "README.md"),
+        *("report.json", "evaluation.json", "confusion.png"),
+    }
+    report = json.loads((output / "report.json").read_text())
+    assert len(report["skipped"]) == 4 and report["results"]["videos"] == 4 and report["recipe"]["frames"] == 2
+    backbone, _ = load_backbone(Source("test_vit", str(tmp_path / "weights.safetensors")))
+    model = PeftModel.from_pretrained(backbone, output)
+    config = model.peft_config["default"]
+    assert config.id2label == {0: "dark", 1: "light"}
+    assert config.base_model_name_or_path == "timm/test_vit"
+    video = config.video
+    assert video["stride"] is None and video["views"] == [1, 1] and video["preprocessing"]["size"] == [160, 160]
+    assert video["source"]["weights"] == str(tmp_path / "weights.safetensors")
+    assert video["results"]["val"]["videos"] == 4 and video["versions"]["torch"]
+    assert model(torch.zeros(1, 2, 3, 160, 160)).shape == (1, 2)
+    assert not any("blocks.0.attn.qkv" in key for key in weights(output))
+
+
+def test_check_names_broken_videos_before_training(folder, tmp_path, image_model, capsys, monkeypatch):
+    write_broken(folder / "train" / "dark")
+    seen = []
+    monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: seen.append(len(self.train_dataset.videos)) or self)
+    assert (
+        main(["train", str(folder), "--model", image_model, *OPTIONS, "--check", "--output", str(tmp_path / "o")]) == 0
+    )
+    assert seen == [6]
+    assert "Checking train" in capsys.readouterr().err
+
+
+def test_recipes_reach_adapter_and_trainer(folder, tmp_path, image_model, monkeypatch):
+    seen = {}
+
+    def stop(self, **_):
+        seen.update(arguments=self.args, config=self.model.active_peft_config, trainer=self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClipTrainer, "train", stop)
+    few = ["--recipe", "ssv2", "--batch-size", "16", "--accumulation", "4", "--workers", "0", "--precision", "bf16"]
+    pairs, output = ["--flip", "--flip-pairs", "dark=light"], str(tmp_path / "out")
+    assert main(["train", str(folder), "--model", image_model, *few, *pairs, "--output", output]) == 130
+    arguments, config = seen["arguments"], seen["config"]
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (4, 4)
+    assert arguments.learning_rate == pytest.approx(3e-4 * 16 / 64) and arguments.max_grad_norm == 0
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.999, 0.05)
+    assert arguments.lr_scheduler_type == "cosine" and arguments.warmup_steps == pytest.approx(2.5 / 50)
+    assert arguments.num_train_epochs == 50 and arguments.bf16 and not arguments.fp16
+    assert (config.scale, config.temporal_adapters, config.drop_path, config.head_dropout) == (1.0, 2, 0.2, 0.5)
+    assert config.final_norm and config.num_frames == 8
+    assert seen["trainer"].compute_loss_func.smoothing == 0.1
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"recompute": "block"}, {"mixup": 0.8}, {"workers": 2}])
+def test_other_ways_to_train(folder, tmp_path, image_model, changes):
+    recipe = Recipe(**{**vars(SHORT), "label_smoothing": 0.1, "flip": True, **changes})
+    _, report = train(Data.find(folder), image_model, tmp_path / "out", recipe)
+    assert report.evaluation.videos == 4
+
+
+def test_an_adapter_is_saved_in_half_precision_once_it_is_trained(folder, tmp_path, image_model):
+    adapted, _ = train(
+        Data.find(folder), image_model, tmp_path / "out", Recipe(**{**vars(SHORT), "save_dtype": "float16"})
+    )
+    saved = weights(tmp_path / "out")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    here = adapter_weights(adapted, "default")
+    assert all(torch.equal(here[plain(name)], tensor.float()) for name, tensor in saved.items())
+    next(iter(here.values())).data.fill_(1e6)
+    with pytest.raises(ValueError, match="cannot hold all of"):
+        halve(adapted, "float16")
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch cannot trace the context managers of PeftModel yet")
+def test_a_compiled_model_is_trained_and_saved_as_any_other(folder, tmp_path, image_model):
+    recipe = Recipe(**{**vars(SHORT), "compile": True, "lr": 1e-2})
+    train(Data.find(folder), image_model, tmp_path / "out", recipe)
+    train(Data.find(folder), image_model, tmp_path / "plain", Recipe(**{**vars(recipe), "compile": False}))
+    expected = weights(tmp_path / "plain")
+    for key, tensor in weights(tmp_path / "out").items():
+        assert torch.allclose(tensor, expected[key], atol=1e-3), key
+
+
+def test_noise_shows_the_models_own_speed(folder, image_model, capsys):
+    assert measure_speed(Data.find(folder), image_model, SHORT, steps=3).model_clips_per_second > 0
+    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--synthetic"]) == 0
+    assert re.search(r"On noise: the model takes [\d.]+ s per step", capsys.readouterr().out)
+
+
+def test_a_linear_head_alone_can_be_trained(folder, tmp_path, image_model):
+    none = {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False, "final_norm": False}
+    _, report = train(Data.find(folder), image_model, tmp_path / "out", SHORT, **none)
+    assert report.trained_parameters == 2 * 32 + 2
+
+
+def test_what_limits_the_results_is_noted(folder):
+    data = Data.find(folder)
+    assert notes_on(data) == []
+    assert notes_on(Data(data.classes, data.train, data.val[2:])) == ["No video of val is of the classes ['dark']."]
+    assert notes_on(Data(data.classes, data.train)) == ["There is no split val, so nothing was evaluated."]
+    assert typical_seconds(data.train) == pytest.approx(0.4)
+
+
+# Interrupted and resumed.
+
+
+def command(folder: Path, model: str, output: Path, *more: str) -> list[str]:
+    options = ["--frames", "2", "--epochs", "6", "--batch-size", "2", "--workers", "1", "--flip", "--lr", "0.01"]
+    return [
+        sys.executable,
+        "-m",
+        "peft_aim",
+        "train",
+        str(folder),
+        "--model",
+        model,
+        *options,
+        *more,
+        "--output",
+        str(output),
+    ]
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, image_model):
+    from videos import write
+
+    root = tmp_path_factory.mktemp("once")
+    for split, name in (("train", "dark"), ("train", "light"), ("val", "dark"), ("val", "light")):
+        for i in range(3):
+            write(root / "videos" / split / name / f"{i}.mp4", count=4 + i)
+    (root / "videos" / "train" / "dark" / "broken.mp4").write_bytes(b"")
+    subprocess.run(command(root / "videos", image_model, root / "out"), check=True, capture_output=True)
+    return root
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_training_that_is_stopped_goes_on_where_it_was(uninterrupted, tmp_path, image_model, how):
+    videos, output = uninterrupted / "videos", tmp_path / "out"
+    process = subprocess.Popen(command(videos, image_model, output), stderr=subprocess.PIPE, text=True)
+    wait_for(output / "checkpoints" / "checkpoint-8" / COMPLETE, process)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert not (output / "adapter_model.safetensors").exists()
+    if how == signal.SIGINT:
+        assert "interrupted; a checkpoint is in" in error and "go on with --resume" in error
+    # As if it had been killed while writing another one.
+    half = output / "checkpoints" / "checkpoint-99"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
+    result = subprocess.run(command(videos, image_model, output, "--resume"), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Going on from" in result.stdout and "checkpoint-99" not in result.stdout
+    assert "1 files skipped" in result.stdout
+    expected = weights(uninterrupted / "out")
+    for key, tensor in weights(output).items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_only_complete_checkpoints_count(tmp_path):
+    for step, complete in ((5, True), (10, True), (15, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if complete:
+            (tmp_path / f"checkpoint-{step}" / COMPLETE).write_text("[]")
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-15").exists()
+
+
+def test_a_training_is_resumed_with_its_own_settings_only(folder, tmp_path, image_model, capsys, monkeypatch):
+    monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: (_ for _ in ()).throw(KeyboardInterrupt))
+    arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--resume"]) == 1
+    assert "There is nothing to resume in" in capsys.readouterr().err
+    assert main(arguments) == 130
+    assert main(arguments) == 1
+    assert "or go on with the training in it with --resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--lr", "0.5"]) == 1
+    assert "was begun with lr=0.001. Resume it with the same settings" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--workers", "1"]) == 130
+    assert "No checkpoint is complete yet: starting from the beginning" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten_unasked(folder, tmp_path, image_model, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    arguments = ["train", str(folder), "--model", image_model, "--output"]
+    assert main([*arguments, str(tmp_path / "full")]) == 1
+    assert "full is not empty. Give another folder, or allow it with --overwrite." in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "file")]) == 1
+    assert "file is a file. Give a folder." in capsys.readouterr().err
+    assert main(arguments[:-1]) == 1
+    assert "Say where the adapter is to be saved with --output DIR" in capsys.readouterr().err
+
+
+def test_a_mistake_before_training_leaves_the_output_as_it_was(folder, tmp_path, image_model, capsys):
+    output = tmp_path / "out"
+    assert main(["train", str(folder), "--model", "vit_tinny", *OPTIONS, "--output", str(output)]) == 1
+    assert not output.exists()
+    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(output)]) == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert main(["train", str(folder), "--model", "vit_tinny", *OPTIONS, "--output", str(output), "--overwrite"]) == 1
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_overwriting_leaves_no_results_of_others(folder, tmp_path, image_model):
+    arguments = ["--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]
+    assert main(["train", str(folder), *arguments]) == 0
+    shutil.rmtree(folder / "val")
+    assert main(["train", str(folder), *arguments, "--overwrite"]) == 0
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"adapter_model.safetensors", "adapter_config.json", "README.md", "report.json"}
+
+
+def test_nothing_to_learn_from_is_an_error_after_an_epoch(folder, tmp_path, image_model, capsys):
+    (folder / "list.txt").write_text("wrong/a.mp4 0\nwrong/b.mp4 1\n")
+    arguments = ["--model", image_model, *OPTIONS, "--epochs", "9", "--output", str(tmp_path / "out")]
+    assert main(["train", str(folder / "list.txt"), *arguments]) == 1
+    assert re.search(
+        "None of the training videos can be read. .*a.mp4 cannot be read .*No such", capsys.readouterr().err
+    )
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_nothing_to_evaluate_on_is_noted(folder, tmp_path, image_model, capsys):
+    for path in (folder / "val").rglob("*.mp4"):
+        path.write_bytes(b"")
+    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]) == 0
+    assert "Note: None of the 4 videos to evaluate on can be read" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["results"] is None
+
+
+def test_flip_pairs_go_with_flip(folder, tmp_path, image_model, capsys):
+    arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--flip-pairs", "dark=light"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    assert "Give --flip, too" in capsys.readouterr().err
+
+
+def test_other_videos_are_another_training(folder, tmp_path, image_model, capsys, monkeypatch):
+    monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: (_ for _ in ()).throw(KeyboardInterrupt))
+    arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]
+    assert main(arguments) == 130
+    (folder / "train" / "dark" / "0.mp4").unlink()
+    assert main([*arguments, "--resume"]) == 1
+    assert re.search("was begun with videos='[0-9a-f]+'", capsys.readouterr().err)
+
+
+def test_ctrl_c_is_given_back_whatever_happens(folder, tmp_path, image_model, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(ClipTrainer, "training_step", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(Data.find(folder), image_model, tmp_path / "out", SHORT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_adapter_is_saved_before_anything_can_go_wrong_in_evaluation(folder, tmp_path, image_model, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("peft_aim.video.training.run.evaluate_model", interrupt)
+    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]) == 130
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+# Several processes.
+
+
+def test_two_processes_train_the_adapter_that_one_does(folder, tmp_path, image_model):
+    (folder / "train" / "light" / "3.mp4").write_bytes(b"")  # one process sees more broken clips than the other
+    options = ["--frames", "2", "--epochs", "3", "--batch-size", "4", "--workers", "0", "--flip", "--lr", "0.01"]
+    same = ["--drop-path", "0", "--head-dropout", "0"]
+    arguments = [str(folder), "--model", image_model, *options, *same, "--views", "3x1"]
+    alone = [sys.executable, "-m", "peft_aim", "train"]
+    flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *flags, "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0", "-m", "peft_aim", "train"]
+    for name, start in (("one", alone), ("two", launch)):
+        result = subprocess.run(
+            [*start, *arguments, "--output", str(tmp_path / name)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("On val, 4 videos evaluated") == 1
+        assert "1 files skipped" in result.stdout
+    expected = weights(tmp_path / "one")
+    for key, tensor in weights(tmp_path / "two").items():
+        assert torch.allclose(tensor, expected[key], atol=1e-5), key
+    one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
+    assert one["views"]["3x1"]["confusion"] == two["views"]["3x1"]["confusion"]
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(folder, tmp_path, image_model, monkeypatch):
+    class Three:
+        num_processes = 3
+
+    model, _ = adapt(Data.find(folder), Source(image_model), SHORT)
+    monkeypatch.setattr("peft_aim.video.training.run.processes", Three)
+    with pytest.raises(ValueError, match="batch_size=4 cannot be divided among 3 processes .*Give a multiple of 3"):
+        new_trainer(model, clips_of(folder), SHORT, tmp_path)
