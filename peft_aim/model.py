@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from peft_aim.backbone import PartNames, survey
+from peft_aim.backbone import PartNames, inspect_backbone
 from peft_aim.clips import Clips, mixed_batch_message
 from peft_aim.config import AIMConfig
 from peft_aim.layers import WHY_NO_MERGE, AIMEmbedding, AIMHead, AIMLayer, AIMNorm, AIMTunerLayer
@@ -93,7 +93,7 @@ class AIMModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: AIMConfig, model_config: dict) -> AIMConfig:
         """Resolve which modules get what, from the model's structure and the options."""
         names = {field.name: getattr(peft_config, f"{field.name}_module") for field in fields(PartNames)}
-        found = self._clips(PartNames(**names)).survey
+        found = self._clips(PartNames(**names)).inspection
         peft_config.branches = {}
         if peft_config.has_block_adapters:
             blocks = select_blocks(self.model, found, peft_config)
@@ -126,7 +126,7 @@ class AIMModel(BaseTuner):
         current_key: str,
         **kwargs: Any,
     ) -> None:
-        found = self.model.aim_clips.survey
+        found = self.model.aim_clips.inspection
         if not isinstance(target, AIMTunerLayer):
             layer = self._new_layer(target, current_key)
             layer.set_adapter(self.active_adapters)
@@ -144,7 +144,7 @@ class AIMModel(BaseTuner):
 
     def _new_layer(self, target: nn.Module, name: str) -> AIMTunerLayer:
         clips: Clips = self.model.aim_clips
-        found = clips.survey
+        found = clips.inspection
         if name == found.head:
             return AIMHead(target, found.features, clips.frames)
         if name in found.final_norms:
@@ -158,10 +158,10 @@ class AIMModel(BaseTuner):
         """Return the hooks around the image model, made with the first adapter; later ones share them."""
         clips = getattr(self.model, "aim_clips", None)
         if clips is None:
-            clips = self.model.aim_clips = Clips(survey(self.model, names))
+            clips = self.model.aim_clips = Clips(inspect_backbone(self.model, names))
             clips.attach(self.model)
         for part, name in vars(names).items():
-            others = {getattr(anatomy, part) for anatomy in clips.survey.blocks.values()} - {name}
+            others = {getattr(anatomy, part) for anatomy in clips.inspection.blocks.values()} - {name}
             if name is not None and others:
                 raise ValueError(
                     f"{part}_module={name!r} is not what the adapters that are already there use, "

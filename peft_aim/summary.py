@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from peft_aim.attention import in_words
-from peft_aim.backbone import Anatomy, Survey, listed
+from peft_aim.backbone import Anatomy, Inspection, listed
 from peft_aim.layers import AIMHead, AIMLayer, AIMNorm
 
 ADAPTERS = {"temporal_in": "temporal, first of two", "temporal": "temporal", "spatial": "spatial", "joint": "joint"}
@@ -46,7 +46,7 @@ def summary(model: nn.Module, adapter_name: str) -> str:
         model: The adapted image model, as ``PeftModel.get_base_model()`` gives it.
         adapter_name: The adapter.
     """
-    found: Survey = model.aim_clips.survey
+    found: Inspection = model.aim_clips.inspection
     layers = {name: model.get_submodule(name) for name in found.blocks}
     embeddings = _embeddings(model, found, adapter_name)
     lines = _rows(_line(name, layer, found, adapter_name, name in embeddings) for name, layer in layers.items())
@@ -71,14 +71,14 @@ def summary(model: nn.Module, adapter_name: str) -> str:
     return "\n\n".join(parts)
 
 
-def _embeddings(model: nn.Module, found: Survey, adapter: str) -> dict[str, nn.Parameter]:
+def _embeddings(model: nn.Module, found: Inspection, adapter: str) -> dict[str, nn.Parameter]:
     """Return the temporal embeddings by the block that gets them, be it by the norm before it."""
     holders = {block: model.get_submodule(norm or block) for block, norm in found.entries.items()}
     has = {block: getattr(holder, "aim_temporal_embedding", {}) for block, holder in holders.items()}
     return {block: embeddings[adapter] for block, embeddings in has.items() if adapter in embeddings}
 
 
-def _line(name: str, layer: nn.Module, found: Survey, adapter: str, is_embedded: bool) -> Line:
+def _line(name: str, layer: nn.Module, found: Inspection, adapter: str, is_embedded: bool) -> Line:
     anatomy = found.blocks[name]
     has = [text for branch, text in ADAPTERS.items() if _has(layer, branch, adapter)]
     bottleneck = next((_down(layer, b, adapter).out_features for b in ADAPTERS if _has(layer, b, adapter)), None)

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
-from peft_aim.backbone import Anatomy, Survey, listed, within
+from peft_aim.backbone import Anatomy, Inspection, listed, within
 from peft_aim.config import AIMConfig
 from peft_aim.layers import AIMTunerLayer
 
@@ -27,7 +27,7 @@ def branches(config: AIMConfig, anatomy: Anatomy) -> list[str]:
     return [name for name, on in wanted.items() if on]
 
 
-def select_blocks(model: nn.Module, found: Survey, config: AIMConfig) -> list[str]:
+def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str]:
     """Apply ``target_modules``, ``exclude_modules`` and ``layers_to_transform`` to the blocks that were found.
 
     Raises:
@@ -62,7 +62,7 @@ def select_blocks(model: nn.Module, found: Survey, config: AIMConfig) -> list[st
     return selected
 
 
-def _targets(model: nn.Module, found: Survey, config: AIMConfig) -> list[str]:
+def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str]:
     """Return the blocks that ``target_modules`` names."""
     matched = [name for name, _ in model.named_modules() if name and _matches(config.target_modules, name)]
     wrong = [name for name in matched if name not in found.blocks]
@@ -76,7 +76,7 @@ def _targets(model: nn.Module, found: Survey, config: AIMConfig) -> list[str]:
     return [name for name in found.blocks if name in matched]
 
 
-def _layers(model: nn.Module, found: Survey, config: AIMConfig) -> list[int]:
+def _layers(model: nn.Module, found: Inspection, config: AIMConfig) -> list[int]:
     """Return the indices of blocks that ``layers_to_transform`` asks for."""
     count, layers = len(found.blocks), config.layers_to_transform
     if layers is None:
@@ -120,7 +120,7 @@ def check_free(model: nn.Module, adapter_name: str) -> None:
             )
 
 
-def check_modules_to_save(model: nn.Module, found: Survey, config: AIMConfig) -> None:
+def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
     """Check that modules to train as a whole exist, and that AIM has no hooks on what PEFT would make copies of.
 
     Raises:
@@ -145,7 +145,7 @@ def check_modules_to_save(model: nn.Module, found: Survey, config: AIMConfig) ->
             )
 
 
-def check_head(model: nn.Module, found: Survey, config: AIMConfig) -> None:
+def check_head(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
     """Check that an adapter's own head has a place in the model.
 
     Raises:

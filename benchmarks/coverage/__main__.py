@@ -22,8 +22,8 @@ from torch import nn
 from benchmarks.coverage import catalogue, laws
 from benchmarks.reporting.record import RESULTS, record
 from benchmarks.reporting.tables import FRONT, HERE, insert
-from peft_aim.attention import in_words, signature
-from peft_aim.tracing import Images
+from peft_aim.attention import in_words
+from peft_aim.tracing import Images, traits
 
 TITLES = {
     "timm": "timm, models with attention and MLP blocks",
@@ -74,7 +74,7 @@ def examine_family(library: str, names: list[str]) -> list[Row]:
         except Exception as error:
             rows.append({**row, "outcome": "not run", "reason": _shortened(error)})
             continue
-        alike = (*signature(backbone), catalogue.image_size(backbone))
+        alike = (traits(backbone), catalogue.image_size(backbone))
         if alike in known:
             rows.append({**known[alike], **row, "same_as": known[alike]["name"]})
         else:
@@ -89,7 +89,7 @@ def examine(backbone: nn.Module) -> Row:
     size = catalogue.image_size(backbone)
     facts = {"pixels": size, "parameters": sum(parameter.numel() for parameter in backbone.parameters())}
     try:
-        found = laws.adapt(copy.deepcopy(backbone)).base_model.model.aim_clips.survey
+        found = laws.adapt(copy.deepcopy(backbone)).base_model.model.aim_clips.inspection
     except ValueError as error:
         return {**facts, "outcome": "refused", "reason": _shortened(error)}
     if found.tower:  # open_clip's image towers are built by themselves

@@ -116,15 +116,15 @@ def places_never_mix(build: Callable, clips: Images) -> None:
     """In the temporal branch a token changes what its own place gets, at all frames of its clip, and nothing else."""
     model = adapt(build())
     for layer, tokens in zip(layers(model), _tokens(model, clips)[0], strict=True):
-        axis, pieces = layer.anatomy.channels, layer.anatomy.pieces
+        axis, groups = layer.anatomy.channels, layer.anatomy.groups
         before = layer._attend_along_time("default", FRAMES, tokens)
         reached = 0
         for frame in range(FRAMES):  # one whose weight is next to nothing reaches nobody
             changed = tokens.movedim(axis, -1).clone()
-            place = (frame * pieces, *[size // 2 for size in changed.shape[1:-1]])  # clip 0, the frame's first piece
+            place = (frame * groups, *[size // 2 for size in changed.shape[1:-1]])  # clip 0, the frame's first group
             changed[place] = torch.randn(layer.anatomy.width)
             after = layer._attend_along_time("default", FRAMES, changed.movedim(-1, axis))
-            change = (before - after).movedim(axis, -1).abs().amax(-1).unflatten(0, (CLIPS, FRAMES, pieces))
+            change = (before - after).movedim(axis, -1).abs().amax(-1).unflatten(0, (CLIPS, FRAMES, groups))
             here = (0, slice(None), 0, *place[1:])
             reached += int((change[here] > 0).sum()) - 1
             change[here] = 0

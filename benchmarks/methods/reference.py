@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.methods.rivals import OverFrames, new_head
-from peft_aim.backbone import Anatomy, PartNames, survey
+from peft_aim.backbone import Anatomy, PartNames, inspect_backbone
 from peft_aim.layers import initialize
 from peft_aim.tracing import first_tensor
 
@@ -72,7 +72,7 @@ class Embedded(nn.Module):
 
 def literal(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
     """AIM by the letter: a frozen image model with adapters, a temporal embedding and a fresh head."""
-    found = survey(backbone.requires_grad_(False), PartNames())
+    found = inspect_backbone(backbone.requires_grad_(False), PartNames())
     new_head(backbone, found, classes)
     for name, anatomy in found.blocks.items():
         block = backbone.get_submodule(name)

@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from peft_aim import AIMConfig
-from peft_aim.backbone import Anatomy, PartNames, Survey, survey
+from peft_aim.backbone import Anatomy, Inspection, PartNames, inspect_backbone
 from peft_aim.layers import add_temporal_embedding, from_time, initialize, to_time
 from peft_aim.tracing import first_tensor
 
@@ -81,12 +81,12 @@ class Divided(nn.Module):
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run on tokens ``(B*T, *N, D)``; further arguments are the block's own."""
-        pieces = self.anatomy.pieces
+        groups = self.anatomy.groups
         if self.embedding is not None:
-            tokens = add_temporal_embedding(tokens, self.embedding, self.frames, pieces)
-        along_time = to_time(self.norm(tokens), self.frames, pieces)  # (B*N, T, D)
+            tokens = add_temporal_embedding(tokens, self.embedding, self.frames, groups)
+        along_time = to_time(self.norm(tokens), self.frames, groups)  # (B*N, T, D)
         mixed = first_tensor(self.anatomy.attend(self.attention, along_time))
-        tokens = tokens + self.fc(from_time(mixed, tokens, pieces))
+        tokens = tokens + self.fc(from_time(mixed, tokens, groups))
         return self.block(tokens, *args, **kwargs)
 
 
@@ -109,7 +109,7 @@ def lora(backbone: nn.Module, classes: int, parameters: int) -> OverFrames:
         classes: Number of classes K.
         parameters: How many parameters to train: the rank is the one that comes nearest.
     """
-    found = survey(backbone, PartNames())
+    found = inspect_backbone(backbone, PartNames())
     new_head(backbone, found, classes)
     linear = {
         f"{name}.{inner}": module
@@ -127,13 +127,13 @@ def lora(backbone: nn.Module, classes: int, parameters: int) -> OverFrames:
 
 def full(backbone: nn.Module, classes: int) -> OverFrames:
     """Full fine-tuning of the image model, over averaged frames."""
-    head = new_head(backbone, survey(backbone, PartNames()), classes)
+    head = new_head(backbone, inspect_backbone(backbone, PartNames()), classes)
     return OverFrames(backbone.requires_grad_(), head.parameters())
 
 
 def divided(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
     """Full fine-tuning with divided space-time attention in every block."""
-    found = survey(backbone, PartNames())
+    found = inspect_backbone(backbone, PartNames())
     fresh = [*new_head(backbone, found, classes).parameters()]
     for name, anatomy in found.blocks.items():
         block = Divided(backbone.get_submodule(name), anatomy, frames, enters=name in found.entries)
@@ -142,7 +142,7 @@ def divided(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
     return OverFrames(backbone.requires_grad_(), fresh)
 
 
-def new_head(model: nn.Module, found: Survey, classes: int) -> nn.Linear:
+def new_head(model: nn.Module, found: Inspection, classes: int) -> nn.Linear:
     """Put a fresh linear head, as AIM's own starts, in the place of the model's, and return it."""
     if found.head is None:
         raise ValueError(f"The scores of {type(model).__name__} don't come from a last layer. Give it a linear head.")

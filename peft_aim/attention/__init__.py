@@ -3,11 +3,12 @@
 :func:`along_time` is for users; the other rooms find a kind with :func:`find_kind` and call it.
 """
 
-from peft_aim.attention.kinds import Kind, OnGrid, along_time, in_words, off_the_fast_path
+from peft_aim.attention.kinds import USERS_KINDS, Kind, OnGrid, along_time, in_words, off_the_fast_path
 from peft_aim.attention.product import ending_in, find_output
-from peft_aim.attention.recognize import find_kind, random_twin, signature
+from peft_aim.attention.recognize import find_kind, random_twin
 
 __all__ = [
+    "USERS_KINDS",
     "Kind",
     "OnGrid",
     "along_time",
@@ -17,5 +18,4 @@ __all__ = [
     "in_words",
     "off_the_fast_path",
     "random_twin",
-    "signature",
 ]

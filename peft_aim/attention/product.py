@@ -1,13 +1,14 @@
 """Two linear layers with nothing between them, run as one: attention's output projection, and the adapter behind it.
 
-Along time AIM computes ``down(out(m))`` of what the frozen attention has mixed, m, where ``out`` is the attention's
-last layer and ``down`` the adapter's first. By the product of their weights the same takes D r D multiplications per
-token in place of D D (1 + r), and no token between the two is kept for backward. Exact, up to rounding.
+Along time AIM computes ``down(out(m))``, where ``m`` is what the frozen attention has mixed, ``out`` its last layer
+and ``down`` the adapter's first. The product of their weights does the same with D r D multiplications per token
+instead of D D (1 + r), and no token between the two is saved for backward. Exact, up to rounding.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,47 +18,57 @@ from peft_aim.attention.kinds import Kind
 from peft_aim.tracing import first_tensor
 
 
-class Product(nn.Module):
-    """A linear layer behind another, ``down(out(x))``, by the product of their weights.
+def as_one(out: nn.Linear, down: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a linear layer and one behind it, ``down(out(x))``, by the product of their weights.
 
     Args:
         out: Linear layer D' -> D.
         down: Linear layer D -> r D.
+        x: Tokens.
 
     Shape:
         ``(*, D') -> (*, r D)``
 
     Example:
         >>> out, down, x = nn.Linear(8, 4), nn.Linear(4, 2), torch.randn(3, 8)
-        >>> torch.allclose(Product(out, down)(x), down(out(x)), atol=1e-6)
+        >>> torch.allclose(as_one(out, down, x), down(out(x)), atol=1e-6)
         True
     """
-
-    def __init__(self, out: nn.Linear, down: nn.Linear) -> None:
-        super().__init__()
-        self.out, self.down = out, down
-
-    def stands_for(self, out: nn.Module, down: nn.Module) -> bool:
-        """Whether it is of these very layers, in one precision, and nobody has put anything on them."""
-        same = out is self.out and down is self.down and out.weight.dtype == down.weight.dtype
-        return same and _is_plain(out) and _is_plain(down)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply both layers to tokens."""
-        weight, bias = self.down.weight @ self.out.weight, self.down.bias
-        if self.out.bias is not None:  # no product of matrix and vector: that rounds as the memory is aligned
-            bias = bias + (self.down.weight * self.out.bias).sum(1)
-        return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
+    weight, bias = down.weight @ out.weight, down.bias
+    if out.bias is not None:  # no product of matrix and vector: that rounds as the memory is aligned
+        bias = bias + (down.weight * out.bias).sum(1)
+    return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is just a linear one, without hooks, parametrizations or offloading."""
-    changed = layer._forward_pre_hooks or layer._forward_hooks or "forward" in layer.__dict__
-    return type(layer) is nn.Linear and not changed
+class WithPart:
+    """A module with another part in place of one of its own, for a single call: all else is the module's.
+
+    Its forward is the one of the module's class, run on this object in place of the module.
+
+    Args:
+        module: The module, which stays as it is.
+        name: Name of the part inside of it, "proj" or "output.dense" for example.
+        part: What is called in its place.
+    """
+
+    def __init__(self, module: nn.Module, name: str, part: Any) -> None:
+        child, _, rest = name.partition(".")
+        self._module = module
+        setattr(self, child, WithPart(getattr(module, child), rest, part) if rest else part)
+
+    def __getattr__(self, name: str) -> Any:
+        """Get what is not replaced from the module."""
+        return getattr(self.__dict__["_module"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's forward with the other part."""
+        return type(self._module).forward(self, *args, **kwargs)
+
+    __call__ = forward
 
 
-def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> nn.Module:
-    """Return an attention that goes on into another layer.
+def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> WithPart | None:
+    """Return an attention whose output projection is one with the layer behind it.
 
     Args:
         attention: An attention on tokens of width D.
@@ -65,35 +76,27 @@ def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> nn.Module:
         down: Linear layer D -> r D.
 
     Returns:
-        The attention with a :class:`Product` in the place of its projection. All else is the attention's own, now and
-        later: it is in training when that is, and has the parts that that has.
+        The attention for one call, None if the two layers cannot run as one: if they differ in precision, or if
+        somebody has put hooks, parametrizations or offloading on one of the modules that it would pass by.
     """
-    child, _, rest = out.partition(".")
-    part = attention.get_submodule(child)
-    view = object.__new__(_view(type(attention), child))
-    object.__setattr__(view, "__dict__", attention.__dict__)
-    _PART.__set__(view, ending_in(part, rest, down) if rest else Product(part, down))
-    _SOURCE.__set__(view, (attention, out, down))
-    return view
+    *around, last = _on_the_way(attention, out)
+    plain = type(last) is type(down) is nn.Linear and last.weight.dtype == down.weight.dtype
+    passed = [*around[1:], last, down]
+    if not plain or "forward" in vars(attention) or not all(map(_is_untouched, passed)):
+        return None
+    return WithPart(attention, out, partial(as_one, last, down))
 
 
-class _View:
-    """A module that is another one, by sharing its attributes, but for one part, which a property of its class has."""
-
-    __slots__ = ("_part", "_source")
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        """Copies and pickles are made anew of copies of what it is made of."""
-        return ending_in, _SOURCE.__get__(self)
+def _on_the_way(module: nn.Module, name: str) -> list[nn.Module]:
+    """Return a module, the part of it that a name leads to, and those between them."""
+    found = [module]
+    for child in name.split("."):
+        found.append(found[-1].get_submodule(child))
+    return found
 
 
-_PART, _SOURCE = _View._part, _View._source
-
-
-@cache
-def _view(kind: type[nn.Module], child: str) -> type[nn.Module]:
-    """Return the class of modules of a kind whose part of a name is their own; it is found before the module's."""
-    return type(kind.__name__, (_View, kind), {child: property(_PART.__get__), "__slots__": ()})
+def _is_untouched(module: nn.Module) -> bool:
+    return not (module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module))
 
 
 @torch.no_grad()
@@ -107,7 +110,7 @@ def find_output(kind: Kind, attention: nn.Module, width: int) -> str | None:
 
     Example:
         >>> from timm.layers import Attention
-        >>> from peft_aim.attention import plain
+        >>> from peft_aim.attention.kinds import plain
         >>> find_output(plain, Attention(8, 2).double(), 8)
         'proj'
     """
@@ -124,7 +127,7 @@ def find_output(kind: Kind, attention: nn.Module, width: int) -> str | None:
     return None
 
 
-def _same(kind: Kind, attention: nn.Module, ending: nn.Module, down: nn.Linear, x: Tensor, training: bool) -> bool:
+def _same(kind: Kind, attention: nn.Module, ending: WithPart, down: nn.Linear, x: Tensor, training: bool) -> bool:
     """Whether nothing comes between an attention's last layer and another: no norm, and no dropout when it trains."""
     attention.train(training)
     with torch.random.fork_rng(devices=[]):

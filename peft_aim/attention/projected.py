@@ -13,6 +13,8 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,7 +77,7 @@ class Projected:
         mixed = mixed.transpose(1, 2).flatten(2)
         if self.activation is not None:
             mixed = part(self.activation)(mixed)
-        return _project(part(self.out), mixed)
+        return _project(attrgetter(self.out)(attention), mixed)  # by attribute: another layer may stand in its place
 
     def used_parameters(self, attention: nn.Module) -> set[int]:
         """Identities of the parameters that a call reads."""
@@ -223,9 +225,9 @@ def _mixer(unit: nn.Module) -> nn.Module:
     return next(iter(_pointwise(unit).values()))
 
 
-def _project(unit: nn.Module, x: Tensor) -> Tensor:
+def _project(unit: Any, x: Tensor) -> Tensor:
     """Apply a linear layer, or a convolution of one pixel, to ``(B*N, T, D)``."""
-    if isinstance(_mixer(unit), nn.Conv2d):
+    if isinstance(unit, nn.Module) and isinstance(_mixer(unit), nn.Conv2d):
         return unit(x.mT.unsqueeze(2)).squeeze(2).mT
     return unit(x)
 

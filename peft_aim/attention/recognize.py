@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from peft_aim.attention.kinds import USERS_KINDS, Kind, OnGrid, Unrotated, in_words, multihead, plain
 from peft_aim.attention.projected import Projected, guesses
-from peft_aim.attention.without_space import Reference, check_reproduces_forward, references_of, same
+from peft_aim.attention.without_space import LARGE, check_reproduces_forward, same
 from peft_aim.tracing import copy_without_hooks, first_tensor
+
+LENGTHS = (3, 5, 67)  # of sequences that kinds are tried on; the last is longer than windows are
 
 
 def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str, Any], channels: int = -1) -> Kind:
@@ -42,49 +44,20 @@ def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str,
         >>> find_kind(attention, (1, 5, 8), {}).__name__
         'multihead'
     """
-    generator = torch.Generator().manual_seed(1)
     twin = random_twin(attention)
-    width, places = shape[channels], math.prod(shape[1:]) // shape[channels]
-    own = (places,) if 1 < places <= 1024 else ()  # at its own length a bias of space fits
-    lengths = (3, 5, *own, 67)  # the last is longer than windows are
-    references: dict[frozenset, list[Reference]] = {}
+    width, positions = shape[channels], math.prod(shape[1:]) // shape[channels]
     observed: dict[str, None] = {}
     for kind in _candidates(attention, shape, arguments, channels):
         try:
             if isinstance(kind, Projected):
-                used = frozenset(kind.used_parameters(twin))
-                if used not in references:  # most guesses differ in how they use the same parts
-                    references[used] = references_of(kind, twin, shape, arguments, channels)
-                check_reproduces_forward(kind, twin, references[used])
-            check_mixes_frames(kind, twin, width, lengths, generator)
+                check_reproduces_forward(kind, twin, shape, arguments, channels)
+            check_mixes_frames(kind, twin, width, positions)
             return kind
         except Exception as error:  # whatever a foreign module raises is the observation to report
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             observed[f"{in_words(kind)}: {reason}"] = None
     tried = "; ".join(observed) or f"no way to call it is known for tokens {shape} with channels on axis {channels}"
     raise ValueError(f"{type(attention).__name__} cannot be run along time ({tried})")
-
-
-def signature(attention: nn.Module) -> tuple:
-    """Return what attentions have in common that are called alike: class, parts, shapes, and plain attributes.
-
-    Example:
-        >>> signature(nn.MultiheadAttention(8, 2)) == signature(nn.MultiheadAttention(8, 4))
-        False
-    """
-    plain_attributes = [
-        (name, key, value)
-        for name, module in attention.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str, tuple))
-    ]
-    shapes = [(name, tuple(parameter.shape)) for name, parameter in attention.named_parameters()]
-    content = [(name, tuple(buffer.shape), _sum(buffer)) for name, buffer in attention.named_buffers()]
-    return repr(attention), repr(plain_attributes), repr(shapes), repr(content)
-
-
-def _sum(buffer: Tensor) -> float | None:
-    return None if buffer.device.type == "meta" else float(buffer.double().nan_to_num().sum())
 
 
 def _candidates(attention: nn.Module, shape: tuple, arguments: dict[str, Any], channels: int) -> Iterator[Kind]:
@@ -119,33 +92,35 @@ def _is_rotation(cos: Any, sin: Any) -> bool:
     return torch.allclose(cos**2 + sin**2, torch.ones_like(cos), atol=1e-2)
 
 
-def check_mixes_frames(
-    kind: Kind, attention: nn.Module, width: int, lengths: tuple[int, ...], generator: torch.Generator
-) -> None:
+def check_mixes_frames(kind: Kind, attention: nn.Module, width: int, positions: int) -> None:
     """Check that a call mixes the tokens of a sequence, and no others, blind to positions.
 
     Args:
         kind: The call to check.
         attention: An attention with random weights in float64.
         width: Token width D.
-        lengths: Numbers of frames to try.
-        generator: Source of the random tokens.
+        positions: Number of spatial positions that the attention is made for. At this very length, where a spatial
+            bias would fit, it must be blind to positions, too.
 
     Raises:
         ValueError: If it is not, with the law that is broken.
     """
+    generator = torch.Generator().manual_seed(1)
 
     def attend(x: Tensor) -> Tensor:
         return first_tensor(kind(attention, x))
 
-    for length in lengths:
-        x = torch.randn(2, length, width, generator=generator, dtype=torch.float64)
-        y = attend(x)
+    def check_blind(x: Tensor) -> Tensor:
+        y, order = attend(x), torch.randperm(x.shape[1], generator=generator).roll(1)
         if y.shape != x.shape:
             raise ValueError(f"the shape changes from {tuple(x.shape)} to {tuple(y.shape)}")
-        order = torch.randperm(length, generator=generator).roll(1)
         if not same(attend(x[:, order]), y[:, order]):
             raise ValueError("the result depends on positions in the sequence")
+        return y
+
+    for length in LENGTHS:
+        x = torch.randn(2, length, width, generator=generator, dtype=torch.float64)
+        y = check_blind(x)
         if not same(attend(x[:1]), y[:1]):
             raise ValueError("sequences of a batch influence each other")
         if same(y[:, 0] * x[:, 1], y[:, 1] * x[:, 0]):
@@ -154,6 +129,8 @@ def check_mixes_frames(
         changed[:, 0] = torch.randn(width, generator=generator, dtype=torch.float64)
         if same(attend(changed)[:, 1:], y[:, 1:]):
             raise ValueError("tokens of a sequence do not influence each other")
+    if 1 < positions <= LARGE:
+        check_blind(torch.randn(1, positions, width, generator=generator, dtype=torch.float64))
 
 
 @torch.no_grad()

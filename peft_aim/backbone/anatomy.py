@@ -6,15 +6,16 @@ norm(attention(x))``. A norm may also be missing, or be the attention's own busi
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from peft_aim.attention import Kind, find_kind, find_output, random_twin, signature
-from peft_aim.tracing import Call, Handle, acts_on_each_place, channel_axis, is_norm, mixes, norm_width
+from peft_aim.attention import Kind, find_kind, find_output, random_twin
+from peft_aim.tracing import Call, Handle, acts_on_each_position, channel_axis, is_norm, mixes, norm_width, traits
 
-Kinds = dict[tuple, tuple[Kind, str | None]]
+Kinds = dict[Hashable, tuple[Kind, str | None]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Anatomy:
         norm_channels: The same for the attention's norm.
         attention_channels: The same for the attention.
         mlp_channels: The same for the MLP.
-        pieces: Into how many pieces, each with tokens of its own, an image is cut along the leading axis (MobileViT).
+        groups: Number of patch groups, each with tokens of its own, that an image is split into along the leading axis
+            (MobileViT).
         others: Names of further parts that mix features or norm them.
     """
 
@@ -62,7 +64,7 @@ class Anatomy:
     norm_channels: int = -1
     attention_channels: int = -1
     mlp_channels: int = -1
-    pieces: int = 1
+    groups: int = 1
     others: tuple[str, ...] = ()
 
 
@@ -102,7 +104,7 @@ def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
         call: A traced call of the block.
         images: Number of images in the traced batch, which the block's leading axis has to be, or a multiple.
         names: Names of parts to use instead of those found.
-        kinds: How attentions of other blocks are called along time and end, by signature; this one's is added.
+        kinds: How attentions of other blocks are called along time and end, by their traits; this one's is added.
 
     Raises:
         NotABlock: If it is not built so, with what was seen instead.
@@ -125,7 +127,7 @@ def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
     if second and not names.attention:
         raise NotABlock(f"besides {_inside(call, attention)} it calls another attention, {_inside(call, second[0])}")
     width = _width(call, norm1 or norm2, attention)
-    if norm1 is not None and not acts_on_each_place(norm1.module, norm1.given.shape, width):
+    if norm1 is not None and not acts_on_each_position(norm1.module, norm1.given.shape, width):
         raise NotABlock(
             f"its norm {_inside(call, norm1)}, a {type(norm1.module).__name__}, is one over all places, so attention "
             "along time would mix places",
@@ -156,7 +158,7 @@ def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
         norm_channels=axes[norm1],
         attention_channels=axes[attention],
         mlp_channels=axes[mlp],
-        pieces=shape[0] // images,
+        groups=shape[0] // images,
         others=tuple(_inside(call, other) for other in others),
     )
 
@@ -246,7 +248,7 @@ def _width(block: Call, norm: Call | None, attention: Call) -> int:
 
 
 def _kind(attention: Call, channels: int, width: int, kinds: Kinds, understood: bool) -> tuple[Kind, str | None]:
-    alike = (*signature(attention.module), channels)
+    alike = (traits(attention.module), channels)
     if alike not in kinds:  # most blocks are copies of each other
         try:
             kind = find_kind(attention.module, attention.given.shape, attention.arguments, channels)

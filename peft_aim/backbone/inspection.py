@@ -1,24 +1,27 @@
-"""Surveys an image model: where images go in, which blocks they pass, and where class scores come out."""
+"""Inspects an image model: where images go in, which blocks they pass, and where class scores come out."""
 
 from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from peft_aim.attention import USERS_KINDS
 from peft_aim.backbone.anatomy import Anatomy, Kinds, NotABlock, PartNames, examine, has_attention, looks_like_a_block
-from peft_aim.backbone.probes import check_alike, check_places_stay, entries, misbuilt, scattered
-from peft_aim.tracing import Call, Handle, Images, blank_images, drawn, is_norm, norm_width, trace
+from peft_aim.backbone.probes import check_alike, check_positions_stay, entries, misbuilt, scattered
+from peft_aim.tracing import Call, Handle, Images, blank_images, is_norm, norm_width, trace, traits
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
+NO_NAMES = PartNames()
 
 
 @dataclass(frozen=True)
-class Survey:
+class Inspection:
     """What an image model is made of.
 
     Attributes:
@@ -56,8 +59,11 @@ class Survey:
         return {**self.skipped, **self.refused}
 
 
-def survey(model: nn.Module, names: PartNames) -> Survey:
-    """Run a model once on a blank image and find its blocks by how they are called.
+def inspect_backbone(model: nn.Module, names: PartNames = NO_NAMES) -> Inspection:
+    """Run a model once on two blank images and find its blocks by how they are called.
+
+    Of blocks that are copies of each other one runs. A model that is inspected again, and hasn't changed, does not
+    run at all: what was found is remembered for as long as the model lives.
 
     Args:
         model: The image model, or one of image and text.
@@ -66,6 +72,18 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
     Raises:
         ValueError: If it takes no images, cannot be run on one, or has no block that AIM can adapt.
     """
+    state = traits(model), names, tuple(USERS_KINDS.items())
+    before, found = _remembered.get(model, (None, None))
+    if before != state:
+        found = _inspect(model, names)
+        _remembered[model] = (traits(model), *state[1:]), found  # running may have changed its own notes
+    return found
+
+
+_remembered: WeakKeyDictionary[nn.Module, tuple[Hashable, Inspection]] = WeakKeyDictionary()
+
+
+def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     tower_name, tower = _tower(model)
     images, root, output = _trace(model, tower)
     calls = list(root.walk())
@@ -73,23 +91,20 @@ def survey(model: nn.Module, names: PartNames) -> Survey:
         call.name = ".".join(filter(None, (tower_name, call.name)))
     found = _Found()
     found.sort(calls, 2, names)
-    if found.blocks:
-        check_alike(model, output)
-        check_places_stay(tower, images, calls, found.blocks)
-    explained = names.attention and names.mlp  # by the user, whose word counts
     first_argument = next(iter(images.values()))
     runs = first_argument.device.type != "meta"
+    if found.blocks:
+        check_alike(model, output)
+        check_positions_stay(tower, images, root, found.probed)
     if found.blocks and runs:
-        found.refuse(scattered(model, tower, drawn(images), found.blocks))
-    if found.blocks and not explained and runs:
-        found.refuse(misbuilt(model, tower, drawn(images), found.blocks))
+        found.refuse(scattered(tower, images, root, found.probed))
+    if found.blocks and runs and not (names.attention and names.mlp):  # the user's word counts
+        found.refuse(misbuilt(found.probed))
     if not found.blocks:
         raise ValueError(found.nothing(model))
-    first = list(found.blocks)[:1]
-    if runs:
-        first = entries(model, tower, drawn(images), found.blocks)
+    first = entries(tower, images, root, found.probed) if runs else list(found.blocks)[:1]
     head = _head(calls, output) if tower is model else None
-    return Survey(
+    return Inspection(
         tower=tower_name,
         image=tuple(first_argument.shape[1:]),
         further={name: argument.ndim for name, argument in list(images.items())[1:]},
@@ -109,7 +124,7 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
     errors = []
     for images in blank_images(tower):
         try:
-            return images, *trace(tower, images)
+            return images, *trace(tower, images, once=_may_be_a_block)
         except Exception as error:
             errors.append((error, tuple(next(iter(images.values())).shape)))
     error, shape = errors[0]
@@ -118,6 +133,11 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
         f"{type(model).__name__} could not be run on a blank image {shape} to find its blocks: "
         f"{type(error).__name__}: {error}. {'' if isinstance(error, TypeError) else size}"
     ) from error
+
+
+def _may_be_a_block(call: Call) -> bool:
+    """Whether a call's copies can be left out of a run: they would only pass tokens on, of the same shape."""
+    return looks_like_a_block(call) and call.given.shape == call.returned.shape
 
 
 def _tower(model: nn.Module) -> tuple[str, nn.Module]:
@@ -143,18 +163,29 @@ class _Found:
         self.skipped: dict[str, str] = {}
         self.refused: dict[str, str] = {}
         self.others: dict[str, str] = {}  # without attention, as far as names tell
+        self._calls: dict[str, Call] = {}
+        self._examined: dict[Call, Anatomy | NotABlock] = {}
+
+    @property
+    def probed(self) -> dict[str, tuple[Call, Anatomy]]:
+        """The blocks that can be adapted, with their calls."""
+        return {name: (self._calls[name], anatomy) for name, anatomy in self.blocks.items()}
 
     def sort(self, calls: list[Call], images: int, names: PartNames) -> None:
         kinds: Kinds = {}
         for call in filter(looks_like_a_block, calls):
             if within(call.name, self.blocks):
                 continue
-            try:
-                self.blocks[call.name] = examine(call, images, names, kinds)
-            except NotABlock as reason:
-                kind = self.refused if has_attention(call) else self.others
-                kind = self.skipped if reason.understood else kind
-                kind[call.name] = str(reason)
+            if call.original not in self._examined:
+                self._examined[call.original] = _examined(call.original, images, names, kinds)
+            anatomy = self._examined[call.original]
+            self._calls[call.name] = call
+            if isinstance(anatomy, Anatomy):
+                self.blocks[call.name] = anatomy
+                continue
+            kind = self.refused if has_attention(call) else self.others
+            kind = self.skipped if anatomy.understood else kind
+            kind[call.name] = str(anatomy)
         called = [call.name for call in calls]
         twice = [name for name in self.blocks if called.count(name) > 1]
         self.refuse(dict.fromkeys(twice, "it runs more than once in a forward pass"))
@@ -185,6 +216,13 @@ class _Found:
             "attention is called along time can be taught by peft_aim.attention.along_time; a convolutional network "
             "cannot be adapted."
         )
+
+
+def _examined(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy | NotABlock:
+    try:
+        return examine(call, images, names, kinds)
+    except NotABlock as reason:
+        return reason
 
 
 def within(name: str, others: Iterable[str]) -> bool:

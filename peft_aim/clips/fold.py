@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.backbone import Survey
+from peft_aim.backbone import Inspection
 from peft_aim.clips.frames import ClipShape, Frames
 from peft_aim.clips.loss import add_loss, take_labels
 from peft_aim.clips.per_thread import PerThread
@@ -23,11 +23,11 @@ class Clips:
     of more axes ``(B, T, ...)``.
 
     Args:
-        survey: What the model is made of.
+        inspection: What the model is made of.
     """
 
-    def __init__(self, survey: Survey) -> None:
-        self.survey = survey
+    def __init__(self, inspection: Inspection) -> None:
+        self.inspection = inspection
         self.frames = Frames()
         self._labels = PerThread()
 
@@ -36,7 +36,7 @@ class Clips:
 
         Bound methods, unlike closures, survive deepcopy and pickle.
         """
-        tower = model.get_submodule(self.survey.tower)
+        tower = model.get_submodule(self.inspection.tower)
         self._arguments = list(inspect.signature(tower.forward).parameters)
         self._frozen_norms = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -67,9 +67,9 @@ class Clips:
         if not isinstance(clips, Tensor):
             raise ValueError(
                 f"{type(model).__name__} got {type(clips).__name__} where clips belong. Pass a tensor "
-                f"(B, T, {', '.join(map(str, self.survey.image))}) first, or as {self._arguments[0]}=."
+                f"(B, T, {', '.join(map(str, self.inspection.image))}) first, or as {self._arguments[0]}=."
             )
-        if clips.ndim == len(self.survey.image) + 1:
+        if clips.ndim == len(self.inspection.image) + 1:
             clips = clips.unsqueeze(1)
         self._check(clips)
         for norm in self._frozen_norms:
@@ -93,13 +93,13 @@ class Clips:
         if shape is None or output is None:  # the call has failed
             return None
         output = map_tensors(lambda t: per_clip(t, shape.clips, shape.frames), output)
-        return output if labels.labels is None else add_loss(model, self.survey.head, labels, output)
+        return output if labels.labels is None else add_loss(model, self.inspection.head, labels, output)
 
     def _fold_further(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Fold masks and grids of patches, ``(B, T, ...)``, as the patches were."""
 
         def fold(name: str, value: Any) -> Any:
-            per_frame = isinstance(value, Tensor) and value.ndim == self.survey.further.get(name, value.ndim) + 1
+            per_frame = isinstance(value, Tensor) and value.ndim == self.inspection.further.get(name, value.ndim) + 1
             return value.flatten(0, 1) if per_frame else value
 
         args = tuple(fold(name, value) for name, value in zip(self._arguments, args, strict=False))
@@ -107,7 +107,7 @@ class Clips:
 
     def _check(self, clips: Tensor) -> None:
         shape = tuple(clips.shape)
-        if len(self.survey.image) == 2:
+        if len(self.inspection.image) == 2:
             self._check_patches(shape)
         else:
             self._check_images(shape)
@@ -121,7 +121,7 @@ class Clips:
             )
 
     def _check_images(self, shape: tuple[int, ...]) -> None:
-        channels = self.survey.image[0]
+        channels = self.inspection.image[0]
         if len(shape) != 5:
             raise ValueError(
                 f"Got a tensor {shape}, which is neither clips (B, T, {channels}, H, W) nor images "
@@ -139,11 +139,12 @@ class Clips:
             )
 
     def _check_patches(self, shape: tuple[int, ...]) -> None:
-        width = self.survey.image[-1]
+        width = self.inspection.image[-1]
         if len(shape) != 4 or shape[-1] != width:
             raise ValueError(
                 f"Got a tensor {shape}, but this model takes clips as patches (B, T, N, {width}), as its image "
-                f"processor makes them of each frame, and {', '.join(self.survey.further)} with the axes (B, T) first."
+                f"processor makes them of each frame, and {', '.join(self.inspection.further)} with the axes (B, T) "
+                "first."
             )
 
 

@@ -31,14 +31,14 @@ class ClipShape:
         """Number of images B*T."""
         return self.clips * self.frames
 
-    def check(self, tokens: Tensor, pieces: int) -> None:
-        """Check that tokens ``(B*T*P, *N, D)`` lead with the batch of frames, of P pieces each.
+    def check(self, tokens: Tensor, groups: int) -> None:
+        """Check that tokens ``(B*T*G, *N, D)`` lead with the batch of frames, of G patch groups each.
 
         Raises:
-            ValueError: If they don't, as in a block that takes as many pieces of an image as it finds.
+            ValueError: If they don't, as in a block that takes as many patch groups of an image as it finds.
         """
-        if tokens.shape[0] != self.images * pieces:
-            images = f"{self.images} images{f' of {pieces} pieces' if pieces > 1 else ''}"
+        if tokens.shape[0] != self.images * groups:
+            images = f"{self.images} images{f' of {groups} patch groups' if groups > 1 else ''}"
             raise ValueError(
                 f"A block got tokens {tuple(tokens.shape)} in a call on {self.clips} clips of {self.frames} frames: "
                 f"its batch is not {images}, so "
@@ -76,16 +76,16 @@ class Frames:
                 self._await_backward.add(waiting)
         return shape
 
-    def of(self, tokens: Tensor, pieces: int = 1) -> int:
-        """Return the number of frames T of the clips that a block's tokens ``(B*T*P, *N, D)`` belong to.
+    def of(self, tokens: Tensor, groups: int = 1) -> int:
+        """Return the number of frames T of the clips that a block's tokens ``(B*T*G, *N, D)`` belong to.
 
         Raises:
             ValueError: If the tokens don't lead with the batch of frames, or if no call of the model is running.
         """
         traced = self._running.traced
         if traced is None:
-            return self._of_now(tokens, pieces)
-        traced.check(tokens, pieces)
+            return self._of_now(tokens, groups)
+        traced.check(tokens, groups)
         return traced.frames
 
     def remember(self, tokens: Tensor, frames: int) -> None:
@@ -94,19 +94,19 @@ class Frames:
             self._remember_now(tokens, frames)
 
     @torch.compiler.disable
-    def _of_now(self, tokens: Tensor, pieces: int) -> int:
+    def _of_now(self, tokens: Tensor, groups: int) -> int:
         shape = self._running.get()
         if shape is not None:
-            shape.check(tokens, pieces)
+            shape.check(tokens, groups)
         frames = shape.frames if shape else self._of_storage.get(StorageWeakRef(tokens.untyped_storage()))
         if frames is None:
-            frames = self._of_waiting(tokens, pieces)
+            frames = self._of_waiting(tokens, groups)
         self.remember(tokens, frames)
         return frames
 
-    def _of_waiting(self, tokens: Tensor, pieces: int) -> int:
+    def _of_waiting(self, tokens: Tensor, groups: int) -> int:
         shapes = [waiting.shape for waiting in self._await_backward] if in_backward() else []
-        fitting = {shape.frames for shape in shapes if shape.images * pieces == tokens.shape[0]}
+        fitting = {shape.frames for shape in shapes if shape.images * groups == tokens.shape[0]}
         if len(fitting) > 1:
             raise ValueError(
                 f"A stage of the model is run again in backward on tokens {tuple(tokens.shape)}, while calls on clips "

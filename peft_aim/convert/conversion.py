@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from peft_aim.backbone import PartNames, Survey, survey
+from peft_aim.backbone import Inspection, PartNames, inspect_backbone
 from peft_aim.config import AIMConfig
 from peft_aim.convert.observe import check_has_weights, observe
 from peft_aim.convert.official import Official, read_official
@@ -56,7 +56,7 @@ def from_official(
     config = _config(file, scale)
     check_free(backbone, ADAPTER)
     model = with_place_for_head(backbone)
-    found = survey(model, PartNames())
+    found = inspect_backbone(model, PartNames())
     _check_backbone(file, model, found)
     adapted = get_peft_model(model, config, adapter_name=ADAPTER)
     _fill(adapted, file, found)
@@ -85,7 +85,7 @@ def _ratio(bottleneck: int, width: int) -> float:
     return ratio if int(width * ratio) == bottleneck else (bottleneck + 0.5) / width
 
 
-def _check_backbone(file: Official, model: nn.Module, found: Survey) -> None:
+def _check_backbone(file: Official, model: nn.Module, found: Inspection) -> None:
     """Check that a backbone is the image model that a checkpoint was trained on."""
     check_has_weights(model)
     check_same_size(file, model, found)
@@ -97,7 +97,7 @@ def _check_backbone(file: Official, model: nn.Module, found: Survey) -> None:
 
 
 @torch.no_grad()
-def _fill(adapted: PeftModel, file: Official, found: Survey) -> None:
+def _fill(adapted: PeftModel, file: Official, found: Inspection) -> None:
     """Copy a checkpoint's trained weights into a fresh adapter."""
     model = adapted.base_model.model
     for name, adapters in zip(found.blocks, file.adapters, strict=True):

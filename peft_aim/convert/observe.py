@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.backbone import Survey, within
+from peft_aim.backbone import Inspection, within
 from peft_aim.tracing import (
     blank_images,
     drawn,
@@ -42,7 +42,7 @@ class Observed:
     entering: list[str] = field(default_factory=list)
 
 
-def observe(model: nn.Module, found: Survey, names: Iterable[str] = ()) -> Observed:
+def observe(model: nn.Module, found: Inspection, names: Iterable[str] = ()) -> Observed:
     """Run a model on a random image.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from peft_aim.backbone import PartNames, Survey, survey
+from peft_aim.backbone import Inspection, PartNames, inspect_backbone
 from peft_aim.convert.observe import Observed, observe, relative_difference
 from peft_aim.convert.same_equations import TOLERANCE, class_token
 from peft_aim.tracing import image_size
@@ -33,12 +33,12 @@ def with_place_for_head(model: nn.Module) -> nn.Module:
         >>> model(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 32])
     """
-    found = survey(model, PartNames())
+    found = inspect_backbone(model, PartNames())
     if found.head is not None:
         return model
     tower = model.get_submodule(found.tower)
     if tower is not model:
-        found = survey(tower, PartNames())
+        found = inspect_backbone(tower, PartNames())
         if found.head is not None:
             return tower
     size = image_size(model)
@@ -49,7 +49,7 @@ def with_place_for_head(model: nn.Module) -> nn.Module:
     return wrapped
 
 
-def _switch_off_projection(tower: nn.Module, found: Survey) -> None:
+def _switch_off_projection(tower: nn.Module, found: Inspection) -> None:
     """Let a tower return its class token behind the final norm, (B, D)."""
     seen = observe(tower, found)
     pooled = class_token(tower, found, seen)
@@ -76,7 +76,7 @@ def _returns(seen: Observed, expected: Tensor) -> bool:
     return isinstance(seen.output, Tensor) and relative_difference(seen.output, expected) <= TOLERANCE
 
 
-def _still_returns(tower: nn.Module, found: Survey, expected: Tensor) -> bool:
+def _still_returns(tower: nn.Module, found: Inspection, expected: Tensor) -> bool:
     try:
         return _returns(observe(tower, found), expected)
     except Exception:  # its forward cannot do without

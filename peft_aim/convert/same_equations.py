@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peft_aim.backbone import Anatomy, Survey
+from peft_aim.backbone import Anatomy, Inspection
 from peft_aim.convert.observe import Observed, relative_difference
 from peft_aim.convert.official import Layout, Official, Weights
 from peft_aim.convert.same_weights import Pairs
@@ -36,7 +36,7 @@ def mlp_layers(pairs: Pairs, file: Official) -> list[tuple[str, str]]:
 
 
 def check_same_equations(
-    file: Official, backbone: nn.Module, found: Survey, seen: Observed, layers: list[tuple[str, str]]
+    file: Official, backbone: nn.Module, found: Inspection, seen: Observed, layers: list[tuple[str, str]]
 ) -> None:
     """Check that a backbone computes what the official code does, part by part, and so as a whole.
 
@@ -65,7 +65,7 @@ def check_same_equations(
     check_readout(backbone, found, seen)
 
 
-def check_readout(backbone: nn.Module, found: Survey, seen: Observed) -> None:
+def check_readout(backbone: nn.Module, found: Inspection, seen: Observed) -> None:
     """Check that the head gets the class token behind the final norm.
 
     Raises:
@@ -82,7 +82,7 @@ def check_readout(backbone: nn.Module, found: Survey, seen: Observed) -> None:
 
 
 @torch.no_grad()
-def class_token(model: nn.Module, found: Survey, seen: Observed) -> Tensor:
+def class_token(model: nn.Module, found: Inspection, seen: Observed) -> Tensor:
     """Compute the class token behind the final norm, (1, D), from what the last block returned.
 
     Raises:

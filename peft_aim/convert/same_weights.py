@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from peft_aim.backbone import Survey, within
+from peft_aim.backbone import Inspection, within
 from peft_aim.convert.observe import relative_difference
 from peft_aim.convert.official import Official
 
@@ -16,7 +16,7 @@ PARTS = ("query", "key", "value")
 Pairs = dict[str, str]  # from a tensor's name in the file to that of its equal in the backbone
 
 
-def check_same_size(file: Official, backbone: nn.Module, found: Survey) -> None:
+def check_same_size(file: Official, backbone: nn.Module, found: Inspection) -> None:
     """Check that a backbone has as many blocks as a checkpoint, of the same width.
 
     Raises:
@@ -31,7 +31,7 @@ def check_same_size(file: Official, backbone: nn.Module, found: Survey) -> None:
         )
 
 
-def pair_weights(file: Official, backbone: nn.Module, found: Survey) -> Pairs:
+def pair_weights(file: Official, backbone: nn.Module, found: Inspection) -> Pairs:
     """Find the equal of each frozen tensor of a checkpoint in a backbone, up to rounding to half precision.
 
     Args:
@@ -62,7 +62,7 @@ def pair_weights(file: Official, backbone: nn.Module, found: Survey) -> Pairs:
 
 
 def check_nothing_else(
-    file: Official, backbone: nn.Module, found: Survey, pairs: Pairs, entering: Iterable[str]
+    file: Official, backbone: nn.Module, found: Inspection, pairs: Pairs, entering: Iterable[str]
 ) -> None:
     """Check that a backbone has no weights besides those of a checkpoint in its blocks, nor before them.
 

@@ -2,7 +2,7 @@
 
 Letters used throughout: B clips, T frames per clip, N tokens per frame, D their width. A block of an image model
 sees clips as images, ``(B*T, *N, D)``, where ``*N`` is one axis of tokens or several of places (height, width). A few
-cut images into P pieces with tokens of their own, ``(B*T*P, *N, D)``.
+split images into G patch groups with tokens of their own, ``(B*T*G, *N, D)``.
 """
 
 from __future__ import annotations
@@ -55,56 +55,56 @@ def _on_rows(linear: nn.Module, x: Tensor) -> Tensor:
     return linear(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
 
 
-def to_time(tokens: Tensor, frames: int, pieces: int = 1) -> Tensor:
+def to_time(tokens: Tensor, frames: int, groups: int = 1) -> Tensor:
     """Regroup tokens so that each place of a clip becomes one sequence over time.
 
     Args:
         tokens: Tokens of B clips.
         frames: Frames T per clip.
-        pieces: Pieces P per frame, each with N tokens.
+        groups: Patch groups G per frame, each with N tokens.
 
     Shape:
-        ``(B*T*P, *N, D) -> (B*P*N, T, D)``
+        ``(B*T*G, *N, D) -> (B*G*N, T, D)``
 
     Example:
         >>> to_time(torch.zeros(6, 5, 8), frames=3).shape  # 2 clips, 3 frames, 5 tokens
         torch.Size([10, 3, 8])
     """
-    clips = tokens.unflatten(0, (-1, frames, pieces)).flatten(2, -2)  # (B, T, P*N, D)
+    clips = tokens.unflatten(0, (-1, frames, groups)).flatten(2, -2)  # (B, T, G*N, D)
     return clips.transpose(1, 2).flatten(0, 1).contiguous()  # of one clip it were a view, which projections copy
 
 
-def from_time(sequences: Tensor, like: Tensor, pieces: int = 1) -> Tensor:
+def from_time(sequences: Tensor, like: Tensor, groups: int = 1) -> Tensor:
     """Undo :func:`to_time`.
 
     Args:
         sequences: One sequence over time per place of a clip, of any width R.
-        like: Tokens ``(B*T*P, *N, D)`` of the clips.
-        pieces: Pieces P per frame.
+        like: Tokens ``(B*T*G, *N, D)`` of the clips.
+        groups: Patch groups G per frame.
 
     Shape:
-        ``(B*P*N, T, R) -> (B*T*P, *N, R)``
+        ``(B*G*N, T, R) -> (B*T*G, *N, R)``
 
     Example:
         >>> tokens = torch.randn(6, 5, 8)
         >>> torch.equal(from_time(to_time(tokens, frames=3), like=tokens), tokens)
         True
     """
-    clips = like.shape[0] // (sequences.shape[1] * pieces)
+    clips = like.shape[0] // (sequences.shape[1] * groups)
     return sequences.unflatten(0, (clips, -1)).transpose(1, 2).reshape(*like.shape[:-1], -1)
 
 
-def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, pieces: int = 1) -> Tensor:
+def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, groups: int = 1) -> Tensor:
     """Add the embedding of its frame's index to every token.
 
     Args:
         tokens: Tokens of B clips.
         embedding: Temporal embedding for T' frames; interpolated linearly where T differs from T'.
         frames: Frames T per clip.
-        pieces: Pieces P per frame.
+        groups: Patch groups G per frame.
 
     Shape:
-        tokens ``(B*T*P, *N, D)``, embedding ``(1, T', D)`` -> ``(B*T*P, *N, D)``
+        tokens ``(B*T*G, *N, D)``, embedding ``(1, T', D)`` -> ``(B*T*G, *N, D)``
 
     Example:
         >>> add_temporal_embedding(torch.zeros(2, 1, 1), torch.tensor([[[0.0], [2.0]]]), frames=2).flatten()
@@ -113,8 +113,8 @@ def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, piece
     if embedding.shape[1] != frames:
         embedding = F.interpolate(embedding.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
     places = [1] * (tokens.ndim - 2)
-    embedding = embedding.transpose(0, 1).expand(-1, pieces, -1).flatten(0, 1)  # (T*P, D)
-    embedding = embedding.expand(tokens.shape[0] // (frames * pieces), -1, -1)  # (B, T*P, D)
+    embedding = embedding.transpose(0, 1).expand(-1, groups, -1).flatten(0, 1)  # (T*G, D)
+    embedding = embedding.expand(tokens.shape[0] // (frames * groups), -1, -1)  # (B, T*G, D)
     return tokens + embedding.reshape(tokens.shape[0], *places, -1).to(tokens.dtype)
 
 

@@ -75,7 +75,7 @@ class AIMLayer(AIMTunerLayer):
         "aim_joint_down",
         "aim_joint_up",
     )
-    other_param_names = ("aim_settings", "aim_ending")
+    other_param_names = ("aim_settings",)
 
     def __init__(self, block: nn.Module, anatomy: Anatomy, frames: Frames) -> None:
         super().__init__(block)
@@ -85,7 +85,6 @@ class AIMLayer(AIMTunerLayer):
         for name in self.adapter_layer_names[1:]:  # flat containers: PEFT finds the adapter's name in a key only there
             setattr(self, name, nn.ModuleDict())
         self.aim_settings: dict[str, BranchSettings] = {}
-        self.aim_ending: dict[str, nn.Module] = {}  # the attention along time, if it can end in the adapter
         attention = block.get_submodule(anatomy.attention)
         self._block_input, self._mlp_argument = first_parameter(block), ""
         self._hidden: Widths = frozenset()
@@ -126,10 +125,6 @@ class AIMLayer(AIMTunerLayer):
                 down, up = self._new_bottleneck(config)
                 getattr(self, f"aim_{branch}_down")[adapter_name] = down
                 getattr(self, f"aim_{branch}_up")[adapter_name] = up
-        if "temporal" in branches and self.anatomy.output is not None and self.anatomy.norm_first:
-            attention = self.base_layer.get_submodule(self.anatomy.attention)
-            down = self.aim_temporal_down[adapter_name]
-            self.aim_ending[adapter_name] = ending_in(attention, self.anatomy.output, down)
         self.aim_settings[adapter_name] = BranchSettings.of(config, depth)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -144,7 +139,7 @@ class AIMLayer(AIMTunerLayer):
         if adapter is None:
             return self.base_layer(*args, **kwargs)
         tokens = first_argument(self._block_input, args, kwargs)
-        frames = self.frames.of(tokens, self.anatomy.pieces)
+        frames = self.frames.of(tokens, self.anatomy.groups)
         settings = self.aim_settings[adapter]
         if not torch.is_grad_enabled() or settings.recompute == "nothing":
             output = self._run(adapter, frames, *args, **kwargs)
@@ -188,7 +183,7 @@ class AIMLayer(AIMTunerLayer):
         like = h
         if anatomy.norm_first:
             h = self._norm(h)
-        h = to_time(h, frames, anatomy.pieces)  # (B*N, T, D)
+        h = to_time(h, frames, anatomy.groups)  # (B*N, T, D)
         if adapter in self.aim_temporal_in_up:
             h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
         z = self._mix(adapter, h, like)
@@ -201,13 +196,10 @@ class AIMLayer(AIMTunerLayer):
         """Attend along ``(B*N, T, D)`` and go into the bottleneck, ``(B*T, *N, r D)``."""
         anatomy, down = self.anatomy, self.aim_temporal_down[adapter]
         attention = self.base_layer.get_submodule(anatomy.attention)
-        ending = self.aim_ending.get(adapter)
-        at_once = ending is not None and ending.get_submodule(anatomy.output).stands_for(
-            attention.get_submodule(anatomy.output), down
-        )
-        mixed = first_tensor(anatomy.attend(ending if at_once else attention, h))
-        mixed = from_time(mixed, like, anatomy.pieces)
-        if at_once:
+        ending = ending_in(attention, anatomy.output, down) if anatomy.output and anatomy.norm_first else None
+        mixed = first_tensor(anatomy.attend(attention if ending is None else ending, h))
+        mixed = from_time(mixed, like, anatomy.groups)
+        if ending is not None:
             return mixed
         return narrow(mixed if anatomy.norm_first else self._norm(mixed), down)
 

@@ -50,7 +50,7 @@ class AIMEmbedding(AIMTunerLayer):
         """Normalize tokens ``(B*T, *N, D)`` to which the embedding of their frame's index was added."""
         adapter = self.current
         if adapter is not None:
-            frames = self.frames.of(tokens, self.anatomy.pieces)
+            frames = self.frames.of(tokens, self.anatomy.groups)
             tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy)
         return self.base_layer(tokens, *args, **kwargs)
 
@@ -70,5 +70,5 @@ def embed(tokens: Tensor, embedding: Tensor, frames: int, anatomy: Anatomy) -> T
         frames: Frames T per clip.
         anatomy: The parts of the block.
     """
-    embedded = add_temporal_embedding(tokens.movedim(anatomy.channels, -1), embedding, frames, anatomy.pieces)
+    embedded = add_temporal_embedding(tokens.movedim(anatomy.channels, -1), embedding, frames, anatomy.groups)
     return embedded.movedim(-1, anatomy.channels)

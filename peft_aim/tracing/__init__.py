@@ -4,6 +4,7 @@ Knows nothing of attention, of blocks or of adapters.
 """
 
 from peft_aim.tracing.calls import Call, Handle, running, trace
+from peft_aim.tracing.copies import traits
 from peft_aim.tracing.example import blank_images, drawn, image_size
 from peft_aim.tracing.outputs import (
     Images,
@@ -18,20 +19,21 @@ from peft_aim.tracing.outputs import (
 )
 from peft_aim.tracing.parts import (
     MIXERS,
-    acts_on_each_place,
+    acts_on_each_position,
     channel_axis,
     copy_without_hooks,
     is_norm,
     mixes,
     norm_width,
 )
+from peft_aim.tracing.stand_ins import standing_in
 
 __all__ = [
     "MIXERS",
     "Call",
     "Handle",
     "Images",
-    "acts_on_each_place",
+    "acts_on_each_position",
     "blank_images",
     "channel_axis",
     "copy_without_hooks",
@@ -47,7 +49,9 @@ __all__ = [
     "replace_first",
     "run",
     "running",
+    "standing_in",
     "tensors_in",
     "trace",
+    "traits",
     "with_first_argument",
 ]

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from peft_aim.tracing.outputs import Images, first_parameter, first_tensor, named_arguments, run
+from peft_aim.tracing.copies import trait, traits
+from peft_aim.tracing.outputs import (
+    Images,
+    first_argument,
+    first_parameter,
+    first_tensor,
+    named_arguments,
+    replace_first,
+    run,
+    with_first_argument,
+)
 from peft_aim.tracing.parts import is_norm
+from peft_aim.tracing.stand_ins import standing_in
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,8 @@ class Handle:
     offset: int
     numel: int
     shape: tuple[int, ...] = field(compare=False)
+    dtype: torch.dtype = field(compare=False)
+    device: torch.device = field(compare=False)
 
     @classmethod
     def of(cls, value: Any) -> Handle | None:
@@ -31,7 +45,12 @@ class Handle:
         if not isinstance(tensor, Tensor):
             return None
         storage = StorageWeakRef(tensor.untyped_storage())
-        return cls(storage, tensor.storage_offset(), tensor.numel(), tuple(tensor.shape))
+        place = (storage, tensor.storage_offset(), tensor.numel())
+        return cls(*place, tuple(tensor.shape), tensor.dtype, tensor.device)
+
+    def zeros(self) -> Tensor:
+        """Return zeros of its shape, dtype and device, in the default memory format."""
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 
 
 @dataclass(eq=False)
@@ -43,16 +62,39 @@ class Call:
         module: The module.
         given: Its first argument.
         arguments: Its other arguments, by name.
+        args: Its arguments by position; the first tensor is left out, whether it is there or among ``kwargs``.
+        kwargs: Its arguments by keyword.
         children: Calls made while it ran, by the module itself.
         returned: What it returned, or the first of it.
+        form: What it returned, with the first tensor left out.
+        copy_of: The call that this one is a copy of, if the module did not run itself.
     """
 
     name: str
     module: nn.Module
     given: Handle | None
     arguments: dict[str, Any]
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
     children: list[Call] = field(default_factory=list)
     returned: Handle | None = None
+    form: Any = None
+    copy_of: Call | None = None
+
+    @classmethod
+    def begun(cls, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Call:
+        """Record a call that is about to run."""
+        first = first_parameter(module)
+        given = first_argument(first, args, kwargs)
+        others = {key: value for key, value in named_arguments(module, args, kwargs).items() if key != first}
+        if given is not None:
+            args, kwargs = with_first_argument(replace_first(given, None), first, args, kwargs)
+        return cls(name, module, Handle.of(given), others, args, kwargs)
+
+    @property
+    def original(self) -> Call:
+        """The call itself, or the one that it is a copy of."""
+        return self.copy_of or self
 
     @property
     def parts(self) -> list[Call]:
@@ -70,15 +112,38 @@ class Call:
         for child in self.children:
             yield from child.walk()
 
+    def again(self, tokens: Tensor) -> Any:
+        """Call the module once more, on other tokens but with the same further arguments."""
+        first = first_parameter(self.module)
+        given = replace_first(first_argument(first, self.args, self.kwargs), tokens)
+        args, kwargs = with_first_argument(given, first, self.args, self.kwargs)
+        return self.module(*args, **kwargs)
+
+    def is_like(self, other: Call) -> bool:
+        """Whether a copy of the module was called in the same way: on the same shapes, with equal other arguments."""
+        return self._way() == other._way()
+
+    def _way(self) -> Hashable:
+        def way(value: Any) -> Hashable:
+            if isinstance(value, Tensor):
+                return tuple(value.shape), value.dtype, Handle.of(value) == self.given
+            return tuple(map(way, value)) if isinstance(value, (list, tuple)) else trait(value)
+
+        arguments = tuple((name, way(value)) for name, value in self.arguments.items())
+        return self.given and (self.given.shape, self.given.dtype), len(self.args), arguments
+
 
 @torch.no_grad()
-def trace(model: nn.Module, images: Images, training: bool = False) -> tuple[Call, Any]:
-    """Run a model once and record the tree of its calls.
+def trace(model: nn.Module, images: Images, once: Callable[[Call], bool] = lambda call: False) -> tuple[Call, Any]:
+    """Run a model once, in evaluation mode, and record the tree of its calls.
 
     Args:
         model: The model.
         images: What it takes.
-        training: Whether it runs as in training.
+        once: Tells of which calls the copies need not run: modules with the same :func:`traits
+            <peft_aim.tracing.copies.traits>` that are called in the same way. Such a copy returns what it gets, so
+            the call must return tensors of the shape that it gets, and the calls below it are recorded as if they
+            had been made.
 
     Returns:
         The call of the model itself, and what it returned.
@@ -88,47 +153,75 @@ def trace(model: nn.Module, images: Images, training: bool = False) -> tuple[Cal
         >>> [(child.name, child.returned.shape) for child in call.children]
         [('0', (1, 4)), ('1', (1, 2))]
     """
-    recorder = _Recorder()
-    with running(model, training), recorder.attached(model):
+    with ExitStack() as stack:
+        recorder = _Recorder(model, once, stack)
+        stack.enter_context(running(model, training=False))
+        stack.enter_context(recorder.attached(model))
         output = run(model, images)
     return recorder.root, output
 
 
 class _Recorder:
-    """Builds the tree of calls from hooks on every module."""
+    """Builds the tree of calls from hooks on every module, and keeps copies from running."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, once: Callable[[Call], bool], stack: ExitStack) -> None:
         self.root: Call | None = None
         self._running: list[Call] = []
+        self._modules = dict(model.named_modules())
+        self._once, self._stack = once, stack
+        self._copies: dict[nn.Module, list[Call]] = {}  # of modules that are copies, the calls that have run
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         handles = []
-        for name, module in model.named_modules():
-            enter, leave = self._hooks(name)
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave))
+        for name, module in self._modules.items():
+            handles.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hooks(self, name: str) -> tuple:
-        def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            first, others = first_parameter(module), named_arguments(module, args, kwargs)
-            given = args[0] if args else kwargs.get(first)
-            call = Call(name, module, Handle.of(given), {k: value for k, value in others.items() if k != first})
-            if self._running:
-                self._running[-1].children.append(call)
-            else:
-                self.root = call
-            self._running.append(call)
+    def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        call = Call.begun(name, module, args, kwargs)
+        if self._running:
+            self._running[-1].children.append(call)
+        else:
+            self.root = call
+        self._running.append(call)
 
-        def leave(module: nn.Module, args: tuple, output: Any) -> None:
-            self._running.pop().returned = Handle.of(output)
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        call = self._running.pop()
+        call.returned, call.form = Handle.of(output), replace_first(output, None)
+        if call.copy_of is None and self._once(call):
+            self._keep_copies_from_running(call)
 
-        return enter, leave
+    def _keep_copies_from_running(self, call: Call) -> None:
+        if call.module in self._copies:  # one that is called in another way than those before
+            self._copies[call.module].append(call)
+            return
+        have_run, own, parts = [call], traits(call.module), {*call.module.modules()}
+        for other in self._modules.values():
+            same = type(other) is type(call.module) and other not in self._copies and traits(other) == own
+            if same and parts.isdisjoint(other.modules()):
+                self._copies[other] = have_run
+                self._stack.enter_context(standing_in({other: partial(self._run_copy, other.forward)}))
+
+    def _run_copy(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = self._running[-1]
+        original = next((run for run in self._copies[call.module] if call.is_like(run)), None)
+        if original is None:
+            return forward(*args, **kwargs)
+        call.copy_of = original
+        call.children = [self._copied(child, original.name, call.name) for child in original.children]
+        tokens = first_tensor(first_argument(first_parameter(call.module), args, kwargs))
+        return replace_first(original.form, tokens.clone(memory_format=torch.contiguous_format))
+
+    def _copied(self, call: Call, old: str, new: str) -> Call:
+        name = f"{new}{call.name.removeprefix(old)}"
+        children = [self._copied(child, old, new) for child in call.children]
+        return replace(call, name=name, module=self._modules[name], children=children, copy_of=call)
 
 
 @contextmanager

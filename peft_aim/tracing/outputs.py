@@ -71,7 +71,7 @@ def first_tensor(output: Any) -> Tensor:
         >>> first_tensor((torch.ones(1), None))
         tensor([1.])
     """
-    return output[0] if isinstance(output, (tuple, list)) else output
+    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 def replace_first(output: Any, tensor: Tensor) -> Any:
@@ -81,7 +81,9 @@ def replace_first(output: Any, tensor: Tensor) -> Any:
         >>> replace_first(("old", None), "new")
         ('new', None)
     """
-    return type(output)((tensor, *output[1:])) if isinstance(output, (tuple, list)) else tensor
+    if not isinstance(output, (tuple, list)):
+        return tensor
+    return getattr(type(output), "_make", type(output))((tensor, *output[1:]))
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], output: Any) -> Any:

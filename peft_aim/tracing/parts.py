@@ -21,6 +21,17 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and not learns
 
 
+def is_dropout(module: nn.Module) -> bool:
+    """Whether a module drops at random in training: one says so in its class name, Dropout, DropPath, StochasticDepth.
+
+    Example:
+        >>> is_dropout(nn.Dropout(0.1)), is_dropout(nn.Identity())
+        (True, False)
+    """
+    name = type(module).__name__.lower()
+    return ("drop" in name or "stochastic" in name) and not any(True for _ in module.children())
+
+
 def mixes(module: nn.Module) -> bool:
     """Whether a module has a layer that mixes features, be it itself.
 
@@ -71,7 +82,7 @@ def channel_axis(module: nn.Module, shape: tuple[int, ...], width: int) -> int |
 
 
 @torch.no_grad()
-def acts_on_each_place(norm: nn.Module, shape: tuple[int, ...], width: int) -> bool:
+def acts_on_each_position(norm: nn.Module, shape: tuple[int, ...], width: int) -> bool:
     """Whether a norm treats each place of tokens alone, as LayerNorm does and GroupNorm doesn't.
 
     Args:
@@ -80,7 +91,7 @@ def acts_on_each_place(norm: nn.Module, shape: tuple[int, ...], width: int) -> b
         width: Token width D.
 
     Example:
-        >>> acts_on_each_place(nn.GroupNorm(1, 8), (2, 8, 4, 4), 8)
+        >>> acts_on_each_position(nn.GroupNorm(1, 8), (2, 8, 4, 4), 8)
         False
     """
     axis = channel_axis(norm, shape, width)

@@ -17,7 +17,7 @@ from peft_aim.attention.kinds import USERS_KINDS, OnGrid, Unrotated, along_time,
 from peft_aim.attention.projected import Projected
 from peft_aim.attention.recognize import find_kind
 from peft_aim.backbone.anatomy import PartNames
-from peft_aim.backbone.inspection import survey
+from peft_aim.backbone.inspection import inspect_backbone
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ from peft_aim.backbone.inspection import survey
     ],
 )
 def test_found_by_structure(library, name, expected):
-    blocks = survey(catalogue.build(library, name), PartNames()).blocks
+    blocks = inspect_backbone(catalogue.build(library, name), PartNames()).blocks
     kind = list(blocks.values())[-1].attend
     if isinstance(expected, dict):
         assert {option: getattr(kind, option) for option in expected} == expected
@@ -153,7 +153,10 @@ def test_a_bias_that_acts_at_its_own_length_alone_is_found():
 
 def test_the_norm_on_queries_is_not_left_out():
     """A norm that stands for scale alone would be dropped where pooled keys are replaced by plain ones."""
-    kinds = [anatomy.attend for anatomy in survey(catalogue.build("timm", "mvitv2_tiny"), PartNames()).blocks.values()]
+    kinds = [
+        anatomy.attend
+        for anatomy in inspect_backbone(catalogue.build("timm", "mvitv2_tiny"), PartNames()).blocks.values()
+    ]
     assert all(isinstance(kind, Projected) and len(kind.norms) == 3 for kind in kinds)
 
 
@@ -172,11 +175,11 @@ def test_stages_that_are_run_again_know_their_frames():
     model(one).sum().backward()
 
 
-def test_images_in_pieces():
-    """MobileViT's tokens lead with the images' pieces: another number of pieces is refused."""
+def test_images_in_patch_groups():
+    """MobileViT's tokens lead with the images' patch groups: another number of groups is refused."""
     model = get_peft_model(catalogue.build("timm", "mobilevit_xs"), AIMConfig(num_frames=2))
     layers = [m for m in model.modules() if type(m).__name__ == "AIMLayer"]
-    assert {layer.anatomy.pieces for layer in layers} == {4}
+    assert {layer.anatomy.groups for layer in layers} == {4}
     layers[0].register_forward_pre_hook(lambda module, args: (args[0][:-1], *args[1:]))
-    with pytest.raises(ValueError, match="its batch is not 4 images of 4 pieces, so frames"):
+    with pytest.raises(ValueError, match="its batch is not 4 images of 4 patch groups, so frames"):
         model(torch.randn(2, 2, 3, 64, 64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 from peft_aim import AIMConfig
+from peft_aim.attention import product
 from peft_aim.attention.kinds import plain
-from peft_aim.attention.product import Product, ending_in, find_output
+from peft_aim.attention.product import ending_in, find_output
 from peft_aim.layers.block import AIMLayer
 
 
@@ -31,20 +32,20 @@ def layers(model: nn.Module) -> list[AIMLayer]:
 @torch.no_grad()
 def in_two(model: PeftModel) -> torch.Tensor:
     """Score with one layer after the other."""
-    endings = [layer.aim_ending for layer in layers(model)]
+    anatomies = [layer.anatomy for layer in layers(model)]
     for layer in layers(model):
-        layer.aim_ending = {}
+        layer.anatomy = replace(layer.anatomy, output=None)
     scores = zoo.scores(model(zoo.make_clips()))
-    for layer, ending in zip(layers(model), endings, strict=True):
-        layer.aim_ending = ending
+    for layer, anatomy in zip(layers(model), anatomies, strict=True):
+        layer.anatomy = anatomy
     return scores
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 @torch.no_grad()
 def test_one_product_scores_as_two_do(name, monkeypatch):
-    model, calls, forward = adapt(zoo.build(name)).eval(), [], Product.forward
-    monkeypatch.setattr(Product, "forward", lambda self, x: calls.append(1) or forward(self, x))
+    model, calls, as_one = adapt(zoo.build(name)).eval(), [], product.as_one
+    monkeypatch.setattr(product, "as_one", lambda *args: calls.append(1) or as_one(*args))
     assert torch.allclose(zoo.scores(model(zoo.make_clips())), in_two(model), atol=1e-5)
     with_kernel = name in ("torchvision_vit", "open_clip_vit")  # torch's MultiheadAttention projects by itself
     assert len(calls) == (0 if with_kernel else len(layers(model)))
@@ -53,14 +54,44 @@ def test_one_product_scores_as_two_do(name, monkeypatch):
 def test_the_ending_is_the_attention_now_and_later():
     attention, down, x = Attention(8, 2), nn.Linear(8, 2), torch.randn(2, 3, 8)
     ending = ending_in(attention, "proj", down)
+    before = set(vars(attention)), dict(attention._modules)
     attention.eval()
     assert not ending.training
+    assert torch.allclose(ending(x), down(attention(x)), atol=1e-6)
+    assert (set(vars(attention)), dict(attention._modules)) == before
     attention.qkv = nn.Linear(8, 24)
     assert torch.allclose(ending(x), down(attention(x)), atol=1e-6)
-    for twin in (copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))):
-        new = twin({"attention": attention, "ending": ending, "down": down})
-        assert new["ending"].qkv is new["attention"].qkv and new["ending"].proj.down is new["down"]
-        assert torch.equal(new["ending"](x), ending(x))
+
+
+class Output(nn.Module):
+    """The output projection of some of transformers' attentions is a part of a part."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.dense(x)
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.output = Attention(8, 2), Output()
+
+    def forward(self, x):
+        return (self.output(self.inner(x)),)
+
+
+def test_a_projection_inside_of_a_part_is_replaced_unless_that_has_hooks():
+    attention, down, x = Nested(), nn.Linear(8, 2), torch.randn(2, 3, 8)
+    assert find_output(plain, copy.deepcopy(attention).double(), 8) == "output.dense"
+    (found,) = ending_in(attention, "output.dense", down)(x)
+    assert torch.allclose(found, down(attention(x)[0]), atol=1e-6)
+    attention.inner.register_forward_hook(lambda module, args, output: None)
+    assert ending_in(attention, "output.dense", down) is not None
+    attention.output.register_forward_hook(lambda module, args, output: 2 * output)
+    assert ending_in(attention, "output.dense", down) is None
 
 
 def test_dropout_of_attention_is_on_where_the_model_trains_and_off_where_it_does_not():
@@ -90,9 +121,13 @@ def test_what_has_something_behind_its_projection_has_no_output_to_multiply():
     assert find_output(plain, DropsBehind(8, 2).double(), 8) is None
 
 
-def replace(layer: AIMLayer) -> None:
-    attention = layer.base_layer.attn
-    attention.proj = nn.Linear(32, 32)
+def test_a_projection_that_somebody_replaced_is_the_one_that_counts():
+    model = adapt(zoo.build("timm_vit")).eval()
+    before = model(zoo.make_clips())
+    for layer in layers(model):
+        layer.base_layer.attn.proj = nn.Linear(32, 32)
+    scores = model(zoo.make_clips())
+    assert torch.allclose(scores, in_two(model), atol=1e-5) and not torch.allclose(scores, before)
 
 
 def prune_down(layer: AIMLayer) -> None:
@@ -107,7 +142,7 @@ def halve(layer: AIMLayer) -> None:
     layer.aim_temporal_down["default"].bfloat16(), layer.aim_temporal_up["default"].bfloat16()
 
 
-@pytest.mark.parametrize("change", [replace, prune_down, hook_down, halve], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [prune_down, hook_down, halve], ids=lambda change: change.__name__)
 def test_layers_that_somebody_changed_run_one_after_the_other(change):
     model = adapt(zoo.build("timm_vit")).eval()
     for layer in layers(model):

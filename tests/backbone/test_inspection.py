@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from peft_aim import AIMConfig
 from peft_aim.backbone.anatomy import PartNames
-from peft_aim.backbone.inspection import survey
+from peft_aim.backbone.inspection import inspect_backbone
 from peft_aim.tracing.example import image_size
 
 
@@ -38,13 +38,13 @@ def adapt(model: nn.Module, **options: object) -> nn.Module:
     ],
 )
 def test_survey(name, expected):
-    found = survey(zoo.build(name), PartNames())
+    found = inspect_backbone(zoo.build(name), PartNames())
     assert (found.tower, *found.entries.values(), found.head) == expected
     assert found.image == (3, 32, 32) and not found.further and not found.refused
 
 
 def test_the_image_tower_of_a_model_of_image_and_text():
-    found = survey(zoo.open_clip_model(), PartNames())
+    found = inspect_backbone(zoo.open_clip_model(), PartNames())
     assert found.tower == "visual"
     assert list(found.blocks) == ["visual.transformer.resblocks.0", "visual.transformer.resblocks.1"]
 
@@ -53,7 +53,7 @@ def test_surveying_leaves_no_trace():
     model = zoo.build("timm_vit").train()
     model.blocks[1].eval()
     modes = [module.training for module in model.modules()]
-    survey(model, PartNames())
+    inspect_backbone(model, PartNames())
     assert [module.training for module in model.modules()] == modes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -153,7 +153,7 @@ def test_the_look_at_a_model_leaves_no_trace():
     spectral_norm(model[2].head)
     model[2].image_size = (32, 32)
     before, drawn = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    survey(model, PartNames())
+    inspect_backbone(model, PartNames())
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert all(module.training for module in model.modules())
@@ -337,7 +337,7 @@ class WithGate(Block):
 
 def test_blocks_may_have_further_parts():
     model, clips = adapt(Toy(WithGate(attention())), init_weights=False), zoo.make_clips()
-    assert model.base_model.model.aim_clips.survey.blocks["blocks.0"].others == ("conv", "gate")
+    assert model.base_model.model.aim_clips.inspection.blocks["blocks.0"].others == ("conv", "gate")
     assert not torch.allclose(model(clips), model(clips.flip(1)))
 
 
@@ -371,7 +371,7 @@ def test_gates_may_be_closed_and_trunks_compiled():
     blocks = [Gated(attention()), Block(attention()), Gated(attention())]
     model = Toy(*blocks)
     model.blocks[1].compile(backend="eager")
-    assert len(adapt(model).base_model.model.aim_clips.survey.blocks) == 3
+    assert len(adapt(model).base_model.model.aim_clips.inspection.blocks) == 3
 
 
 def test_models_that_want_labels_in_training_are_adapted():
@@ -381,7 +381,7 @@ def test_models_that_want_labels_in_training_are_adapted():
 
 def test_trunks_beside_each_other_have_a_temporal_embedding_each():
     model = adapt(TwoTrunks())
-    found = model.base_model.model.aim_clips.survey
+    found = model.base_model.model.aim_clips.inspection
     assert found.entries == {"one.blocks.0": None, "other.blocks.0": None}
     assert sum("temporal_embedding" in name for name, _ in model.named_parameters()) == 2
 
@@ -392,7 +392,7 @@ def test_backbones_without_memory_are_adapted_alike(name):
         empty = zoo.ZOO[name]()
     adapted, expected = adapt(empty, num_labels=3), adapt(zoo.build(name), num_labels=3)
     assert adapted.get_nb_trainable_parameters() == expected.get_nb_trainable_parameters()
-    kinds = [list(model.base_model.model.aim_clips.survey.blocks.values()) for model in (adapted, expected)]
+    kinds = [list(model.base_model.model.aim_clips.inspection.blocks.values()) for model in (adapted, expected)]
     assert kinds[0] == kinds[1]
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from benchmarks.coverage import catalogue, laws
 from peft_aim import AIMConfig
-from peft_aim.attention.recognize import find_kind, signature
+from peft_aim.attention.recognize import find_kind
 from peft_aim.backbone.anatomy import PartNames
-from peft_aim.backbone.inspection import survey
+from peft_aim.backbone.inspection import inspect_backbone
 from peft_aim.layers.block import AIMLayer
+from peft_aim.tracing.copies import traits
 
 D, N = 8, 16
 
@@ -110,15 +111,15 @@ class Toy(nn.Module):
     ],
 )
 def test_blocks_made_to_deceive(block, reason):
-    assert survey(Toy(Block()), PartNames()).blocks
+    assert inspect_backbone(Toy(Block()), PartNames()).blocks
     with pytest.raises(ValueError, match=reason):
-        survey(Toy(block()), PartNames())
+        inspect_backbone(Toy(block()), PartNames())
 
 
 @pytest.mark.parametrize("name", ["eca_vovnet39b", "nf_seresnet26", "lambda_resnet26t"])
 def test_convolutional_networks_with_what_they_call_attention(name):
     with pytest.raises(ValueError, match="No block that AIM can adapt"):
-        survey(timm.create_model(name), PartNames())
+        inspect_backbone(timm.create_model(name), PartNames())
 
 
 class WithBias(nn.Module):
@@ -167,9 +168,9 @@ class NormBehind(WithBias):
 @pytest.mark.parametrize(
     ("attention", "reason"),
     [
-        (Temperature, "they leave out extra, which has nothing to do with places"),
-        (Gated, "they leave out gate.weight, which has nothing to do with places"),
-        (Beside, "they leave out gate.weight, which has nothing to do with places"),
+        (Temperature, "they leave out extra, which does not depend on positions"),
+        (Gated, "they leave out gate.weight, which does not depend on positions"),
+        (Beside, "they leave out gate.weight, which does not depend on positions"),
         (NormBehind, "they do not reproduce its own forward"),
     ],
 )
@@ -186,7 +187,7 @@ def test_blocks_with_other_buffers_are_tried_by_themselves():
     one, other = nn.Linear(2, 2), nn.Linear(2, 2)
     one.register_buffer("mask", torch.zeros(2))
     other.register_buffer("mask", torch.ones(2))
-    assert signature(one) != signature(other)
+    assert traits(one) != traits(other)
 
 
 def test_finding_the_kind_leaves_random_numbers_alone():

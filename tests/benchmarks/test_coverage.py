@@ -27,7 +27,7 @@ SAMPLE = {
         "hiera_tiny_224",  # mask units, pooled queries
         "levit_128",  # no norms, values wider than keys
         "maxvit_tiny_rw_224",  # windows and grids, features by head
-        "mobilevit_xs",  # images cut into pieces
+        "mobilevit_xs",  # images split into patch groups
         "mvitv2_tiny",  # pooled, adds the query
         "naflexvit_base_patch16_gap",  # no convolution
         "nest_tiny",  # tokens in blocks

@@ -1,0 +1,79 @@
+"""Tells whether two modules are copies of each other but for their weights: what holds for one holds for the other."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_aim.tracing.parts import is_dropout
+
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
+
+
+def traits(module: nn.Module) -> Hashable:
+    """Return what copies of a module have in common: classes, attributes, shapes, and the content of buffers.
+
+    Weights are no trait, nor is the mode (training or evaluation); of dropout and drop path it is one whether they
+    drop at all. Attributes that cannot be compared by their value count as equal only if they are the same object.
+
+    Example:
+        >>> traits(nn.MultiheadAttention(8, 2)) == traits(nn.MultiheadAttention(8, 2))
+        True
+        >>> traits(nn.MultiheadAttention(8, 2)) == traits(nn.MultiheadAttention(8, 4))
+        False
+    """
+    return tuple((name, *_own_traits(part)) for name, part in module.named_modules())
+
+
+def _own_traits(module: nn.Module) -> tuple:
+    attributes = {key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE}
+    if getattr(attributes.get("forward"), "stands_in", False):
+        del attributes["forward"]
+    if is_dropout(module):  # rates often grow from block to block
+        attributes = {key: value > 0 if isinstance(value, float) else value for key, value in attributes.items()}
+    return (
+        type(module),
+        trait(attributes),
+        tuple((name, p if p is None else _shape(p)) for name, p in module._parameters.items()),
+        trait(dict(module._buffers)),
+        len(module._forward_pre_hooks),
+        len(module._forward_hooks),
+    )
+
+
+def trait(value: Any) -> Hashable:
+    """Return what is compared of an attribute or an argument.
+
+    Example:
+        >>> trait([1, {"a": None}]) == trait([1, {"a": None}]), trait(1) == trait(1.0), trait(object()) == trait(1)
+        (True, False, False)
+    """
+    if isinstance(value, PLAIN):
+        return type(value), value
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(trait, value))
+    if isinstance(value, dict):
+        return dict, tuple((str(key), trait(item)) for key, item in value.items())
+    if isinstance(value, (set, frozenset)):
+        return set, tuple(sorted(map(repr, value)))
+    if isinstance(value, Tensor):
+        return Tensor, *_shape(value), _sum(value)
+    if isinstance(value, MethodType):
+        return MethodType, value.__func__
+    if isinstance(value, partial):
+        return partial, trait(value.func), trait(value.args), trait(value.keywords)
+    return object, id(value)
+
+
+def _shape(tensor: Tensor) -> tuple:
+    return tuple(tensor.shape), tensor.dtype, tensor.device.type
+
+
+def _sum(tensor: Tensor) -> float | None:
+    return None if tensor.device.type == "meta" else float(tensor.detach().double().nan_to_num().sum())
