@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +37,8 @@ def card(config: dict[str, Any], name: str) -> str:
         config: The options of its AIMConfig.
         name: Its folder or Hub id.
     """
-    base = config["base_model_name_or_path"] or ""
     data = ModelCardData(
-        base_model=base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,  # the Hub takes nothing but its own ids
+        base_model=config["base_model_name_or_path"] or None,  # as PEFT does, be it a Hub id or a local path
         library_name="peft",
         pipeline_tag="video-classification",
         tags=["peft", "aim", "peft-aim"],

@@ -109,11 +109,13 @@ class AIMConfig(PeftConfig):
     video: dict[str, Any] | None = None
 
     # No options, so neither compared nor saved: the folder it was loaded from, whether weights are to follow from
-    # there, the fingerprint of the backbone it is being saved from, and what each module of the model at hand gets.
+    # there, what each module of the model at hand gets, the targets that were found in that rather than given, and
+    # the options that differ in the model that an adapter is being saved from.
     folder: ClassVar[str | None] = None
     awaits_weights: ClassVar[bool] = False
-    saved_from: ClassVar[str | None] = None
     branches: ClassVar[dict[str, list[str]]] = {}
+    found_targets: ClassVar[str | None] = None
+    of_model: ClassVar[dict[str, Any]] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AIMConfig:
         """Refuse unknown options here: PEFT would drop a TypeError of ``__init__`` and go on without them."""
@@ -147,10 +149,24 @@ class AIMConfig(PeftConfig):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all options, with the fingerprint of the backbone that the adapter is being saved from."""
-        options = super().to_dict()
-        options["backbone_fingerprint"] = self.saved_from or self.backbone_fingerprint
-        return options
+        """Return all options, with what is particular to the model that the adapter is being saved from."""
+        return {**super().to_dict(), **self.of_model}
+
+    @property
+    def has_found_targets(self) -> bool:
+        """Whether ``target_modules`` was not given, but filled with the blocks that were found in a model."""
+        return self.found_targets is not None and self.target_modules == self.found_targets
+
+    def search_anew(self) -> AIMConfig:
+        """Forget the targets that were found in a model, before the config is used for another one."""
+        if self.has_found_targets:
+            self.target_modules = None
+        return self
+
+    def note_targets(self, found: str) -> None:
+        """Fill ``target_modules``, unless it was given, with the blocks that were found in a model."""
+        if self.target_modules is None:
+            self.target_modules = self.found_targets = found
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write ``adapter_config.json``, and a model card unless the folder has one that somebody has written."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,15 @@ from peft_aim.saving import (
     shapes_of,
 )
 from peft_aim.summary import summary
-from peft_aim.targets import as_regex, branches, check_free, check_head, check_modules_to_save, select_blocks
+from peft_aim.targets import (
+    adapted_blocks,
+    as_regex,
+    branches,
+    check_free,
+    check_head,
+    check_modules_to_save,
+    select_blocks,
+)
 
 
 class AIMModel(BaseTuner):
@@ -79,9 +86,8 @@ class AIMModel(BaseTuner):
         Raises:
             ValueError: If the file does not hold just this adapter's weights.
         """
-        config = copy.copy(self.peft_config[adapter_name])  # the user may have further plans for it
+        config = self.peft_config[adapter_name]
         config.awaits_weights = config.folder is not None or config.backbone_fingerprint is not None
-        self.peft_config[adapter_name] = config
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._check_saved_weights(adapter_name)
@@ -96,8 +102,8 @@ class AIMModel(BaseTuner):
         found = self._clips(PartNames(**names)).inspection
         peft_config.branches = {}
         if peft_config.has_block_adapters:
-            blocks = select_blocks(self.model, found, peft_config)
-            peft_config.target_modules = as_regex(blocks)
+            blocks = select_blocks(self.model, found, peft_config.search_anew())
+            peft_config.note_targets(as_regex(blocks))
             peft_config.branches = {name: branches(peft_config, found.blocks[name]) for name in blocks}
         if peft_config.temporal_embedding:
             for block, pre_norm in found.entries.items():
@@ -114,7 +120,8 @@ class AIMModel(BaseTuner):
     def _check_target_module_exists(peft_config: AIMConfig, key: str) -> Any:
         if key in peft_config.branches or peft_config.target_modules is None:
             return key in peft_config.branches
-        return check_target_module_exists(peft_config, key)  # tells PEFT what was excluded
+        matched = check_target_module_exists(peft_config, key)
+        return False if matched else matched  # PEFT counts what was excluded
 
     def _create_and_replace(
         self,
@@ -126,21 +133,13 @@ class AIMModel(BaseTuner):
         current_key: str,
         **kwargs: Any,
     ) -> None:
-        found = self.model.aim_clips.inspection
         if not isinstance(target, AIMTunerLayer):
             layer = self._new_layer(target, current_key)
             layer.set_adapter(self.active_adapters)
             setattr(parent, target_name, layer)
             target = layer
-        if isinstance(target, AIMHead):
-            target.update_layer(adapter_name, peft_config, like=next(self.model.parameters()))
-            return
-        if isinstance(target, (AIMNorm, AIMEmbedding)):
-            target.update_layer(adapter_name, peft_config)
-            return
-        names = list(found.blocks)
-        depth = names.index(current_key) / max(1, len(names) - 1)
-        target.update_layer(adapter_name, peft_config, peft_config.branches[current_key], depth)
+        like = next(self.model.parameters())
+        target.update_layer(adapter_name, peft_config, peft_config.branches[current_key], like)
 
     def _new_layer(self, target: nn.Module, name: str) -> AIMTunerLayer:
         clips: Clips = self.model.aim_clips
@@ -152,7 +151,9 @@ class AIMModel(BaseTuner):
         for block, pre_norm in found.entries.items():
             if name == pre_norm:
                 return AIMEmbedding(target, found.blocks[block], clips.frames)
-        return AIMLayer(target, found.blocks[name], clips.frames)
+        names = list(found.blocks)
+        depth = names.index(name) / max(1, len(names) - 1)
+        return AIMLayer(target, found.blocks[name], clips.frames, depth)
 
     def _clips(self, names: PartNames) -> Clips:
         """Return the hooks around the image model, made with the first adapter; later ones share them."""
@@ -266,8 +267,12 @@ class AIMModel(BaseTuner):
         **kw: Any,
     ) -> dict[str, Tensor]:
         """Select an adapter's weights for saving, and note for its config which backbone they were trained on."""
-        if not config.inference_mode:
-            config.saved_from = fingerprint_of(frozen_weights(model, adapter_name, state_dict))
+        config.of_model = {}
+        if config.has_found_targets:  # in this model or in another one that the config was used for since
+            config.of_model["target_modules"] = as_regex(adapted_blocks(model, adapter_name))
+        here = None if config.inference_mode else fingerprint_of(frozen_weights(model, adapter_name, state_dict))
+        if here is not None:
+            config.of_model["backbone_fingerprint"] = here
         weights = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
         return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
 

@@ -129,7 +129,7 @@ def _counts(
 
 
 def _has(layer: nn.Module, branch: str, adapter: str) -> bool:
-    return isinstance(layer, AIMLayer) and adapter in getattr(layer, f"aim_{branch}_up")
+    return isinstance(layer, AIMLayer) and layer.has(adapter, branch)
 
 
 def _down(layer: AIMLayer, branch: str, adapter: str) -> nn.Linear:

@@ -13,7 +13,7 @@ from torch import nn
 
 from peft_aim.backbone import Anatomy, Inspection, listed, within
 from peft_aim.config import AIMConfig
-from peft_aim.layers import AIMTunerLayer
+from peft_aim.layers import BRANCHES, AIMLayer, AIMTunerLayer
 
 
 def branches(config: AIMConfig, anatomy: Anatomy) -> list[str]:
@@ -24,7 +24,16 @@ def branches(config: AIMConfig, anatomy: Anatomy) -> list[str]:
         "spatial": config.spatial,
         "joint": config.joint and anatomy.mlp is not None,
     }
-    return [name for name, on in wanted.items() if on]
+    return [name for name in BRANCHES if wanted[name]]
+
+
+def adapted_blocks(model: nn.Module, adapter_name: str) -> list[str]:
+    """Return the names of the blocks that have bottlenecks of an adapter, as seen from the image model."""
+    return [
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, AIMLayer) and any(module.has(adapter_name, branch) for branch in BRANCHES)
+    ]
 
 
 def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str]:

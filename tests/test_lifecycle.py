@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 
+import peft
 import pytest
 import torch
 import transformers as tf
 import zoo
+from packaging import version
 from peft import (
     AutoPeftModel,
     PeftModel,
@@ -20,6 +22,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from torch import nn
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from peft_aim import AIMConfig, AIMModel
 from peft_aim.layers.block import AIMLayer
@@ -225,6 +228,29 @@ def test_injection_gives_what_a_peft_model_gives(clips):
     assert get_model_status(injected).num_adapter_layers == len(get_layer_status(injected)) == 4
 
 
+FITS = version.parse(peft.__version__) >= version.parse(MIN_PEFT_VERSION)
+
+
+@pytest.fixture
+def integration(monkeypatch):
+    """transformers' integration of PEFT, with this PEFT even if transformers asks for a newer one."""
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", peft.__version__)
+
+
+def test_from_which_versions_on_transformers_takes_adapters_itself(saved_backbone):
+    """README says so: transformers up to 5.23 with peft 0.21, transformers from 5.24 with peft 0.22."""
+    assert (version.parse(tf.__version__) < version.parse("5.24") or peft.__version__ >= "0.22") == FITS
+    model = load_backbone(saved_backbone)
+    untouched = repr(model)
+    if FITS:
+        model.add_adapter(config(), "aim")
+        assert get_model_status(model).peft_types == {"aim": "AIM"}
+    else:
+        with pytest.raises(ValueError, match=rf"please use a version >= {MIN_PEFT_VERSION}"):
+            model.add_adapter(config(), "aim")
+        assert repr(model) == untouched
+
+
 @pytest.fixture
 def saved_backbone(tmp_path) -> str:
     zoo.build("hf_vit").save_pretrained(tmp_path / "backbone")
@@ -236,7 +262,7 @@ def load_backbone(folder: str) -> nn.Module:
 
 
 @torch.no_grad()
-def test_transformers_loads_adapters(clips, tmp_path, saved_backbone):
+def test_transformers_loads_adapters(clips, tmp_path, saved_backbone, integration):
     model = get_peft_model(load_backbone(saved_backbone), config(num_labels=7)).eval()
     expected = model(clips).logits
     model.save_pretrained(tmp_path / "adapter")
@@ -261,7 +287,7 @@ def test_transformers_loads_adapters(clips, tmp_path, saved_backbone):
     assert torch.equal(again(clips).logits, expected)
 
 
-def test_transformers_adds_switches_and_deletes_adapters(clips, saved_backbone):
+def test_transformers_adds_switches_and_deletes_adapters(clips, saved_backbone, integration):
     model = load_backbone(saved_backbone)
     before = zoo.frame_average(model, clips)
     model.add_adapter(config(num_labels=7), "seven")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from peft_aim.attention.kinds import USERS_KINDS, Kind, OnGrid, Unrotated, in_words, multihead, plain
 from peft_aim.attention.projected import Projected, guesses
-from peft_aim.attention.without_space import LARGE, check_reproduces_forward, same
+from peft_aim.attention.without_space import LARGE, OwnForward, same
 from peft_aim.tracing import copy_without_hooks, first_tensor
 
 LENGTHS = (3, 5, 67)  # of sequences that kinds are tried on; the last is longer than windows are
@@ -45,12 +45,13 @@ def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str,
         'multihead'
     """
     twin = random_twin(attention)
+    own = OwnForward(twin, shape, arguments, channels)
     width, positions = shape[channels], math.prod(shape[1:]) // shape[channels]
     observed: dict[str, None] = {}
     for kind in _candidates(attention, shape, arguments, channels):
         try:
             if isinstance(kind, Projected):
-                check_reproduces_forward(kind, twin, shape, arguments, channels)
+                own.check_reproduced(kind)
             check_mixes_frames(kind, twin, width, positions)
             return kind
         except Exception as error:  # whatever a foreign module raises is the observation to report

@@ -8,9 +8,8 @@ attention computes without space.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,74 +24,93 @@ SPATIAL = (nn.Conv2d, *POOLS, nn.GELU, nn.ReLU)
 LARGE = 1024  # tokens: attention over more is tried on a small image first
 SMALL = (8, 8)
 
-# The forward on tokens with the channels last, whatever else it takes being given.
-Forward = Callable[[Tensor], Tensor]
+Arguments = dict[str, Any]
 
 
-def check_reproduces_forward(
-    kind: Projected, attention: nn.Module, shape: tuple[int, ...], arguments: dict[str, Any], channels: int
-) -> None:
-    """Check that, without what is spatial in it, an attention's own forward computes what a kind does.
+class OwnForward:
+    """An attention's own forward without what is spatial in it, which projections have to reproduce.
 
     Args:
-        kind: The projections around softmax attention.
         attention: A copy with random weights in float64; it is changed in the meantime.
         shape: Shape of the tokens that the block's forward calls it on.
         arguments: Other arguments of that call, by name.
         channels: Axis of the channels in these tokens, -1 or 1.
-
-    Raises:
-        ValueError: If it computes something else, or depends on what the kind leaves out in other ways than space.
     """
-    pools = any(isinstance(module, POOLS) or _is_wide(module) for module in attention.modules())
-    for without in (_without_parameters, _without_layers) if pools else (_without_parameters,):
-        with without(attention, kind) as left_out:
-            ran = False
-            for positions, given in _calls(attention, shape, arguments, channels):
-                if ran and math.prod(positions) > LARGE:
-                    continue
-                x = torch.randn(2, *positions, shape[channels], generator=torch.Generator().manual_seed(1)).double()
-                forward = partial(_forward, attention, given, channels)
-                try:
-                    own = forward(x)
-                except Exception:  # of another size than it is made for, or without a layer that it needs
-                    continue
-                ran = ran or own.shape == x.shape
-                if own.shape == x.shape and same(first_tensor(kind(attention, x.flatten(1, -2))), own.flatten(1, -2)):
-                    _check_leaves_out_space_alone(attention, left_out, forward, x, own)
-                    return
-    raise ValueError("they do not reproduce its own forward")
 
+    def __init__(self, attention: nn.Module, shape: tuple[int, ...], arguments: dict[str, Any], channels: int) -> None:
+        self.attention, self.channels = attention, channels
+        self._calls = list(_calls(attention, shape, arguments, channels))
+        self._width = shape[channels]
+        self._pools = any(isinstance(module, POOLS) or _is_wide(module) for module in attention.modules())
+        self._known: dict[Hashable, list[tuple[Arguments, Tensor, Tensor]]] = {}
 
-def _check_leaves_out_space_alone(
-    attention: nn.Module, left_out: dict[str, Tensor], forward: Forward, x: Tensor, own: Tensor
-) -> None:
-    """Check that what a kind leaves out distinguishes positions, which a temperature, a gate and the like do not."""
-    positions, generator = x[0, ..., 0].numel(), torch.Generator().manual_seed(2)
-    orders = [torch.randperm(positions, generator=generator) for _ in range(8)]  # a small grid has symmetries
+    def check_reproduced(self, kind: Projected) -> None:
+        """Check that it computes what a kind does.
 
-    def is_blind() -> bool:
-        mixed, tokens = forward(x).flatten(1, -2), x.flatten(1, -2)
-        return all(same(forward(tokens[:, o].view_as(x)).flatten(1, -2), mixed[:, o]) for o in orders)
+        Raises:
+            ValueError: If it computes something else, or depends on what the kind leaves out in other ways than space.
+        """
+        used = frozenset(kind.used_parameters(self.attention))
+        for without in (_without_parameters, _without_layers) if self._pools else (_without_parameters,):
+            with without(self.attention, kind) as left_out:
+                if (without, used) not in self._known:  # most guesses differ in how they use the same parts
+                    self._known[without, used] = list(self._results())
+                for given, x, own in self._known[without, used]:
+                    if same(first_tensor(kind(self.attention, x.flatten(1, -2))), own.flatten(1, -2)):
+                        self._check_leaves_out_space_alone(left_out, given, x, own)
+                        return
+        raise ValueError("they do not reproduce its own forward")
 
-    for name, value in left_out.items():
-        parameter = attention.get_parameter(name)
-        parameter.copy_(value)
-        _forget_caches(attention)
-        if positions > 2 and not same(forward(x), own) and is_blind():
-            raise ValueError(f"they leave out {name}, which does not depend on positions")
-        parameter.zero_()
-    _forget_caches(attention)
+    def __call__(self, given: Arguments, x: Tensor) -> Tensor:
+        """Run it on tokens with the channels last."""
+        return first_tensor(self.attention(x.movedim(-1, self.channels), **given)).movedim(self.channels, -1)
+
+    def _results(self) -> Iterator[tuple[Arguments, Tensor, Tensor]]:
+        """Run it on tokens of all sizes that it takes; on a large image only if it takes no smaller one."""
+        ran = False
+        for positions, given in self._calls:
+            if ran and math.prod(positions) > LARGE:
+                continue
+            x = torch.randn(2, *positions, self._width, generator=torch.Generator().manual_seed(1)).double()
+            try:
+                own = self(given, x)
+            except Exception:  # of another size than it is made for, or without a layer that it needs
+                continue
+            if own.shape == x.shape:
+                ran = True
+                yield given, x, own
+
+    def _check_leaves_out_space_alone(
+        self, left_out: dict[str, Tensor], given: Arguments, x: Tensor, own: Tensor
+    ) -> None:
+        """Check that what a kind leaves out distinguishes positions, as a temperature, a gate and the like do not."""
+        x, own = x[:1], own[:1]
+        positions, generator = x[..., 0].numel(), torch.Generator().manual_seed(2)
+        orders = [torch.randperm(positions, generator=generator) for _ in range(8)]  # a small grid has symmetries
+
+        def follows(mixed: Tensor, order: Tensor) -> bool:
+            moved = self(given, x.flatten(1, -2)[:, order].view_as(x))
+            return same(moved.flatten(1, -2), mixed.flatten(1, -2)[:, order])
+
+        for name, value in left_out.items():
+            parameter = self.attention.get_parameter(name)
+            parameter.copy_(value)
+            _forget_caches(self.attention)
+            mixed = self(given, x)
+            if positions > 2 and not same(mixed, own) and all(follows(mixed, order) for order in orders):
+                raise ValueError(f"they leave out {name}, which does not depend on positions")
+            parameter.zero_()
+        _forget_caches(self.attention)
 
 
 def _calls(
     attention: nn.Module, shape: tuple, arguments: dict[str, Any], channels: int
-) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+) -> Iterator[tuple[tuple[int, ...], Arguments]]:
     """Iterate over positions of tokens, and other arguments, to call an attention on; the largest come last."""
     given = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
     own = shape[1:-1] if channels == -1 else shape[2:]
 
-    def on(grid: tuple[int, ...], positions: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, Any]]:
+    def on(grid: tuple[int, ...], positions: tuple[int, ...]) -> tuple[tuple[int, ...], Arguments]:
         return positions, {name: grid if _is_size(value) else value for name, value in given.items()}
 
     is_large = math.prod(own) > LARGE
@@ -115,10 +133,6 @@ def _is_size(value: Any) -> bool:
 def _is_wide(module: nn.Module) -> bool:
     """Whether a module is a convolution over more than one pixel."""
     return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
-
-
-def _forward(attention: nn.Module, arguments: dict[str, Any], channels: int, x: Tensor) -> Tensor:
-    return first_tensor(attention(x.movedim(-1, channels), **arguments)).movedim(channels, -1)
 
 
 @contextmanager

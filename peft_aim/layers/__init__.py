@@ -5,12 +5,13 @@
 
 from peft_aim.layers.adapter import add_temporal_embedding, from_time, initialize, to_time
 from peft_aim.layers.base import WHY_NO_MERGE, AIMTunerLayer
-from peft_aim.layers.block import AIMLayer
+from peft_aim.layers.block import BRANCHES, AIMLayer
 from peft_aim.layers.embedding import AIMEmbedding
 from peft_aim.layers.head import AIMHead
 from peft_aim.layers.norm import AIMNorm
 
 __all__ = [
+    "BRANCHES",
     "WHY_NO_MERGE",
     "AIMEmbedding",
     "AIMHead",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,19 +20,19 @@ from peft_aim.layers.embedding import embed, new_embedding
 from peft_aim.recompute import Widths, cheap_from, hidden_widths, recomputing
 from peft_aim.tracing import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 
+BRANCHES = ("temporal_in", "temporal", "spatial", "joint")  # each is a bottleneck; in the order of the equations
+
 
 @dataclass(frozen=True)
 class BranchSettings:
     """Settings of one adapter in one block that are no weights.
 
     Attributes:
-        depth: Position of the block, 0 for the first to 1 for the last.
         scale: Factor s on the joint adapter.
         drop_path: Rate of stochastic depth in this block.
         recompute: What is computed again in backward.
     """
 
-    depth: float
     scale: float
     drop_path: float
     recompute: str
@@ -40,7 +40,7 @@ class BranchSettings:
     @classmethod
     def of(cls, config: AIMConfig, depth: float) -> BranchSettings:
         """Take from an adapter's options what concerns a block."""
-        return cls(depth, config.scale, config.drop_path * depth, config.recompute)
+        return cls(config.scale, config.drop_path * depth, config.recompute)
 
 
 class AIMLayer(AIMTunerLayer):
@@ -62,28 +62,20 @@ class AIMLayer(AIMTunerLayer):
         block: The block.
         anatomy: Its parts.
         frames: Tells how many frames the clips have that tokens belong to.
+        depth: Position of the block, 0 for the first to 1 for the last.
     """
 
     adapter_layer_names = (
         "aim_temporal_embedding",
-        "aim_temporal_in_down",
-        "aim_temporal_in_up",
-        "aim_temporal_down",
-        "aim_temporal_up",
-        "aim_spatial_down",
-        "aim_spatial_up",
-        "aim_joint_down",
-        "aim_joint_up",
+        *(f"aim_{branch}_{layer}" for branch in BRANCHES for layer in ("down", "up")),
     )
     other_param_names = ("aim_settings",)
 
-    def __init__(self, block: nn.Module, anatomy: Anatomy, frames: Frames) -> None:
+    def __init__(self, block: nn.Module, anatomy: Anatomy, frames: Frames, depth: float) -> None:
         super().__init__(block)
         self.anatomy = anatomy
         self.frames = frames
-        self.aim_temporal_embedding = nn.ParameterDict()
-        for name in self.adapter_layer_names[1:]:  # flat containers: PEFT finds the adapter's name in a key only there
-            setattr(self, name, nn.ModuleDict())
+        self.depth = depth
         self.aim_settings: dict[str, BranchSettings] = {}
         attention = block.get_submodule(anatomy.attention)
         self._block_input, self._mlp_argument = first_parameter(block), ""
@@ -109,29 +101,19 @@ class AIMLayer(AIMTunerLayer):
         """The adapters that this block has, even if only an embedding."""
         return self.aim_settings
 
-    def update_layer(self, adapter_name: str, config: AIMConfig, branches: Iterable[str], depth: float) -> None:
-        """Add an adapter.
-
-        Args:
-            adapter_name: Its name.
-            config: Its options.
-            branches: Which of "temporal_embedding", "temporal_in", "temporal", "spatial", "joint" it has here.
-            depth: Position of the block, 0 for the first to 1 for the last.
-        """
+    def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module | nn.Parameter]:
+        """Make a bottleneck for each branch, and the temporal embedding where it belongs."""
+        found: dict[str, nn.Module | nn.Parameter] = {}
         for branch in branches:
             if branch == "temporal_embedding":
-                self.aim_temporal_embedding[adapter_name] = new_embedding(config, self.anatomy.width)
+                found["aim_temporal_embedding"] = new_embedding(config, self.anatomy.width)
             else:
-                down, up = self._new_bottleneck(config)
-                getattr(self, f"aim_{branch}_down")[adapter_name] = down
-                getattr(self, f"aim_{branch}_up")[adapter_name] = up
-        self.aim_settings[adapter_name] = BranchSettings.of(config, depth)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+                found[f"aim_{branch}_down"], found[f"aim_{branch}_up"] = self._new_bottleneck(config)
+        return found
 
     def configure(self, adapter_name: str, config: AIMConfig) -> None:
         """Take over scale, drop path and recomputation."""
-        self.aim_settings[adapter_name] = BranchSettings.of(config, self.aim_settings[adapter_name].depth)
+        self.aim_settings[adapter_name] = BranchSettings.of(config, self.depth)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block on tokens ``(B*T, *N, D)``, after attention along time; the arguments are the block's own."""
@@ -170,6 +152,10 @@ class AIMLayer(AIMTunerLayer):
             tokens = tokens + self._checkpointed(partial(self._attend_along_time, adapter, frames), tokens)
         args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
         return self.base_layer(*args, **kwargs)
+
+    def has(self, adapter_name: str, branch: str) -> bool:
+        """Whether an adapter has a bottleneck here, of one of the :data:`BRANCHES`."""
+        return adapter_name in getattr(self, f"aim_{branch}_up")
 
     def detach(self) -> None:
         """Take the hooks off the block's parts."""

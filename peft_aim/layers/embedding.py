@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,18 +32,10 @@ class AIMEmbedding(AIMTunerLayer):
         super().__init__(norm)
         self.anatomy = anatomy
         self.frames = frames
-        self.aim_temporal_embedding = nn.ParameterDict()
 
-    @property
-    def adapters(self) -> Mapping[str, nn.Parameter]:
-        """The adapters that have a temporal embedding."""
-        return self.aim_temporal_embedding
-
-    def update_layer(self, adapter_name: str, config: AIMConfig) -> None:
-        """Add a fresh temporal embedding."""
-        self.aim_temporal_embedding[adapter_name] = new_embedding(config, self.anatomy.width)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+    def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Parameter]:
+        """Make a temporal embedding."""
+        return {"aim_temporal_embedding": new_embedding(config, self.anatomy.width)}
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Normalize tokens ``(B*T, *N, D)`` to which the embedding of their frame's index was added."""

@@ -1,8 +1,7 @@
-"""AIMHead: the classification head that an adapter brings along."""
+"""AIMHead: the classification head that belongs to an adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,23 +28,13 @@ class AIMHead(AIMTunerLayer):
         super().__init__(head)
         self.features = features
         self.frames = frames
-        self.aim_head = nn.ModuleDict()
         self.aim_dropout: dict[str, float] = {}
 
-    @property
-    def adapters(self) -> Mapping[str, nn.Module]:
-        """The adapters that have a head of their own."""
-        return self.aim_head
-
-    def update_layer(self, adapter_name: str, config: AIMConfig, like: Tensor) -> None:
-        """Add a fresh head with the adapter's number of classes, on the device and in the dtype of a tensor."""
+    def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module]:
+        """Make a head with the adapter's number of classes."""
         head = nn.Linear(self.features, config.num_labels)
-        if head.weight.device.type != "meta":
-            head.to(like)
         initialize(head)
-        self.aim_head[adapter_name] = head
-        self.configure(adapter_name, config)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        return {"aim_head": head}
 
     def configure(self, adapter_name: str, config: AIMConfig) -> None:
         """Take over the rate of dropout."""

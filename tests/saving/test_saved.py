@@ -255,13 +255,35 @@ def test_the_fingerprint_is_that_of_the_weights_when_saved(tmp_path):
     assert fingerprints(zoo.build("timm_vit"), tmp_path) == []
 
 
-def test_a_config_can_be_used_for_two_backbones(tmp_path):
-    shared = config()
+def test_a_config_can_be_used_for_several_backbones(tmp_path):
+    """PEFT keeps the very object; each adapter is saved with its own model's blocks all the same."""
+    shared, models = config(), {}
     for name, blocks in (("timm_deit", 2), ("timm_vit", 3), ("hf_vit", 2)):
-        model = get_peft_model(zoo.ZOO[name]().eval(), shared)
+        models[name] = get_peft_model(zoo.build(name), shared).eval()
+        assert models[name].peft_config["default"] is shared
+        assert sum(isinstance(module, AIMLayer) for module in models[name].modules()) == blocks
+    clips = zoo.make_clips()
+    for name, model in models.items():
         model.save_pretrained(tmp_path / name)
-        assert sum(isinstance(module, AIMLayer) for module in model.modules()) == blocks
-    assert shared.target_modules is None
+        loaded = PeftModel.from_pretrained(zoo.build(name), tmp_path / name).eval()
+        assert torch.equal(zoo.scores(loaded(clips)), zoo.scores(model(clips)))
+    found = [AIMConfig.from_pretrained(tmp_path / name).target_modules for name in models]
+    assert found == [r"blocks\.(0|1)", r"blocks\.(0|1|2)", r"vit\.layers\.(0|1)"]
+
+
+def test_targets_that_were_given_stay_as_they_were_given(tmp_path):
+    given = config(target_modules=["blocks.1", "blocks.0"], layers_to_transform=0)
+    model = get_peft_model(zoo.build("timm_vit"), given)
+    model.save_pretrained(tmp_path)
+    assert given.target_modules == {"blocks.0", "blocks.1"} == AIMConfig.from_pretrained(tmp_path).target_modules
+    with pytest.raises(ValueError, match="matches no module"):
+        get_peft_model(zoo.build("hf_vit"), given)
+
+
+def test_a_config_that_is_given_for_loading_is_the_one_that_is_kept(folder):
+    given = PeftConfig.from_pretrained(folder / "good")
+    model = PeftModel.from_pretrained(zoo.build("timm_vit"), folder / "good", config=given)
+    assert model.peft_config["default"] is given
 
 
 def test_an_adapter_loaded_for_inference_keeps_its_fingerprint(folder, tmp_path):

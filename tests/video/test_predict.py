@@ -187,7 +187,7 @@ def test_the_cards_code_runs_as_it_is(tasks):
 def test_the_card_tells_the_hub_what_it_is(tasks, image_model):
     card = ModelCard.load(tasks / "two" / "README.md")
     assert card.data.library_name == "peft" and card.data.pipeline_tag == "video-classification"
-    assert card.data.base_model is None and f"`{image_model}`" in card.text and "aim" in card.data.tags
+    assert card.data.base_model == image_model and f"`{image_model}`" in card.text and "aim" in card.data.tags
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert results.keys() == {"top-1, 1x1 views", "top-1, 2x3 views"}
     for text in ("3 classes apart: two0, two1, two2", "3 frames, one of each of as many equal segments", "lr 0.01"):
