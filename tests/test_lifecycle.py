@@ -239,7 +239,8 @@ def integration(monkeypatch):
 
 def test_from_which_versions_on_transformers_takes_adapters_itself(saved_backbone):
     """README says so: transformers up to 5.23 with peft 0.21, transformers from 5.24 with peft 0.22."""
-    assert (version.parse(tf.__version__) < version.parse("5.24") or peft.__version__ >= "0.22") == FITS
+    released_together = version.parse(tf.__version__) < version.parse("5.24")
+    assert (released_together or version.parse(peft.__version__) >= version.parse("0.22")) == FITS
     model = load_backbone(saved_backbone)
     untouched = repr(model)
     if FITS:

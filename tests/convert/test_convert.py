@@ -23,7 +23,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from peft_aim.convert.conversion import from_official, same_equations
+from peft_aim.convert import from_official, same_equations
 from peft_aim.convert.place_for_head import with_place_for_head
 from peft_aim.tracing.example import image_size
 

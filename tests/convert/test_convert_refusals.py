@@ -13,7 +13,7 @@ import torch
 from official import SIZES, WIDTH, frozen, official, open_clip_model, renamed, tf_clip, tf_vit, timm_clip, timm_vit
 from torch import Tensor, nn
 
-from peft_aim.convert.conversion import from_official, same_equations
+from peft_aim.convert import from_official, same_equations
 
 # Refusals: the file.
 
