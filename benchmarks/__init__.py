@@ -1,1 +1,1 @@
-"""One question a file; each writes its answer to ``results/*.json``."""
+"""Benchmarks: each folder answers one question and writes the results to ``results/``."""

@@ -1,6 +1,6 @@
-"""AIM as a PEFT method: any pretrained image transformer learns video with three small adapters per block.
+"""AIM as a PEFT method: adapt a pretrained image transformer to video with three small adapters per block.
 
-Importing this package is all it takes to make PEFT know :class:`AIMConfig`.
+Importing this package registers :class:`AIMConfig` with PEFT.
 """
 
 from peft_aim.config import AIMConfig

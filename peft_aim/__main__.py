@@ -1,18 +1,46 @@
-"""The command ``peft-aim``."""
+"""The command line interface, ``peft-aim``."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import warnings
 
 from peft_aim.commands import convert, demo, evaluate, inspect, predict, train
 
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "convert": convert,
+    "inspect": inspect,
+    "demo": demo,
+}
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return its exit code: 0, 1 after an error that the user can mend, 130 after Ctrl-C."""
-    arguments = _parser().parse_args(argv)
-    # peft 0.21 asks transformers 5.23 for this property under its old name
+    """Run a command.
+
+    Args:
+        argv: The command line arguments; ``sys.argv[1:]`` if None.
+
+    Returns:
+        The exit code: 0 on success, 1 after an error that the user can fix, 2 if no command or an unknown one is
+        given, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: If argparse ends the program: with 0 after ``--help``, with 2 after wrong arguments.
+    """
+    parser, argv = _parser(), sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
+    if not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        print(f"peft-aim: {_unknown(argv[0])}", file=sys.stderr)
+        return 2
+    arguments = parser.parse_args(argv)
+    # transformers 5.23 warns about the deprecated name by which peft 0.21 reads this property
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         return arguments.run(arguments)
@@ -31,11 +59,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="peft-aim", description="Adapt image transformers to video (AIM).")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command in (train, evaluate, predict, convert, inspect, demo):
+    parser = argparse.ArgumentParser(
+        prog="peft-aim",
+        description="Adapt pretrained image transformers to video with AIM adapters, saved as PEFT adapters.",
+        epilog="'peft-aim COMMAND --help' shows the options of a command.",
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS.values():
         command.add(commands)
     return parser
+
+
+def _unknown(name: str) -> str:
+    """Return what to print for a command that doesn't exist."""
+    nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"Did you mean {nearest[0]!r}?" if nearest else f"The commands are {', '.join(COMMANDS)}."
+    return f"there is no command {name!r}. {hint}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""AIMConfig: every option of the method, validated once, when the config is made."""
+"""AIMConfig: all options of the method, validated when the config is created."""
 
 from __future__ import annotations
 
@@ -20,57 +20,77 @@ from peft_aim.recompute import SETTINGS
 class AIMConfig(PeftConfig):
     r"""Configuration of AIM, "Adapting Image Models for Efficient Video Action Recognition" (arXiv 2302.03024).
 
-    Every block of a frozen image transformer gets three bottlenecks,
-    :math:`\mathrm{Adapter}(x) = W_{up}\,\mathrm{GELU}(W_{down}\,x)` (section 3 of the paper):
-    *temporal*, behind the block's own attention run along time; *spatial*, behind its attention; *joint*, beside
-    its MLP. All fields can be given by keyword; PEFT's own (``inference_mode``, ``revision`` ...) are inherited.
+    Each block of a frozen image transformer gets three adapters,
+    :math:`\mathrm{Adapter}(x) = W_{up}\,\mathrm{GELU}(W_{down}\,x)` (section 3 of the paper): the *temporal* adapter
+    after temporal attention, which is the block's own attention run over the frames of each spatial position; the
+    *spatial* adapter after the block's attention; and the *joint* adapter in parallel to its MLP.
+
+    The defaults are the paper's settings for Kinetics-400, except that ``drop_path``, ``head_dropout`` and
+    ``final_norm`` are off. Pass all options by keyword; those of :class:`~peft.PeftConfig`, such as
+    ``inference_mode`` and ``revision``, are inherited.
 
     Args:
-        num_frames: Number of frames T that the temporal embedding is made for. Clips of any length can be run; the
-            embedding is then interpolated.
-        bottleneck_ratio: Width of a bottleneck as a fraction of the tokens' width D.
-        spatial: Whether blocks have the spatial adapter.
-        temporal: Whether blocks have the temporal adapter, and attend along time at all.
-        joint: Whether blocks have the joint adapter.
-        temporal_adapters: 1, or 2 for another bottleneck with a skip before the temporal attention (the paper's
-            setting for Something-Something v2).
-        scale: Factor s on the joint adapter.
-        drop_path: Rate of stochastic depth at the last block, on the temporal and the joint branch; it grows
-            linearly from 0 at the first block. The paper trains with 0.2.
-        head_dropout: Rate of dropout before the adapter's own head, alike in all frames of a clip. The paper trains
-            with 0.5.
-        final_norm: Whether the norms behind the last block, if there are any, are trained and saved with the adapter,
-            as in the paper.
-        recompute: What blocks compute again in backward in place of keeping it: "nothing"; "pointwise", norms and
-            activations (a few percent of memory, nothing where attention has windows); "mlp", also the hidden layer of
-            the MLP, attention over few tokens and the temporal adapter's second layer; "block", all but their input.
-            Scores and gradients stay the same. A graph of "pointwise" or "mlp" can be run backward once only
-            (no ``retain_graph``), and of blocks that change the result of a layer in place, torch says in backward
-            that it "has been mutated": take "block" then.
-        temporal_embedding: Whether a learned embedding (1, T, D), zero at the start, is added to the tokens.
-        num_labels: Number of classes of this adapter's own, fresh classification head. None keeps the model's head.
-        id2label: Names of the classes by index; stored with the adapter. Implies ``num_labels``.
-        target_modules: Which blocks get adapters: a list of name suffixes, or a regular expression. None finds all
-            blocks by their structure; it is then filled with what was found.
-        exclude_modules: Blocks to leave alone, in the same form.
-        layers_to_transform: Indices, in the order in which the blocks run, of the blocks to adapt.
-        norm1_module: Name, inside a block, of the norm before attention. Only for blocks not understood by structure,
-            as are the next three.
+        num_frames: Number of frames T per clip that the temporal embedding is created for; the paper uses 8, 16 and
+            32. Set it to the number of frames you train with. Clips of any other length can be run as well: the
+            temporal embedding is interpolated.
+        bottleneck_ratio: Width of the bottlenecks as a fraction of the token width D. The default is the paper's:
+            on Kinetics-400, ratios of 0.0625, 0.125, 0.25 and 0.5 reach 83.3, 83.4, 83.9 and 83.8 % top-1. Lower it
+            for smaller adapters.
+        spatial: Whether blocks get the spatial adapter.
+        temporal: Whether blocks get temporal attention and the temporal adapter. If False, blocks process each frame
+            independently.
+        joint: Whether blocks get the joint adapter.
+        temporal_adapters: Number of temporal adapters per block, 1 or 2. 2 adds a bottleneck with a skip connection
+            before the temporal attention. The paper uses 1, and 2 for Something-Something v2.
+        scale: Factor s on the joint adapter. The paper uses 0.5, and 1.0 for Something-Something v2.
+        drop_path: Stochastic depth rate of the last block, on the temporal and the joint branch. The rate grows
+            linearly over the blocks, from 0 at the first. The default turns it off; the paper trains with 0.2.
+        head_dropout: Dropout rate before the adapter's own head; the same features are dropped in all frames of a
+            clip. Needs ``num_labels`` or ``id2label``. The default turns it off; the paper trains with 0.5.
+        final_norm: Whether to train the norms after the last block, if there are any, and save them with the adapter.
+            Set it to True to train as in the paper.
+        recompute: Activation checkpointing: which activations of a block are recomputed in backward instead of being
+            saved in forward. Change it if training runs out of memory; scores and gradients stay the same. The
+            settings, from most activation memory to least:
+
+            - "nothing" (default) saves all activations.
+            - "pointwise" recomputes norms and activation functions, which saves a few percent of the memory, and
+              nothing where attention has windows.
+            - "mlp" also recomputes the hidden layer of the MLP, attention over few tokens, and the temporal adapter's
+              second layer.
+            - "block" saves only the input of each block, and recomputes everything else.
+
+            With "pointwise" and "mlp", backward can run only once per graph (no ``retain_graph``). It fails with "has
+            been mutated" if a block changes the result of a layer in place; use "block" then.
+        temporal_embedding: Whether to add a learned embedding (1, T, D), initialized to zero, to the tokens before
+            the first block.
+        num_labels: Number of classes of the adapter's own classification head, which is trained from scratch and
+            saved with the adapter. None keeps the model's head.
+        id2label: Class names by index, saved with the adapter. Implies ``num_labels``.
+        target_modules: The blocks to adapt: a list of names or name suffixes, or a regular expression for the whole
+            name. None finds all blocks by their structure; the option is then set to what was found.
+        exclude_modules: Blocks not to adapt, in the same form.
+        layers_to_transform: Index or indices of the blocks to adapt, in the order in which the blocks run.
+        norm1_module: Name, inside a block, of the norm of the attention branch. Give this and the next three only if
+            the parts of a block are not found by structure.
         attention_module: Name, inside a block, of the attention.
-        norm2_module: Name, inside a block, of the norm before the MLP.
+        norm2_module: Name, inside a block, of the norm of the MLP branch.
         mlp_module: Name, inside a block, of the MLP.
-        modules_to_save: Further modules to train and save with the adapter.
-        save_dtype: "float16" or "bfloat16" saves the adapter rounded to half precision, half the file; None as it is.
-            It is loaded in the precision that it was trained in. Checkpoints of a Trainer are saved so, too: to go on
-            from them exactly, set it in ``model.peft_config`` when training is over.
-        init_weights: False draws the up-projections and the temporal embedding at random, so that the fresh adapter
-            is not an identity. For tests.
-        backbone_fingerprint: Filled when the adapter is saved: the frozen weights it was trained on.
-        video: What :mod:`peft_aim.video` notes with an adapter that it has trained: how to make clips of a video file,
-            how it was trained, and how well it did.
+        modules_to_save: Names of other modules to train and save with the adapter.
+        save_dtype: "float16" or "bfloat16" rounds the adapter to half precision when it is saved, which halves the
+            file; None saves it unrounded. It is loaded in the precision that it was trained in. Checkpoints of a
+            Trainer are rounded as well: to resume from them exactly, set this option in ``model.peft_config`` after
+            training.
+        init_weights: If False, the up-projections and the temporal embedding are drawn at random instead of
+            initialized to zero, so that a new adapter is not an identity. For tests.
+        backbone_fingerprint: Fingerprint of the frozen weights that the adapter was trained on. Set when the adapter
+            is saved; a warning is shown when it is loaded onto other weights.
+        video: Metadata that :mod:`peft_aim.video` saves with the adapters it trains: how clips are made from a video
+            file, the training recipe and the results.
 
     Raises:
-        ValueError: If a value has the wrong type or range, or settings contradict each other.
+        ValueError: If an option is unknown, has the wrong type or is out of range, or if options contradict each
+            other.
 
     Example:
         >>> AIMConfig(num_frames=8, id2label={0: "push", 1: "pull"}).num_labels
@@ -108,22 +128,20 @@ class AIMConfig(PeftConfig):
     backbone_fingerprint: str | None = None
     video: dict[str, Any] | None = None
 
-    # No options, so neither compared nor saved: the folder it was loaded from, whether weights are to follow from
-    # there, what each module of the model at hand gets, the targets that were found in that rather than given, and
-    # the options that differ in the model that an adapter is being saved from.
-    folder: ClassVar[str | None] = None
-    awaits_weights: ClassVar[bool] = False
-    branches: ClassVar[dict[str, list[str]]] = {}
-    found_targets: ClassVar[str | None] = None
-    of_model: ClassVar[dict[str, Any]] = {}
+    # Not options, so neither compared nor saved.
+    folder: ClassVar[str | None] = None  # the folder that the config was loaded from
+    awaits_weights: ClassVar[bool] = False  # whether saved weights are still to be loaded into the adapter
+    branches: ClassVar[dict[str, list[str]]] = {}  # by module of the current model, what it gets
+    found_targets: ClassVar[str | None] = None  # the blocks found in the current model, if none were given
+    of_model: ClassVar[dict[str, Any]] = {}  # options whose saved value depends on the model that is being saved
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AIMConfig:
-        """Refuse unknown options here: PEFT would drop a TypeError of ``__init__`` and go on without them."""
+        """Reject unknown options here: PEFT would catch a TypeError of ``__init__`` and ignore them."""
         unknown = sorted(set(kwargs) - {option.name for option in fields(cls)})
         if unknown:
             raise ValueError(
-                f"AIMConfig has no option {', '.join(unknown)}. If it comes from a saved adapter, that was made by "
-                "a newer version: pip install -U peft-aim peft. Otherwise see help(AIMConfig) for the options."
+                f"AIMConfig has no option {', '.join(unknown)}. If it is from a saved adapter, that was saved with a "
+                "newer version: pip install -U peft-aim peft. Otherwise, see help(AIMConfig) for the options."
             )
         return super().__new__(cls)
 
@@ -139,9 +157,9 @@ class AIMConfig(PeftConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
-        """Load a saved configuration, and remember its folder: the weights beside it are checked before they are used.
+        """Load a saved config, and remember its folder so that the weights in it are checked before they are loaded.
 
-        To start a fresh adapter from saved settings instead, pass ``dataclasses.replace(config,
+        To start a new adapter from saved options instead, pass ``dataclasses.replace(config,
         backbone_fingerprint=None)``.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
@@ -149,33 +167,33 @@ class AIMConfig(PeftConfig):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all options, with what is particular to the model that the adapter is being saved from."""
+        """Return all options, with the values of the model that the adapter is being saved from."""
         return {**super().to_dict(), **self.of_model}
 
     @property
     def has_found_targets(self) -> bool:
-        """Whether ``target_modules`` was not given, but filled with the blocks that were found in a model."""
+        """Whether ``target_modules`` was not given, but set to the blocks found in a model."""
         return self.found_targets is not None and self.target_modules == self.found_targets
 
     def search_anew(self) -> AIMConfig:
-        """Forget the targets that were found in a model, before the config is used for another one."""
+        """Reset targets that were found in a model, before the config is used for another one."""
         if self.has_found_targets:
             self.target_modules = None
         return self
 
     def note_targets(self, found: str) -> None:
-        """Fill ``target_modules``, unless it was given, with the blocks that were found in a model."""
+        """Set ``target_modules`` to the blocks found in a model, unless it was given."""
         if self.target_modules is None:
             self.target_modules = self.found_targets = found
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write ``adapter_config.json``, and a model card unless the folder has one that somebody has written."""
+        """Write ``adapter_config.json``, and a model card unless the folder has a hand-written one."""
         super().save_pretrained(save_directory, **kwargs)
         write_card(self.to_dict(), Path(save_directory))
 
     @property
     def has_block_adapters(self) -> bool:
-        """Whether blocks get any adapter, and not only the embedding or a head are trained."""
+        """Whether blocks get adapters; otherwise only the temporal embedding or a head is trained."""
         return self.spatial or self.temporal or self.joint
 
     def _check_numbers(self) -> None:
@@ -186,35 +204,37 @@ class AIMConfig(PeftConfig):
             )
         if not _is_number(self.bottleneck_ratio) or not 0 < self.bottleneck_ratio <= 1:
             raise ValueError(
-                f"bottleneck_ratio={self.bottleneck_ratio!r} is not in (0, 1]: it is the bottleneck's width as a "
-                "fraction of the tokens' width. The paper uses 0.25."
+                f"bottleneck_ratio={self.bottleneck_ratio!r} is not a number in (0, 1]. Give the width of the "
+                "bottlenecks as a fraction of the token width; the paper uses 0.25."
             )
         if not _is_int(self.temporal_adapters) or self.temporal_adapters not in (1, 2):
             raise ValueError(
-                f"temporal_adapters={self.temporal_adapters!r} is neither 1 (the default) nor 2 (one more adapter "
+                f"temporal_adapters={self.temporal_adapters!r} is neither 1 (the default) nor 2 (another adapter "
                 "before the temporal attention). To have none, set temporal=False."
             )
         if not _is_number(self.scale):
             raise ValueError(f"scale={self.scale!r} is not a finite number. The paper uses 0.5, and 1.0 for SSv2.")
         if not _is_number(self.drop_path) or not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path={self.drop_path!r} is not in [0, 1). The paper trains with 0.2.")
+            raise ValueError(f"drop_path={self.drop_path!r} is not a number in [0, 1). The paper trains with 0.2.")
         if not _is_number(self.head_dropout) or not 0 <= self.head_dropout < 1:
-            raise ValueError(f"head_dropout={self.head_dropout!r} is not in [0, 1). The paper trains with 0.5.")
+            raise ValueError(f"head_dropout={self.head_dropout!r} is not a number in [0, 1). The paper uses 0.5.")
 
     def _check_flags(self) -> None:
         for name in ("spatial", "temporal", "joint", "temporal_embedding", "final_norm", "init_weights"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not True or False.")
+                raise ValueError(f"{name}={getattr(self, name)!r} is not a bool. Give True or False.")
 
     def _check_choices(self) -> None:
         if self.save_dtype not in (None, "float16", "bfloat16"):
-            raise ValueError(f"save_dtype={self.save_dtype!r} is neither 'float16' nor 'bfloat16', nor None.")
+            raise ValueError(f"save_dtype={self.save_dtype!r} is not supported. Use 'float16', 'bfloat16' or None.")
         if self.recompute not in SETTINGS:
-            raise ValueError(f"recompute={self.recompute!r} is not one of {', '.join(map(repr, SETTINGS))}.")
+            raise ValueError(
+                f"recompute={self.recompute!r} is not a setting. Use one of {', '.join(map(repr, SETTINGS))}."
+            )
 
     def _check_labels(self) -> None:
         if not isinstance(self.video, (dict, type(None))):
-            raise ValueError(f"video={self.video!r} is not a dict. It is filled by peft-aim train; leave it out.")
+            raise ValueError(f"video={self.video!r} is not a dict. Leave it out: peft-aim train sets it.")
         if self.num_labels is not None and (not _is_int(self.num_labels) or self.num_labels < 1):
             raise ValueError(
                 f"num_labels={self.num_labels!r} is not a positive integer. Give the number of classes, or None to "
@@ -224,10 +244,12 @@ class AIMConfig(PeftConfig):
             return
         if not isinstance(self.id2label, dict) or not all(isinstance(name, str) for name in self.id2label.values()):
             raise ValueError(f"id2label={self.id2label!r} is not a dict from class index to name, {{0: 'push', ...}}.")
-        try:  # JSON has turned the indices into strings
+        try:  # JSON turns indices into strings
             self.id2label = {int(index): name for index, name in self.id2label.items()}
         except (TypeError, ValueError):
-            raise ValueError(f"id2label has keys {list(self.id2label)} that are not class indices.") from None
+            raise ValueError(
+                f"id2label has keys {list(self.id2label)} that are not class indices. Number the classes 0, 1, 2, ..."
+            ) from None
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise ValueError(
                 f"id2label has the indices {sorted(self.id2label)}. Number the classes 0, 1, 2, ... without gaps."
@@ -245,14 +267,16 @@ class AIMConfig(PeftConfig):
         if isinstance(self.modules_to_save, (tuple, set)):
             self.modules_to_save = sorted(self.modules_to_save)
         if self.modules_to_save is not None and not _is_list_of(str, self.modules_to_save):
-            raise ValueError(f"modules_to_save={self.modules_to_save!r} is not a list of module names, ['norm'] say.")
+            raise ValueError(
+                f"modules_to_save={self.modules_to_save!r} is not a list of module names. Give ['norm'], for example."
+            )
         layers = self.layers_to_transform
         if layers is not None:
             indices = [layers] if _is_int(layers) else list(layers) if isinstance(layers, (list, tuple, set)) else None
             if not indices or not all(_is_int(index) and index >= 0 for index in indices):
                 raise ValueError(
-                    f"layers_to_transform={layers!r} is not an index, or a list of indices, of blocks: 0 is the first "
-                    "block to run."
+                    f"layers_to_transform={layers!r} is not an index of a block or a list of such indices. Count "
+                    "blocks from 0, in the order in which they run."
                 )
             self.layers_to_transform = layers if _is_int(layers) else sorted(indices)
         for name in ("norm1_module", "attention_module", "norm2_module", "mlp_module"):
@@ -263,30 +287,32 @@ class AIMConfig(PeftConfig):
     def _check_contradictions(self) -> None:
         if self.task_type is not None:
             raise ValueError(
-                f"task_type={self.task_type!r} selects one of PEFT's wrappers for text, which don't take clips. "
-                "Leave it out."
+                f"task_type={self.task_type!r} selects a PEFT wrapper for text models, which takes no clips. Leave it "
+                "out."
             )
         if self.temporal_adapters == 2 and not self.temporal:
-            raise ValueError("temporal_adapters=2 contradicts temporal=False. Set temporal=True, or leave it at 1.")
+            raise ValueError(
+                "temporal_adapters=2 contradicts temporal=False. Set temporal=True, or temporal_adapters=1."
+            )
         if self.drop_path and not (self.temporal or self.joint):
             raise ValueError(
-                f"drop_path={self.drop_path} has nothing to drop: it acts on the temporal and the joint branch, and "
-                "both are off. Switch one on, or set drop_path=0."
+                f"drop_path={self.drop_path} has no effect: it acts on the temporal and the joint branch, and both "
+                "are off. Set temporal=True or joint=True, or leave drop_path at 0."
             )
         if self.recompute != "nothing" and not self.has_block_adapters:
             raise ValueError(
-                f"recompute={self.recompute!r} acts on blocks with adapters, and spatial, temporal and joint are all "
-                "False. Switch one on, or leave recompute out."
+                f"recompute={self.recompute!r} has no effect: it acts on blocks with adapters, and spatial, temporal "
+                "and joint are all False. Set one of them to True, or leave recompute out."
             )
         if self.head_dropout and not self.num_labels:
             raise ValueError(
-                f"head_dropout={self.head_dropout} acts before the adapter's own head, and it has none. Give "
-                "num_labels or id2label, or set head_dropout=0."
+                f"head_dropout={self.head_dropout} has no effect: it acts before the adapter's own head, and the "
+                "adapter has none. Give num_labels or id2label, or leave head_dropout at 0."
             )
         if not (self.has_block_adapters or self.temporal_embedding or self.num_labels):
             raise ValueError(
-                "Nothing of AIM is left to train: spatial, temporal, joint and temporal_embedding are all False, and "
-                "num_labels is not given. Switch one on; for a linear head alone, give num_labels."
+                "spatial, temporal, joint and temporal_embedding are all False and num_labels is not given, so there "
+                "is nothing to train. Set one of them to True, or give num_labels to train only a linear head."
             )
 
 
@@ -303,7 +329,7 @@ def _is_list_of(kind: type, value: Any) -> bool:
 
 
 def _patterns(name: str, value: Any) -> str | set[str] | None:
-    """Names of modules in one of the two forms that PEFT knows: a regular expression, or a set of suffixes."""
+    """Return module names in one of PEFT's two forms: a regular expression, or a set of suffixes."""
     if value is None:
         return None
     if isinstance(value, str) and value:
@@ -311,12 +337,13 @@ def _patterns(name: str, value: Any) -> str | set[str] | None:
             re.compile(value)
         except re.error as error:
             raise ValueError(
-                f"{name}={value!r} is no regular expression: {error}. For names as they are, give a list: [{value!r}]."
+                f"{name}={value!r} is not a valid regular expression: {error}. To match a name literally, give a "
+                f"list: [{value!r}]."
             ) from None
         return value
     if isinstance(value, (list, tuple, set)) and _is_list_of(str, list(value)):
         return set(value)
     raise ValueError(
-        f"{name}={value!r} is neither a regular expression nor a list of names. Name blocks as they appear in "
-        "model.named_modules(), ['blocks.0', 'blocks.1'] for example, or leave it None."
+        f"{name}={value!r} is neither a regular expression nor a list of names. Give names of blocks as in "
+        "model.named_modules(), ['blocks.0', 'blocks.1'] for example, or None."
     )

@@ -1,4 +1,4 @@
-"""AIMModel: puts the adapters into a backbone, and takes them out again."""
+"""AIMModel: adds AIM's adapters to a backbone, and removes them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from peft_aim.config import AIMConfig
 from peft_aim.layers import WHY_NO_MERGE, AIMEmbedding, AIMHead, AIMLayer, AIMNorm, AIMTunerLayer
 from peft_aim.saving import (
     adapter_weights,
+    check_complete,
     check_shapes,
     fingerprint_of,
     frozen_weights,
@@ -40,16 +41,16 @@ from peft_aim.targets import (
 
 
 class AIMModel(BaseTuner):
-    """A frozen image transformer with AIM's adapters, for clips (arXiv 2302.03024).
+    """A frozen image transformer with AIM's adapters, which takes clips (arXiv 2302.03024).
 
-    Made by ``peft.get_peft_model(backbone, AIMConfig(...))``; PEFT's own calls do all the rest: ``add_adapter``,
-    ``set_adapter``, ``disable_adapter``, ``save_pretrained``, ``unload`` ...
+    Create it with ``peft.get_peft_model(backbone, AIMConfig(...))``. Everything else is PEFT's own interface:
+    ``add_adapter``, ``set_adapter``, ``disable_adapter``, ``save_pretrained``, ``unload`` ...
 
     Shape:
-        Clips ``(B, T, C, H, W)`` or images ``(B, C, H, W)`` -> what the backbone returns, one per clip.
+        Clips ``(B, T, C, H, W)`` or images ``(B, C, H, W)`` -> the backbone's output, one result per clip.
 
     Raises:
-        ValueError: If no block that can be adapted is found, with what was seen instead.
+        ValueError: If the backbone has no block that can be adapted, with what was observed.
 
     Example:
         >>> import torch
@@ -63,7 +64,7 @@ class AIMModel(BaseTuner):
 
     prefix = "aim_"
     tuner_layer_cls = AIMTunerLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's): blocks are found by structure
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's; empty, blocks are found by structure)
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_free(model, adapter_name)
@@ -72,19 +73,19 @@ class AIMModel(BaseTuner):
         try:
             super().__init__(model, peft_config, adapter_name, *args, **kwargs)
         except Exception:
-            if configs is not None:  # other adapters go on using these
+            if configs is not None:  # other adapters still use this dict
                 configs.clear()
                 configs.update(before)
             raise
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put an adapter into the model, or leave the model as it was.
+        """Add an adapter to the model; if that fails, leave the model unchanged.
 
-        An adapter that is being loaded is compared with its file before that is read, and the backbone with the one
-        that the adapter was trained on.
+        For an adapter that is being loaded, check its file before the weights are read, and compare the backbone with
+        the one that the adapter was trained on.
 
         Raises:
-            ValueError: If the file does not hold just this adapter's weights.
+            ValueError: If the file does not contain exactly this adapter's weights.
         """
         config = self.peft_config[adapter_name]
         config.awaits_weights = config.folder is not None or config.backbone_fingerprint is not None
@@ -93,11 +94,11 @@ class AIMModel(BaseTuner):
             self._check_saved_weights(adapter_name)
             self.compare_backbone(adapter_name)
         except Exception:
-            self._take_out(adapter_name)
+            self._remove_adapter(adapter_name)
             raise
 
     def _prepare_adapter_config(self, peft_config: AIMConfig, model_config: dict) -> AIMConfig:
-        """Resolve which modules get what, from the model's structure and the options."""
+        """Resolve which modules get which adapters, from the structure of the model and the options."""
         names = {field.name: getattr(peft_config, f"{field.name}_module") for field in fields(PartNames)}
         found = self._clips(PartNames(**names)).inspection
         peft_config.branches = {}
@@ -121,7 +122,7 @@ class AIMModel(BaseTuner):
         if key in peft_config.branches or peft_config.target_modules is None:
             return key in peft_config.branches
         matched = check_target_module_exists(peft_config, key)
-        return False if matched else matched  # PEFT counts what was excluded
+        return False if matched else matched  # not always False: PEFT counts excluded modules
 
     def _create_and_replace(
         self,
@@ -133,6 +134,11 @@ class AIMModel(BaseTuner):
         current_key: str,
         **kwargs: Any,
     ) -> None:
+        if current_key not in peft_config.branches:  # PEFT takes the names from a state dict instead
+            raise ValueError(
+                f"The state dict has weights for {current_key!r}, but this config adds none there. Leave out "
+                "target_modules, exclude_modules and layers_to_transform, or pass those of the saved adapter."
+            )
         if not isinstance(target, AIMTunerLayer):
             layer = self._new_layer(target, current_key)
             layer.set_adapter(self.active_adapters)
@@ -156,25 +162,26 @@ class AIMModel(BaseTuner):
         return AIMLayer(target, found.blocks[name], clips.frames, depth)
 
     def _clips(self, names: PartNames) -> Clips:
-        """Return the hooks around the image model, made with the first adapter; later ones share them."""
+        """Return the hooks around the backbone; the first adapter creates them, later ones share them."""
         clips = getattr(self.model, "aim_clips", None)
         if clips is None:
             clips = self.model.aim_clips = Clips(inspect_backbone(self.model, names))
             clips.attach(self.model)
         for part, name in vars(names).items():
-            others = {getattr(anatomy, part) for anatomy in clips.inspection.blocks.values()} - {name}
+            others = {getattr(anatomy, part) or "none" for anatomy in clips.inspection.blocks.values()} - {name}
             if name is not None and others:
                 raise ValueError(
-                    f"{part}_module={name!r} is not what the adapters that are already there use, "
-                    f"{', '.join(sorted(others))}: all adapters of a model share the parts of its blocks."
+                    f"{part}_module={name!r} is not the module that the existing adapters use, "
+                    f"{', '.join(sorted(others))}. All adapters of a model share the parts of its blocks; leave "
+                    f"{part}_module out."
                 )
         return clips
 
     def print_adapted_blocks(self, adapter_name: str | None = None) -> None:
-        """Print which blocks got which adapters, how time is attended in them, and what was left out.
+        """Print which blocks have which adapters, how they run temporal attention, and which blocks are skipped.
 
         Args:
-            adapter_name: The adapter; by default the active one.
+            adapter_name: The adapter; the active one by default.
 
         Example:
             >>> import timm
@@ -184,24 +191,24 @@ class AIMModel(BaseTuner):
             >>> get_peft_model(backbone, config).print_adapted_blocks()  # doctest: +ELLIPSIS
             VisionTransformer with the adapter 'default': 2 of 2 blocks with attention adapted
             <BLANKLINE>
-            block                     parts                  width  bottleneck  adapters         attention along time
-            blocks.0 to blocks.1 (2)  norm1 attn; norm2 mlp  192    48          temporal, joint  its own call on ...
+            block                     parts                  width  bottleneck  adapters         temporal attention
+            blocks.0 to blocks.1 (2)  norm1 attn; norm2 mlp  192    48          temporal, joint  its own forward ...
             <BLANKLINE>
-            parameters  number  each    in all
-            temporal    2       18,672  37,344
-            joint       2       18,672  37,344
-            together                    74,688
+            parameters  count  each    total
+            temporal    2      18,672  37,344
+            joint       2      18,672  37,344
+            all                        74,688
         """
         name = adapter_name or self.active_adapters[0]
         if name not in self.peft_config:
-            raise ValueError(f"There is no adapter {name!r} here. There are {', '.join(self.peft_config)}.")
+            raise ValueError(f"This model has no adapter {name!r}. Use one of {', '.join(self.peft_config)}.")
         print(summary(self.model, name))
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(WHY_NO_MERGE)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        """Give back the backbone as it was; PEFT's own loop would leave wrappers inside of blocks."""
+        """Restore the backbone and return it; PEFT's own loop would leave wrappers inside blocks."""
         if merge:
             self._check_merge_allowed()
         self._unwrap(lambda module: True)
@@ -213,7 +220,7 @@ class AIMModel(BaseTuner):
         return self.model
 
     def _unwrap(self, wanted: Callable[[nn.Module], bool]) -> None:
-        """Put what wrappers wrap back into its place, the inner ones first."""
+        """Replace wrappers by the modules that they wrap, inner ones first."""
         for kind, wrapped in ((ModulesToSaveWrapper, "original_module"), (AIMTunerLayer, "base_layer")):
             for name, module in list(self.model.named_modules()):
                 if isinstance(module, kind) and wanted(module):
@@ -222,17 +229,41 @@ class AIMModel(BaseTuner):
                     parent, _, last = name.rpartition(".")
                     setattr(self.model.get_submodule(parent), last, getattr(module, wrapped))
 
-    def _take_out(self, adapter_name: str) -> None:
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if it is active, the first of the others becomes active in all layers.
+
+        Raises:
+            ValueError: If there is no such adapter.
+        """
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name} does not exist")
+        del self.peft_config[adapter_name]
+        if not self.peft_config:
+            self.active_adapter = []
+        elif adapter_name in self.active_adapters:
+            active = next(iter(self.peft_config))
+            warnings.warn(
+                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {active}.",
+                stacklevel=3,
+            )
+            self.set_adapter(active)
+        self._delete_weights(adapter_name)
+
+    def _delete_weights(self, adapter_name: str) -> None:
+        """Delete an inactive adapter in all layers; PEFT's loop skips those with "aim_" in their names."""
+        for module in self.model.modules():
+            if isinstance(module, AIMTunerLayer):
+                module.delete_adapter(adapter_name)
+            elif isinstance(module, ModulesToSaveWrapper):
+                module.delete_adapter(adapter_name, new_active_adapters=self.active_adapters)
+
+    def _remove_adapter(self, adapter_name: str) -> None:
         """Undo a failed injection."""
         self.peft_config.pop(adapter_name, None)
         if not self.peft_config:
             self._unload_and_optionally_merge(merge=False)
             return
-        for module in list(self.model.modules()):
-            if isinstance(module, AIMTunerLayer):
-                module.delete_adapter(adapter_name)
-            elif isinstance(module, ModulesToSaveWrapper):
-                module.delete_adapter(adapter_name, new_active_adapters=self.active_adapters)
+        self._delete_weights(adapter_name)
         self._unwrap(lambda module: not module._get_available_adapters())
 
     def _check_saved_weights(self, adapter_name: str) -> None:
@@ -240,10 +271,11 @@ class AIMModel(BaseTuner):
         found = config.folder and saved_shapes(config.folder)
         if found is not None:
             expected = shapes_of(adapter_weights(self.model, adapter_name))
-            check_shapes(expected, found, config.folder)
+            if sorted(expected.values()) != sorted(found.values()):  # names may still change, by key_mapping
+                check_shapes(expected, found, config.folder)
 
     def compare_backbone(self, adapter_name: str) -> None:
-        """Warn if the frozen weights are not those that a loaded adapter was trained on."""
+        """Warn if the frozen weights differ from those that a loaded adapter was trained on."""
         trained_on = self.peft_config[adapter_name].backbone_fingerprint
         if trained_on is None:
             return
@@ -251,8 +283,8 @@ class AIMModel(BaseTuner):
         if here is not None and not same_weights(trained_on, here):
             warnings.warn(
                 f"The adapter {adapter_name!r} was trained on a backbone with the fingerprint {trained_on}, but this "
-                f"{type(self.model).__name__} has {here}. Its results will be wrong if these are other weights: load "
-                "the pretrained weights into the backbone before the adapter.",
+                f"{type(self.model).__name__} has {here}. With other weights its results will be wrong: load the "
+                "pretrained weights into the backbone before the adapter.",
                 stacklevel=2,
             )
 
@@ -266,9 +298,10 @@ class AIMModel(BaseTuner):
         *args: Any,
         **kw: Any,
     ) -> dict[str, Tensor]:
-        """Select an adapter's weights for saving, and note for its config which backbone they were trained on."""
+        """Select an adapter's weights for saving, and record in its config which backbone they were trained on."""
+        check_complete(model, adapter_name, state_dict)
         config.of_model = {}
-        if config.has_found_targets:  # in this model or in another one that the config was used for since
+        if config.has_found_targets:  # perhaps in another model that the config was used for later
             config.of_model["target_modules"] = as_regex(adapted_blocks(model, adapter_name))
         here = None if config.inference_mode else fingerprint_of(frozen_weights(model, adapter_name, state_dict))
         if here is not None:
@@ -280,7 +313,7 @@ class AIMModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: AIMConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Translate saved names into the model's, after a check that they are just those of the adapter."""
+        """Translate saved names into the model's, after checking that they are exactly those of the adapter."""
         expected = adapter_weights(model, adapter_name)
         found = {name.replace(f".modules_to_save.{adapter_name}", ""): t for name, t in state_dict.items()}
         try:
@@ -288,17 +321,17 @@ class AIMModel(BaseTuner):
         except ValueError as error:
             if not (config.awaits_weights and isinstance(getattr(model, "base_model", None), AIMModel)):
                 raise
-            model.base_model._take_out(adapter_name)  # it was put in to be loaded
-            raise ValueError(f"{error} The adapter was taken out of the model again.") from None
+            model.base_model._remove_adapter(adapter_name)  # it was added only to be loaded
+            raise ValueError(f"{error} The adapter was removed from the model again.") from None
         config.awaits_weights = False
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Refuse ``adapter_names``, which PEFT would drop silently."""
+        """Reject ``adapter_names``, which PEFT would ignore silently."""
         if kwargs.get("adapter_names") is not None:
             raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
         if not torch.compiler.is_compiling():
             for config in self.peft_config.values():
-                config.awaits_weights = False  # it is being used as it is
+                config.awaits_weights = False  # the adapter is used as it is
         yield

@@ -1,7 +1,7 @@
-"""What a block keeps for backward, and what it computes again there: memory for arithmetic, by one setting.
+"""Activation checkpointing of blocks: which activations are saved in forward, and which are recomputed in backward.
 
-Results and gradients are the same whatever the setting. All is torch's own selective checkpointing
-(:func:`torch.utils.checkpoint.create_selective_checkpoint_contexts`); what is here is the choice of what is kept.
+Results and gradients are the same with all settings. The checkpointing is torch's own
+(:func:`torch.utils.checkpoint.create_selective_checkpoint_contexts`); this module decides what is saved.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import flop_registry
 
-# By setting, from most memory to least.
+# From most activation memory to least.
 SETTINGS = {
-    "nothing": "keep all that autograd asks for",
-    "pointwise": "compute norms and activations again, but no product (behind LayerScale, the joint adapter's second)",
-    "mlp": "also the hidden layer of the MLP, short attention, and the temporal adapter's second layer",
-    "block": "all of it: keep a block's input alone",
+    "nothing": "save all activations",
+    "pointwise": "recompute norms and activation functions, but no matrix product (except the joint adapter's second "
+    "layer in blocks with LayerScale)",
+    "mlp": "also recompute the hidden layer of the MLP, attention over few tokens, and the temporal adapter's second "
+    "layer",
+    "block": "save only a block's input, recompute everything else",
 }
 ORDER = list(SETTINGS)
-SHORT = 64  # tokens: attention over fewer costs less than a sixth of one projection of 768 features
-# What is kept passes the user's hooks on saved tensors (save_on_cpu), where torch knows how.
+SHORT = 64  # tokens; attention over at most that many costs less than a sixth of a projection of 768 features
+# Saved activations pass the user's hooks on saved tensors (save_on_cpu), if this torch supports it.
 HOOKS = {name: True for name in signature(checkpoint).parameters if name == "respect_saved_tensors_hooks"}
-WEIGHT = {"aten::mm": 1, "aten::addmm": 2, "aten::convolution": 1}  # which argument it is
+WEIGHT = {"aten::mm": 1, "aten::addmm": 2, "aten::convolution": 1}  # position of the weight among the arguments
 
 Widths = frozenset[tuple[int, int]]
 
 
 def hidden_widths(mlp: nn.Module, width: int) -> Widths:
-    """Return the widths in and out of the layers of an MLP whose results don't have the width of tokens.
+    """Return the input and output widths of the layers of an MLP whose output does not have the token width.
 
     Example:
         >>> hidden_widths(nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2)), width=2)
@@ -46,14 +48,14 @@ def hidden_widths(mlp: nn.Module, width: int) -> Widths:
 
 
 def recomputing(setting: str, hidden: Widths, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a part of a model, and keep for backward what a setting says.
+    """Call a part of a model with activation checkpointing.
 
     Args:
-        setting: One of :data:`SETTINGS` but "nothing".
-        hidden: Widths in and out of the layers that lead into the MLP's hidden layer.
+        setting: One of :data:`SETTINGS`, except "nothing".
+        hidden: Input and output widths of the layers that compute the MLP's hidden layer.
         function: The part.
-        args: Its arguments.
-        kwargs: Its arguments by name.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
 
     Example:
         >>> x, layer = torch.ones(1, 2, requires_grad=True), nn.Linear(2, 2)
@@ -67,30 +69,30 @@ def recomputing(setting: str, hidden: Widths, function: Callable[..., Any], *arg
 
 
 def choose(setting: str, hidden: Widths, context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Tell torch whether to keep the result of an operation: it keeps products that cost more than they are worth.
+    """Decide whether torch saves the result of an operation: products are saved unless a setting makes them cheap.
 
-    Layers are told by their widths, which hold under autocast, in shards and while compiling.
+    Layers are recognized by their widths, which works under autocast, with shards and in compilation.
 
     Args:
         setting: "pointwise" or "mlp".
         hidden: See :func:`recomputing`.
-        context: Not looked at.
+        context: Unused.
         operation: The operation.
-        args: Its arguments.
-        kwargs: Its arguments by name.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
     """
     name = operation.name().partition(".")[0]
-    if name == "aten::_unsafe_view":  # a product under another shape; torch notes there if it is changed in place
-        return CheckpointPolicy.MUST_SAVE if _noted.kept else CheckpointPolicy.PREFER_RECOMPUTE
+    if name == "aten::_unsafe_view":  # a reshaped product, on which torch detects changes in place
+        return CheckpointPolicy.MUST_SAVE if _noted.saved else CheckpointPolicy.PREFER_RECOMPUTE
     if "attention" in name:
         cheap = setting == "mlp" and args[0].shape[-2] <= SHORT
-    elif "bmm" in name:  # attention that is no kernel of its own: scores and probabilities are large
+    elif "bmm" in name:  # attention without a fused kernel, whose scores and probabilities are large
         cheap = setting == "mlp"
     elif name in WEIGHT:
         cheap = _is_cheap_layer(setting, hidden, name, args[WEIGHT[name]])
     else:
         cheap = operation.overloadpacket not in flop_registry
-    _noted.kept = not cheap
+    _noted.saved = not cheap
     return CheckpointPolicy.PREFER_RECOMPUTE if cheap else CheckpointPolicy.MUST_SAVE
 
 
@@ -103,10 +105,10 @@ def _is_cheap_layer(setting: str, hidden: Widths, name: str, weight: Tensor) -> 
 
 
 class _Noted(threading.local):
-    """What is known in this thread of the operation that comes next."""
+    """State of this thread that decides on the next operation."""
 
-    kept = False  # the result before it
-    cheap_from: str | None = None
+    saved = False  # whether the previous result is saved
+    cheap_from: str | None = None  # the setting from which on an adapter's second layer is recomputed
 
 
 _noted = _Noted()
@@ -114,8 +116,8 @@ _noted = _Noted()
 
 @contextmanager
 def cheap_from(setting: str) -> Iterator[None]:
-    """Mark an adapter's second layer as one whose result is not kept, from a setting on."""
-    if torch.compiler.is_compiling():  # the compiler finds out for itself
+    """Mark an adapter's second layer as one that is recomputed, from a setting on."""
+    if torch.compiler.is_compiling():  # the compiler decides that itself
         yield
         return
     before, _noted.cheap_from = _noted.cheap_from, setting

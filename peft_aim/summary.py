@@ -1,4 +1,4 @@
-"""Says which blocks of a model got which adapters, how time is attended in them, and what was left out."""
+"""Describes an adapted model: which blocks have which adapters, how they attend over time, and which are skipped."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from peft_aim.attention import in_words
 from peft_aim.backbone import Anatomy, Inspection, listed
 from peft_aim.layers import AIMHead, AIMLayer, AIMNorm
 
-ADAPTERS = {"temporal_in": "temporal, first of two", "temporal": "temporal", "spatial": "spatial", "joint": "joint"}
+ADAPTERS = {
+    "temporal_in": "temporal (before attention)",
+    "temporal": "temporal",
+    "spatial": "spatial",
+    "joint": "joint",
+}
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is to be said of one block, or of several in a row of which the same is to be said.
+    """A row of the table of blocks: one block, or several consecutive blocks that differ only in their names.
 
     Attributes:
-        first: Name of the block.
-        last: Name of the last one of those in a row.
-        count: How many these are.
+        first: Name of the first block.
+        last: Name of the last block.
+        count: Number of blocks.
         width: Token width D.
-        bottleneck: Width of the bottlenecks, None if there is none.
-        adapters: Which adapters the block has, "" if none.
-        parts: Names of its norms, attention and MLP.
-        attention: How its attention is called along time.
+        bottleneck: Width of the bottlenecks, None if there are none.
+        adapters: Which adapters a block has, "" if none.
+        parts: Names of a block's norms, attention and MLP.
+        attention: The kind of temporal attention, "none" without a temporal adapter.
     """
 
     first: str
@@ -40,10 +45,10 @@ class Line:
 
 
 def summary(model: nn.Module, adapter_name: str) -> str:
-    """Return a readable map of an adapter in a model.
+    """Return tables of the blocks and parameters of an adapter, and the blocks that are skipped.
 
     Args:
-        model: The adapted image model, as ``PeftModel.get_base_model()`` gives it.
+        model: The adapted backbone, as returned by ``PeftModel.get_base_model()``.
         adapter_name: The adapter.
     """
     found: Inspection = model.aim_clips.inspection
@@ -56,23 +61,23 @@ def summary(model: nn.Module, adapter_name: str) -> str:
         f"{type(model).__name__} with the adapter {adapter_name!r}: {adapted} of {total} blocks with attention "
         "adapted",
         _table(
-            ["block", "parts", "width", "bottleneck", "adapters", "attention along time"],
+            ["block", "parts", "width", "bottleneck", "adapters", "temporal attention"],
             [
                 [_span(line), line.parts, line.width, line.bottleneck or "-", line.adapters or "none", line.attention]
                 for line in lines
             ],
         ),
-        _table(["parameters", "number", "each", "in all"], _counts(model, layers, embeddings, adapter_name)),
+        _table(["parameters", "count", "each", "total"], _counts(model, layers, embeddings, adapter_name)),
     ]
     if found.left_out:
-        parts.append(f"Left out:{listed(found.left_out)}")
+        parts.append(f"Skipped:{listed(found.left_out)}")
     if found.without_attention:
-        parts.append(f"No attention in:{listed(found.without_attention)}")
+        parts.append(f"Without attention:{listed(found.without_attention)}")
     return "\n\n".join(parts)
 
 
 def _embeddings(model: nn.Module, found: Inspection, adapter: str) -> dict[str, nn.Parameter]:
-    """Return the temporal embeddings by the block that gets them, be it by the norm before it."""
+    """Return the temporal embeddings by block, whether the block or the norm before it adds them."""
     holders = {block: model.get_submodule(norm or block) for block, norm in found.entries.items()}
     has = {block: getattr(holder, "aim_temporal_embedding", {}) for block, holder in holders.items()}
     return {block: embeddings[adapter] for block, embeddings in has.items() if adapter in embeddings}
@@ -84,12 +89,12 @@ def _line(name: str, layer: nn.Module, found: Inspection, adapter: str, is_embed
     bottleneck = next((_down(layer, b, adapter).out_features for b in ADAPTERS if _has(layer, b, adapter)), None)
     if is_embedded:
         has.insert(0, "temporal embedding")
-    attends = in_words(anatomy.attend) if _has(layer, "temporal", adapter) else "no"
+    attends = in_words(anatomy.attend) if _has(layer, "temporal", adapter) else "none"
     return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), _parts(anatomy), attends)
 
 
 def _parts(anatomy: Anatomy) -> str:
-    """Name the parts of a block in the order in which they act."""
+    """Return the names of a block's parts, in the order in which they run."""
     mlp = [anatomy.mlp] if anatomy.mlp == anatomy.mlp_end else [anatomy.mlp, anatomy.mlp_end]
     branches = ([anatomy.norm1, anatomy.attention], [anatomy.norm2, *mlp])
     if not anatomy.norm_first:
@@ -98,7 +103,7 @@ def _parts(anatomy: Anatomy) -> str:
 
 
 def _rows(lines: Iterable[Line]) -> list[Line]:
-    """Put lines that say the same into one."""
+    """Merge consecutive lines that differ only in their names."""
     rows: list[Line] = []
     for line in lines:
         alike = rows and replace(rows[-1], first=line.first, last=line.last, count=1) == line
@@ -125,7 +130,7 @@ def _counts(
         own = [m.adapters[adapter] for m in model.modules() if isinstance(m, kind) and adapter in m.adapters]
         sizes[text] = [_size(module) for module in own]
     rows = [[text, len(each), _range(each), f"{sum(each):,}"] for text, each in sizes.items() if each]
-    return [*rows, ["together", "", "", f"{sum(map(sum, sizes.values())):,}"]]
+    return [*rows, ["all", "", "", f"{sum(map(sum, sizes.values())):,}"]]
 
 
 def _has(layer: nn.Module, branch: str, adapter: str) -> bool:

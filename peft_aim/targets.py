@@ -1,4 +1,4 @@
-"""Which modules of a backbone get what: the options of a config applied to what was found."""
+"""Selects which modules of an inspected backbone get which adapters, by the options of a config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peft_aim.layers import BRANCHES, AIMLayer, AIMTunerLayer
 
 
 def branches(config: AIMConfig, anatomy: Anatomy) -> list[str]:
-    """Return which adapters a block has."""
+    """Return which adapters a block gets."""
     wanted = {
         "temporal_in": config.temporal and config.temporal_adapters == 2,
         "temporal": config.temporal,
@@ -28,7 +28,7 @@ def branches(config: AIMConfig, anatomy: Anatomy) -> list[str]:
 
 
 def adapted_blocks(model: nn.Module, adapter_name: str) -> list[str]:
-    """Return the names of the blocks that have bottlenecks of an adapter, as seen from the image model."""
+    """Return the names, in the backbone, of the blocks that have bottlenecks of an adapter."""
     return [
         name.removeprefix("base_model.model.")
         for name, module in model.named_modules()
@@ -40,8 +40,8 @@ def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> lis
     """Apply ``target_modules``, ``exclude_modules`` and ``layers_to_transform`` to the blocks that were found.
 
     Raises:
-        ValueError: If a target is no block, if some blocks cannot be adapted and the user hasn't said which should, or
-            if no block is left.
+        ValueError: If a target is not a block, if some blocks cannot be adapted and ``target_modules`` is not given,
+            or if no block is left.
     """
     names = list(found.blocks)
     if config.target_modules is not None:
@@ -51,28 +51,27 @@ def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> lis
         if found.skipped:
             warnings.warn(
                 f"AIM adapts {len(names)} of {len(names) + len(found.skipped)} blocks with attention of "
-                f"{type(model).__name__}, and leaves out:"
-                f"{listed(found.skipped)}\nTo say that this is meant, give target_modules={as_regex(names)!r}.",
+                f"{type(model).__name__} and skips these:"
+                f"{listed(found.skipped)}\nIf that is intended, pass target_modules={as_regex(names)!r}.",
                 stacklevel=2,
             )
     else:
         raise ValueError(
             f"AIM can adapt {len(names)} blocks of {type(model).__name__}, but not these:"
-            f"{listed(found.left_out)}\nTo adapt the "
-            f"others alone, say so: target_modules={as_regex(names)!r}."
+            f"{listed(found.left_out)}\nTo adapt only the others, pass target_modules={as_regex(names)!r}."
         )
     layers = _layers(model, found, config)
     selected = [name for name in targets if not _matches(config.exclude_modules, name) and names.index(name) in layers]
     if not selected:
         raise ValueError(
             f"No block is left: target_modules={config.target_modules!r}, exclude_modules={config.exclude_modules!r} "
-            f"and layers_to_transform={config.layers_to_transform!r} together leave out all of {as_regex(names)!r}."
+            f"and layers_to_transform={config.layers_to_transform!r} together exclude all of {as_regex(names)!r}."
         )
     return selected
 
 
 def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str]:
-    """Return the blocks that ``target_modules`` names."""
+    """Return the blocks that ``target_modules`` matches."""
     matched = [name for name, _ in model.named_modules() if name and _matches(config.target_modules, name)]
     wrong = [name for name in matched if name not in found.blocks]
     if wrong or not matched:
@@ -86,41 +85,41 @@ def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str
 
 
 def _layers(model: nn.Module, found: Inspection, config: AIMConfig) -> list[int]:
-    """Return the indices of blocks that ``layers_to_transform`` asks for."""
+    """Return the indices of the blocks that ``layers_to_transform`` selects."""
     count, layers = len(found.blocks), config.layers_to_transform
     if layers is None:
         return list(range(count))
     layers = [layers] if isinstance(layers, int) else layers
     if max(layers) >= count:
         raise ValueError(
-            f"layers_to_transform={config.layers_to_transform} asks for block {max(layers)}, but "
+            f"layers_to_transform={config.layers_to_transform} selects block {max(layers)}, but "
             f"{type(model).__name__} has {count} blocks, 0 to {count - 1}."
         )
     return layers
 
 
 def _matches(patterns: str | set[str] | None, name: str) -> bool:
-    """Match a name against a regular expression, or suffixes, as PEFT does."""
+    """Match a name against a regular expression or a set of suffixes, as PEFT does."""
     return patterns is not None and bool(check_target_module_exists(SimpleNamespace(target_modules=patterns), name))
 
 
 def check_free(model: nn.Module, adapter_name: str) -> None:
-    """Check that nothing of PEFT's is in a model that AIM would get in the way of.
+    """Check that a model has no PEFT adapters that conflict with a new AIM adapter.
 
     Raises:
-        ValueError: If it is a PeftModel, has layers of another method, or an adapter of this name.
+        ValueError: If it is or contains a PeftModel, has layers of another method, or has an adapter of this name.
     """
     for name, module in model.named_modules():
         if isinstance(module, (PeftModel, BaseTuner)):
             raise ValueError(
-                f"The backbone {'is' if not name else f'holds, as {name!r},'} a {type(module).__name__} already. For "
-                "another AIM adapter on it call its add_adapter(name, config); otherwise pass the model that its "
-                "unload() (or merge_and_unload()) gives back."
+                f"The backbone {'is' if not name else f'contains, as {name!r},'} a {type(module).__name__} already. "
+                "To add another AIM adapter, call its add_adapter(name, config); otherwise pass the model that its "
+                "unload() or merge_and_unload() returns."
             )
         if isinstance(module, BaseTunerLayer) and not isinstance(module, AIMTunerLayer):
             raise ValueError(
-                f"{name!r} is a {type(module).__name__} of another PEFT method, which would train and be switched "
-                "along with AIM, but not be saved. Merge or unload that adapter first: merge_and_unload()."
+                f"{name!r} is a {type(module).__name__} of another PEFT method, which would be trained and switched "
+                "together with AIM, but not saved. Merge or unload that adapter first: merge_and_unload()."
             )
         if isinstance(module, AIMTunerLayer) and adapter_name in module.adapters:
             raise ValueError(
@@ -130,10 +129,10 @@ def check_free(model: nn.Module, adapter_name: str) -> None:
 
 
 def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
-    """Check that modules to train as a whole exist, and that AIM has no hooks on what PEFT would make copies of.
+    """Check that ``modules_to_save`` exist, and that AIM has no hooks on them, since PEFT copies them.
 
     Raises:
-        ValueError: If one does not exist, is a part of an adapted block or holds one.
+        ValueError: If one does not exist, or overlaps with the modules that AIM adapts.
     """
     names = [name.replace("base_layer.", "") for name, _ in model.named_modules()]
     hooked = [norm for norm in found.entries.values() if norm and config.temporal_embedding]
@@ -146,36 +145,35 @@ def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig
         matched = [name for name in names if name.endswith(wanted)]  # as PEFT does
         wrong = [name for name in matched if any(part == name or part.startswith(f"{name}.") for part in hooked)]
         if not matched or wrong:
-            what = f"{wrong[0]}, which belongs to what AIM adapts" if wrong else "no module"
-            outside = [name for name, _ in model.named_children() if not any(b.startswith(name) for b in found.blocks)]
+            what = f"{wrong[0]}, which overlaps with the modules that AIM adapts" if wrong else "no module"
+            outside = [name for name, _ in model.named_children() if not any(within(b, [name]) for b in found.blocks)]
             raise ValueError(
-                f"modules_to_save={config.modules_to_save} matches {what}. It is for modules outside of adapted "
-                f"blocks, the final norm above all. At its top this {type(model).__name__} has {', '.join(outside)}."
+                f"modules_to_save={config.modules_to_save} matches {what}. Give modules outside of adapted blocks, "
+                f"such as the final norm. At its top level, this {type(model).__name__} has {', '.join(outside)}."
             )
 
 
 def check_head(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
-    """Check that an adapter's own head has a place in the model.
+    """Check that the model has a slot for an adapter's own head.
 
     Raises:
-        ValueError: If it has none, or if ``modules_to_save`` is to train the model's head, too.
+        ValueError: If it has none, or if ``modules_to_save`` contains the model's head.
     """
     if found.head is None:
         raise ValueError(
-            f"num_labels={config.num_labels} asks for a head, but the output of {type(model).__name__} does not come "
-            "straight from a linear layer (or an identity in its place), so there is nowhere to put one. Use the "
-            "model's variant for image classification, or put the head behind it: "
-            f"nn.Sequential(model, nn.Linear(features, {config.num_labels}))."
+            f"num_labels={config.num_labels} adds a head, but {type(model).__name__} has no slot for one: its output "
+            "is not that of a linear layer, or of an identity in its place. Use the model's variant for image "
+            f"classification, or append a head: nn.Sequential(model, nn.Linear(features, {config.num_labels}))."
         )
     if any(found.head.endswith(name) for name in config.modules_to_save or []):
         raise ValueError(
             f"modules_to_save={config.modules_to_save} holds the head {found.head!r}, which num_labels="
-            f"{config.num_labels} replaces by a fresh one. Leave one of the two out."
+            f"{config.num_labels} replaces with a new one. Leave one of the two out."
         )
 
 
 def as_regex(names: list[str]) -> str:
-    """Return one regular expression for names, grouped by what they have in common."""
+    """Return one regular expression that matches all names, grouped by their parents."""
     groups = defaultdict(list)
     for name in names:
         parent, _, last = name.rpartition(".")

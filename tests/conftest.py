@@ -13,7 +13,7 @@ def same_random_numbers():
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three videos for training and two for validation in each of two classes."""
+    """Three training and two validation videos for each of two classes."""
     root = tmp_path / "videos"
     for split, count in (("train", 3), ("val", 2)):
         for name in ("dark", "light"):
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def image_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a small image classifier of transformers, for images of 32 pixels."""
+    """The folder of a small image classifier of transformers, for images of 32 x 32 pixels."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("backbone") / "vit"
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

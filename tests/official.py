@@ -1,6 +1,6 @@
-"""Official checkpoints, and the backbones that they are for, built small: an own transcription of their layouts.
+"""Small official checkpoints and their backbones, from an independent transcription of the layouts.
 
-Names are tabled here, since the package finds what belongs together by values.
+The names are listed here, since the package matches tensors by their values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 WIDTH, HEADS, DEPTH, PATCH, CLASSES, HIDDEN = 128, 2, 2, 8, 3, 24
 TOKENS = (zoo.SIZE // PATCH) ** 2 + 1
 
-# Official names, and the paper's transcription's (which are timm's), of both layouts.
+# From official names to those of the reference implementation (which are timm's), for both layouts.
 CLIP = {
     "class_embedding": "cls_token",
     "positional_embedding": "pos_embed",
@@ -45,7 +45,7 @@ TRAINED = {
 
 
 def official(layout: str, temporal_adapters: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Draw a state dict in the official layout, adapters and all."""
+    """Return a random state dict in the official layout, including the adapters."""
     generator = torch.Generator().manual_seed(3)
 
     def draw(*shape: int) -> Tensor:
@@ -84,7 +84,7 @@ def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor
 
 
 def transcribed(state: dict[str, Tensor]) -> paper.Weights:
-    """Give official weights the names that the paper's transcription and timm have for them."""
+    """Rename official weights as in the reference implementation and in timm."""
     state = renamed(state, {"backbone.": "", "cls_head.fc_cls": "head", **CLIP, **TRAINED})
     return state | {
         "cls_token": state["cls_token"].view(1, 1, -1),
@@ -99,8 +99,8 @@ def expected(state: dict[str, Tensor], clips: Tensor, layout: str, scale: float 
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Load frozen weights under a library's own names; the final norm and the head stay as they were drawn."""
-    model.to(next(iter(weights.values())).dtype).eval()  # before, or digits are lost
+    """Load frozen weights under a library's own names; the final norm and the head stay random."""
+    model.to(next(iter(weights.values())).dtype).eval()  # first, or precision is lost
     left = model.load_state_dict({k: t.clone() for k, t in weights.items() if k in model.state_dict()}, strict=False)
     behind = ("norm.", "head.", "ln_post", "proj", "classifier", "layernorm.", "post_layernorm", "visual_projection")
     assert all(any(part in name for part in behind) for name in left.missing_keys), left.missing_keys

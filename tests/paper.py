@@ -1,6 +1,6 @@
-"""AIM transcribed from the paper's equations in plain torch, independent of the package: the yardstick of fidelity.
+"""A reference implementation of AIM: the paper's equations in plain torch, independent of the package.
 
-Weights come as dicts of tensors. Every function names its letters: B clips, T frames, N tokens, D width, H heads.
+Weights are dicts of tensors. Letters: B clips, T frames, N tokens, D token width, H heads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def adapter(x: Tensor, w: Weights, name: str) -> Tensor:
 
 
 def attention(x: Tensor, w: Weights, name: str, heads: int, bias: Tensor | float = 0.0) -> Tensor:
-    """Softmax attention over the middle axis of (batch, length, D)."""
+    """Softmax attention over the middle axis of tokens (batch, length, D)."""
     q, k, v = linear(x, w, f"{name}.qkv").chunk(3, dim=-1)
     outputs = []
     for h in range(heads):
@@ -49,7 +49,7 @@ def attention(x: Tensor, w: Weights, name: str, heads: int, bias: Tensor | float
 
 
 def temporal_branch(x: Tensor, w: Weights, a: Weights, block: str, heads: int, eps: float) -> Tensor:
-    """T_Adapter(attn_T(LN1(x))) for x of (B, T, N, D), with T_in before it if there is one."""
+    """T_Adapter(attn_T(LN1(x))) for x (B, T, N, D), with T_in before the attention if it has weights."""
     B, T, N, D = x.shape
     h = layer_norm(x, w, f"{block}.norm1", eps)
     h = h.permute(0, 2, 1, 3).reshape(B * N, T, D)
@@ -64,7 +64,7 @@ def has(a: Weights, block: str, branch: str) -> bool:
 
 
 def vit(clips: Tensor, w: Weights, a: Weights, *, depth: int, heads: int, scale: float, act, eps: float) -> Tensor:
-    """Scores (B, classes) of an adapted ViT: CLIP's, if there are weights of a norm_pre, or ImageNet's."""
+    """Scores (B, classes) of an adapted ViT: that of CLIP if the weights include a norm_pre, else that of ImageNet."""
     B, T = clips.shape[:2]
     patch = w["patch_embed.proj.weight"].shape[-1]
     pixels = clips.flatten(0, 1).unfold(2, patch, patch).unfold(3, patch, patch)  # (B*T, C, h, w, patch, patch)
@@ -93,7 +93,7 @@ def vit(clips: Tensor, w: Weights, a: Weights, *, depth: int, heads: int, scale:
 
 
 def swin(clips: Tensor, w: Weights, a: Weights, *, depths: tuple, heads: tuple, window: int, scale: float) -> Tensor:
-    """Scores of an adapted Swin: temporal attention over T at each place, without the windows' bias."""
+    """Scores of an adapted Swin: temporal attention at each spatial position, without the bias of windows."""
     eps = 1e-5
     B, T = clips.shape[:2]
     patch = w["patch_embed.proj.weight"].shape[-1]
@@ -114,8 +114,8 @@ def swin(clips: Tensor, w: Weights, a: Weights, *, depths: tuple, heads: tuple, 
             block = f"layers.{stage}.blocks.{i}"
             shift = size // 2 if i % 2 and side > window else 0
             if has(a, block, "temporal"):
-                places = x.reshape(B, T, side * side, D)
-                x = x + temporal_branch(places, w, a, block, heads[stage], eps).reshape(x.shape)
+                tokens = x.reshape(B, T, side * side, D)
+                x = x + temporal_branch(tokens, w, a, block, heads[stage], eps).reshape(x.shape)
             s = window_attention(
                 layer_norm(x, w, f"{block}.norm1", eps), w, f"{block}.attn", heads[stage], size, shift
             )
@@ -128,9 +128,9 @@ def swin(clips: Tensor, w: Weights, a: Weights, *, depths: tuple, heads: tuple, 
 
 
 def window_attention(x: Tensor, w: Weights, name: str, heads: int, size: int, shift: int) -> Tensor:
-    """Attention of every token to those of its shifted window, one window at a time."""
+    """Attention of every token to the tokens of its shifted window, one window at a time."""
     side = x.shape[1]
-    region = torch.zeros(side, side)  # tokens that the roll brings together from opposite borders don't attend
+    region = torch.zeros(side, side)  # tokens that the roll moves next to each other from opposite borders are masked
     for n, rows in enumerate((slice(0, side - size), slice(side - size, side - shift), slice(side - shift, None))):
         for m, columns in enumerate(
             (slice(0, side - size), slice(side - size, side - shift), slice(side - shift, None))

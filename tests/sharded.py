@@ -1,4 +1,4 @@
-"""Run by test_training under torchrun: models whose blocks are sharded (FSDP 2) score and learn as whole ones do."""
+"""Run by test_training with torchrun: models with sharded blocks (FSDP 2) have the same scores and gradients."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ if __name__ == "__main__":
     for name in ("timm_vit", "timm_clip", "timm_swin", "hf_vit", "open_clip_vit"):
         check(name)
         print(f"{name} holds", flush=True)
-    distributed.barrier()  # none leaves while another still listens
+    distributed.barrier()  # no process may leave while another still communicates
     distributed.destroy_process_group()

@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftType
 from peft_aim import AIMConfig
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_those_of_the_paper():
     config = AIMConfig()
     assert (config.num_frames, config.bottleneck_ratio, config.scale, config.temporal_adapters) == (8, 0.25, 0.5, 1)
     assert config.spatial and config.temporal and config.joint and config.temporal_embedding
@@ -24,15 +24,15 @@ def test_defaults_are_the_papers():
         ({"num_frames": -3}, "num_frames=-3 is not a positive integer"),
         ({"num_frames": 8.0}, "num_frames=8.0 is not a positive integer"),
         ({"num_frames": True}, "num_frames=True is not a positive integer"),
-        ({"bottleneck_ratio": 0}, r"bottleneck_ratio=0 is not in \(0, 1\]"),
-        ({"bottleneck_ratio": 1.5}, r"bottleneck_ratio=1.5 is not in \(0, 1\]"),
-        ({"bottleneck_ratio": "0.25"}, "bottleneck_ratio='0.25'"),
-        ({"spatial": 1}, "spatial=1 is not True or False"),
-        ({"init_weights": None}, "init_weights=None is not True or False"),
+        ({"bottleneck_ratio": 0}, r"bottleneck_ratio=0 is not a number in \(0, 1\]"),
+        ({"bottleneck_ratio": 1.5}, r"bottleneck_ratio=1.5 is not a number in \(0, 1\]"),
+        ({"bottleneck_ratio": "0.25"}, "bottleneck_ratio='0.25' is not a number"),
+        ({"spatial": 1}, "spatial=1 is not a bool. Give True or False"),
+        ({"init_weights": None}, "init_weights=None is not a bool. Give True or False"),
         ({"temporal_adapters": 3}, "temporal_adapters=3 is neither 1"),
         ({"temporal_adapters": 0}, "set temporal=False"),
         ({"scale": float("nan")}, "scale=nan is not a finite number"),
-        ({"drop_path": 1.0}, r"drop_path=1.0 is not in \[0, 1\)"),
+        ({"drop_path": 1.0}, r"drop_path=1.0 is not a number in \[0, 1\)"),
         ({"num_labels": 0}, "num_labels=0 is not a positive integer"),
         ({"id2label": ["a", "b"]}, "is not a dict from class index to name"),
         ({"id2label": {0: 1}}, "is not a dict from class index to name"),
@@ -47,23 +47,23 @@ def test_defaults_are_the_papers():
         ({"norm1_module": ""}, "norm1_module='' is not the name of a module"),
         ({"attention_module": 1}, "attention_module=1"),
         ({"modules_to_save": "norm"}, "modules_to_save='norm' is not a list"),
-        ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS' selects one of PEFT's wrappers for text"),
+        ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS' selects a PEFT wrapper for text models"),
         ({"temporal_adapters": 2, "temporal": False}, "temporal_adapters=2 contradicts temporal=False"),
-        ({"drop_path": 0.2, "temporal": False, "joint": False}, "drop_path=0.2 has nothing to drop"),
+        ({"drop_path": 0.2, "temporal": False, "joint": False}, "drop_path=0.2 has no effect: it acts on"),
         (
             {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False},
-            "Nothing of AIM is left to train",
+            "all False and num_labels is not given, so there is nothing to train",
         ),
         ({"num_frame": 8}, "AIMConfig has no option num_frame.*newer version.*pip install -U"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
-def test_wrong_settings_are_refused_with_the_way_out(options, message):
+def test_wrong_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         AIMConfig(**options)
 
 
-def test_a_config_comes_back_as_it_was_saved(tmp_path):
+def test_saved_configs_load_unchanged(tmp_path):
     config = AIMConfig(
         num_frames=4,
         id2label={0: "push", 1: "pull"},
@@ -77,7 +77,7 @@ def test_a_config_comes_back_as_it_was_saved(tmp_path):
         assert loaded.id2label == {0: "push", 1: "pull"}
 
 
-def test_a_config_of_a_newer_version_is_refused(tmp_path):
+def test_configs_of_a_newer_version_are_rejected(tmp_path):
     AIMConfig().save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rotary_time": True}))
@@ -86,7 +86,7 @@ def test_a_config_of_a_newer_version_is_refused(tmp_path):
             cls.from_pretrained(tmp_path)
 
 
-def test_a_replaced_config_forgets_where_it_came_from(tmp_path):
+def test_replaced_configs_have_no_folder(tmp_path):
     AIMConfig().save_pretrained(tmp_path)
     config = AIMConfig.from_pretrained(tmp_path)
     assert config.folder == os.path.join(tmp_path, "")

@@ -1,4 +1,4 @@
-"""Trained parameters equal the paper's, to the unit."""
+"""Numbers of trainable parameters equal the paper's exactly."""
 
 from __future__ import annotations
 

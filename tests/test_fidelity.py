@@ -1,4 +1,4 @@
-"""The adapted models compute the paper's equations, to the last digits of float64."""
+"""Adapted models compute the paper's equations, up to rounding in float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def names(options: dict) -> str:
 
 
 def adapted(name: str, options: dict) -> tuple[torch.nn.Module, paper.Weights, paper.Weights]:
-    """Build an adapted backbone in float64, its frozen weights, and its adapter's weights by the paper's names."""
+    """Return an adapted backbone in float64, its frozen weights, and its adapter's weights by the paper's names."""
     backbone = zoo.build(name).double()
     weights = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
     model = get_peft_model(backbone, AIMConfig(num_frames=zoo.FRAMES, init_weights=False, **options)).eval()
@@ -67,7 +67,7 @@ def test_swin_computes_the_equations(options):
 
 
 def clip_weights(state: dict[str, Tensor]) -> paper.Weights:
-    """Rename transformers' CLIP weights into the transcription's."""
+    """Rename transformers' CLIP weights as in the reference implementation."""
     renames = {
         "vision_model.embeddings.patch_embedding": "patch_embed.proj",
         "vision_model.pre_layrnorm": "norm_pre",
@@ -92,7 +92,7 @@ def clip_weights(state: dict[str, Tensor]) -> paper.Weights:
 
 @pytest.mark.parametrize("options", SETTINGS, ids=names)
 def test_transformers_clip_computes_the_equations(options):
-    """Compared at the tokens behind the last block: transformers' classifier reads patches, not the class token."""
+    """Compare the tokens after the last block: transformers' classifier averages patches, without the class token."""
     model, weights, adapter = adapted("hf_clip", options)
     adapter = {key.replace("vision_model.encoder.layers", "blocks"): t for key, t in adapter.items()}
     weights = clip_weights(weights)

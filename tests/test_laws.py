@@ -1,4 +1,4 @@
-"""The laws that every adapted backbone obeys, run over the whole zoo."""
+"""Laws that hold for every adapted backbone, checked on the whole zoo."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.parametrize("name", zoo.ZOO)
 
 
 def adapt(backbone: nn.Module, **options: object) -> PeftModel:
-    """Adapt a backbone with adapters that are no identity, unless asked otherwise."""
+    """Adapt a backbone, by default with randomly initialized adapters, which change its outputs."""
     return get_peft_model(backbone, AIMConfig(**{"num_frames": zoo.FRAMES, "init_weights": False, **options})).eval()
 
 
@@ -58,18 +58,18 @@ def test_every_branch_has_an_effect(name, branch):
 
 
 @torch.no_grad()
-def test_frames_mix_only_along_time_and_places_never(name):
-    """The temporal branch of a block, of two clips: a token changes what its own place gets, at all frames."""
+def test_temporal_attention_does_not_mix_spatial_positions(name):
+    """In the temporal branch, a token affects only its own spatial position, in all frames of its clip."""
     for layer in layers(adapt(zoo.build(name))):
         on_a_grid = "SwinTransformerBlock" in type(layer.base_layer).__name__
-        places = (4, 4) if on_a_grid else (16,)
-        tokens = torch.randn(2 * zoo.FRAMES, *places, layer.anatomy.width)
+        positions = (4, 4) if on_a_grid else (16,)
+        tokens = torch.randn(2 * zoo.FRAMES, *positions, layer.anatomy.width)
         changed = tokens.clone()
-        changed[(1, *[2] * len(places))] = torch.randn(layer.anatomy.width)  # clip 0, frame 1, one place
+        changed[(1, *[2] * len(positions))] = torch.randn(layer.anatomy.width)  # clip 0, frame 1, one position
         before, after = (layer._attend_along_time("default", zoo.FRAMES, x) for x in (tokens, changed))
         differs = (before != after).any(-1).unflatten(0, (2, zoo.FRAMES))
         expected = torch.zeros_like(differs)
-        expected[(0, slice(None), *[2] * len(places))] = True
+        expected[(0, slice(None), *[2] * len(positions))] = True
         assert torch.equal(differs, expected)
 
 
@@ -100,7 +100,7 @@ def test_gradients_reach_every_adapter_and_nothing_frozen(name):
 
 
 @pytest.mark.parametrize("embedding", [True, False])
-def test_every_rung_of_the_ladder_trains_all_that_it_has(name, embedding):
+def test_every_combination_of_branches_trains_all_its_parameters(name, embedding):
     backbone, clips = zoo.build(name), zoo.make_clips()
     for wanted in (["spatial"], ["joint"], ["temporal"], ["spatial", "joint"], ["spatial", "temporal"]):
         branches = {branch: branch in wanted for branch in ("spatial", "temporal", "joint")}
@@ -111,7 +111,7 @@ def test_every_rung_of_the_ladder_trains_all_that_it_has(name, embedding):
 
 
 @torch.no_grad()
-def test_saved_and_loaded_into_a_fresh_copy_gives_the_same_scores(name, tmp_path):
+def test_saved_adapters_score_the_same_on_a_fresh_copy(name, tmp_path):
     backbone, clips = zoo.build(name), zoo.make_clips()
     fresh = copy.deepcopy(backbone)
     model = adapt(backbone, temporal_adapters=2)
@@ -119,13 +119,13 @@ def test_saved_and_loaded_into_a_fresh_copy_gives_the_same_scores(name, tmp_path
     loaded = PeftModel.from_pretrained(fresh, tmp_path)
     assert torch.equal(zoo.scores(loaded(clips)), zoo.scores(model(clips)))
     assert {path.name for path in Path(tmp_path).iterdir()} == {
-        "README.md",  # PEFT's model card
+        "README.md",  # the model card
         "adapter_config.json",
         "adapter_model.safetensors",
     }
 
 
-def test_saved_and_loaded_gives_the_same_scores_whether_or_not_gradients_are_recorded(name, tmp_path):
+def test_adapters_loaded_for_inference_score_the_same_as_in_training(name, tmp_path):
     backbone, clips = zoo.build(name), zoo.make_clips()
     fresh = copy.deepcopy(backbone)
     model = adapt(backbone)
@@ -135,7 +135,7 @@ def test_saved_and_loaded_gives_the_same_scores_whether_or_not_gradients_are_rec
 
 
 @torch.no_grad()
-def test_disabled_adapters_give_back_the_backbone(name):
+def test_disabling_adapters_restores_the_backbone(name):
     backbone, clips = zoo.build(name), zoo.make_clips()
     before = zoo.frame_average(backbone, clips)
     model = adapt(backbone)
@@ -145,7 +145,7 @@ def test_disabled_adapters_give_back_the_backbone(name):
 
 
 @torch.no_grad()
-def test_unloading_gives_back_the_backbone(name):
+def test_unloading_restores_the_backbone(name):
     backbone, clips = zoo.build(name), zoo.make_clips()
     untouched = copy.deepcopy(backbone)
     unloaded = adapt(backbone).unload()
@@ -177,12 +177,12 @@ def test_clips_of_any_length_can_be_run(name, frames):
 
 def test_checkpointing_recomputes_and_gives_the_same_gradients(name, monkeypatch):
     if name.startswith(("torchvision", "open_clip")):
-        pytest.skip("the model offers no gradient checkpointing")
+        pytest.skip("the model has no gradient checkpointing")
     clips = zoo.make_clips()
     wanted = gradients(adapt(zoo.build(name)).train(), clips)
     for reentrant in (True, False):
         if reentrant and name in ("timm_dinov3", "timm_eva02", "timm_beit"):
-            continue  # timm passes these blocks keywords, which torch's reentrant checkpoint does not take
+            continue  # timm passes keyword arguments to these blocks, which reentrant checkpointing does not take
         model = adapt(zoo.build(name)).train()
         if name.startswith("timm"):
             monkeypatch.setattr("timm.models._manipulate.use_reentrant_ckpt", lambda kind=reentrant: kind)
@@ -191,10 +191,10 @@ def test_checkpointing_recomputes_and_gives_the_same_gradients(name, monkeypatch
             zoo.recompute(model, reentrant)
         normed = count_norms(model)
         with warnings.catch_warnings():
-            if name == "hf_swin":  # nests a layer's checkpoint in its stage's, which warns without AIM, too
+            if name == "hf_swin":  # nests the checkpoint of a layer in that of its stage, which warns without AIM, too
                 warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
             got = gradients(model, clips)
-        once = 2 * len(layers(model))  # before attention along time and in space
+        once = 2 * len(layers(model))  # before temporal and before spatial attention
         assert len(normed) == 2 * once or (name == "hf_swin" and len(normed) > 2 * once)
         assert wanted.keys() == got.keys()
         for key, gradient in wanted.items():
@@ -214,7 +214,7 @@ def count_norms(model: nn.Module) -> list[int]:
 
 
 @torch.no_grad()
-def test_blocks_outside_of_a_call_are_refused(name):
+def test_calling_a_block_outside_of_the_model_is_rejected(name):
     layer = layers(adapt(zoo.build(name)))[0]
     with pytest.raises(ValueError, match="outside of a call of the model"):
         first_tensor(layer(torch.randn(4, 16, layer.anatomy.width)))

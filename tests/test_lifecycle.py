@@ -1,4 +1,4 @@
-"""The life cycle of adapters, by PEFT's and transformers' own calls."""
+"""The life cycle of adapters, with the functions of PEFT and transformers."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ DIFFERENT = {
 
 
 @torch.no_grad()
-def test_different_adapters_live_side_by_side(clips, tmp_path):
-    """Each gives what it gave alone, in whatever order they are switched, saved and loaded."""
+def test_different_adapters_share_a_backbone(clips, tmp_path):
+    """Each scores the same as alone, in whatever order they are switched, saved and loaded."""
     alone = {name: adapt("timm_vit", **options) for name, options in DIFFERENT.items()}
     expected = {name: model(clips) for name, model in alone.items()}
     for name, model in alone.items():
@@ -79,13 +79,13 @@ def test_different_adapters_live_side_by_side(clips, tmp_path):
 
 
 @torch.no_grad()
-def test_class_names_come_back_with_the_adapter(tmp_path):
+def test_class_names_are_saved_with_the_adapter(tmp_path):
     adapt("timm_vit", id2label={0: "push", 1: "pull"}).save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(zoo.build("timm_vit"), tmp_path)
     assert loaded.peft_config["default"].id2label == {0: "push", 1: "pull"}
 
 
-def test_only_the_active_adapter_trains(clips):
+def test_only_the_active_adapter_is_trainable(clips):
     model = adapt("timm_vit", num_labels=2)
     model.add_adapter("other", config(num_labels=3))
     for active, inactive in (("default", "other"), ("other", "default")):
@@ -142,27 +142,27 @@ def test_status():
         assert model.get_model_status().enabled is False
 
 
-def test_merging_is_refused_before_anything_is_touched(clips):
+def test_merging_is_rejected_without_side_effects(clips):
     model = adapt("timm_vit")
     before = model(clips)
     for merge in (model.merge_and_unload, model.merge_adapter):
-        with pytest.raises(ValueError, match="cannot be merged: they are nonlinear.*unload"):
+        with pytest.raises(ValueError, match="cannot be merged: they are nonlinear.*remove it with unload"):
             merge()
         assert torch.equal(model(clips), before)
     with pytest.raises(ValueError, match="cannot be merged"):
         model.base_model.model.blocks[0].merge()
 
 
-def test_mixed_batches_are_refused(clips):
+def test_mixed_batches_are_rejected(clips):
     model = adapt("timm_vit")
-    with pytest.raises(ValueError, match=r"adapter_names=\['default', 'default'\].*once per adapter"):
+    with pytest.raises(ValueError, match=r"adapter_names=\['default', 'default'\] is not.*once per adapter"):
         model(clips, adapter_names=["default", "default"])
     injected = inject_adapter_in_model(config(), zoo.build("hf_vit"))
     with pytest.raises(ValueError, match="cannot run different adapters in one batch"):
         injected(clips, adapter_names=["default", "default"])
 
 
-def test_several_active_adapters_are_refused():
+def test_several_active_adapters_are_rejected():
     model = adapt("timm_vit")
     model.add_adapter("other", config())
     with pytest.raises(ValueError, match="one adapter at a time"):
@@ -170,14 +170,14 @@ def test_several_active_adapters_are_refused():
 
 
 @torch.no_grad()
-def test_unload_removes_modules_to_save_inside_of_blocks_too(clips):
+def test_unload_also_removes_modules_to_save(clips):
     backbone = zoo.build("timm_vit")
     untouched, before = repr(backbone), zoo.frame_average(backbone, clips)
     model = get_peft_model(backbone, config(modules_to_save=["norm"], num_labels=2))
     model.base_model.model.norm.modules_to_save["default"].weight.data.mul_(2)
     assert repr(model.unload()) == untouched
     assert torch.equal(zoo.frame_average(backbone, clips), before)
-    get_peft_model(backbone, config())  # and it can be adapted anew, without a warning
+    get_peft_model(backbone, config())  # it can be adapted again, without a warning
 
 
 @torch.no_grad()
@@ -217,7 +217,7 @@ def test_autocast_adapter_dtype(autocast):
 
 
 @torch.no_grad()
-def test_injection_gives_what_a_peft_model_gives(clips):
+def test_injected_adapters_score_the_same_as_in_a_peft_model(clips):
     model = adapt("timm_vit", num_labels=2)
     weights = {k.removeprefix("base_model.model."): t for k, t in get_peft_model_state_dict(model).items()}
     for options in ({}, {"state_dict": weights}):
@@ -233,12 +233,12 @@ FITS = version.parse(peft.__version__) >= version.parse(MIN_PEFT_VERSION)
 
 @pytest.fixture
 def integration(monkeypatch):
-    """transformers' integration of PEFT, with this PEFT even if transformers asks for a newer one."""
+    """Allow transformers' integration of PEFT to use this PEFT, even if it requires a newer one."""
     monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", peft.__version__)
 
 
-def test_from_which_versions_on_transformers_takes_adapters_itself(saved_backbone):
-    """README says so: transformers up to 5.23 with peft 0.21, transformers from 5.24 with peft 0.22."""
+def test_versions_with_which_transformers_loads_adapters(saved_backbone):
+    """As in README: transformers up to 5.23 with peft 0.21, transformers from 5.24 on with peft 0.22."""
     released_together = version.parse(tf.__version__) < version.parse("5.24")
     assert (released_together or version.parse(peft.__version__) >= version.parse("0.22")) == FITS
     model = load_backbone(saved_backbone)
@@ -292,7 +292,7 @@ def test_transformers_adds_switches_and_deletes_adapters(clips, saved_backbone, 
     model = load_backbone(saved_backbone)
     before = zoo.frame_average(model, clips)
     model.add_adapter(config(num_labels=7), "seven")
-    with pytest.warns(UserWarning, match="multiple adapters"):  # PEFT's way to say that there is one already
+    with pytest.warns(UserWarning, match="multiple adapters"):  # PEFT's warning when there is one already
         model.add_adapter(config(num_labels=3, num_frames=2), "three")
     for name, classes in (("seven", 7), ("three", 3)):
         model.set_adapter(name)
@@ -306,7 +306,7 @@ def test_transformers_adds_switches_and_deletes_adapters(clips, saved_backbone, 
         assert torch.equal(model(clips).logits, before)
 
 
-def test_names_are_matched_as_everywhere_in_peft():
+def test_names_are_matched_as_in_other_peft_methods():
     backbone = zoo.build("timm_vit")
     cases = {
         "blocks.0 blocks.2": {"target_modules": ["blocks.0", "blocks.2"]},
@@ -324,7 +324,7 @@ def test_names_are_matched_as_everywhere_in_peft():
 
 
 def test_the_embedding_stays_at_the_first_block():
-    """Where the paper puts it, whichever blocks have adapters."""
+    """As in the paper, whichever blocks have adapters."""
     model = adapt("timm_vit", layers_to_transform=[2])
     first, last = model.base_model.model.blocks[0], model.base_model.model.blocks[2]
     assert "default" in first.aim_temporal_embedding and not first.aim_spatial_up

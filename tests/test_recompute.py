@@ -1,4 +1,4 @@
-"""Whatever is computed again in backward, scores and gradients are those of the plain run, for less memory."""
+"""With activation checkpointing, scores and gradients stay the same, for less activation memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(model: PeftModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 @pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting != "nothing"])
-def test_scores_and_gradients_are_those_of_the_plain_run(name, setting):
+def test_scores_and_gradients_stay_the_same(name, setting):
     options = {"drop_path": 0.5, "temporal_adapters": 2}
     (wanted, plain), (got, gradients) = (run(adapt(name, s, **options)) for s in ("nothing", setting))
     assert torch.equal(wanted, got)
@@ -37,43 +37,45 @@ def test_scores_and_gradients_are_those_of_the_plain_run(name, setting):
 
 
 def cost(name: str, setting: str) -> tuple[float, float]:
-    """Return multiplications in backward, and megabytes kept for it."""
+    """Return the multiplications in backward, and the megabytes of activations saved for it."""
     found = cost_of_step(adapt(name, setting), zoo.make_clips(), lambda output: zoo.scores(output).sum())
     return round(1e9 * found["backward_gmac"]), found["saved_mb"]
 
 
-@pytest.mark.skipif(not HOOKS, reason="this torch hides from hooks what its selective checkpointing keeps")
+@pytest.mark.skipif(not HOOKS, reason="this torch hides from hooks what its selective checkpointing saves")
 @pytest.mark.parametrize("name", ["timm_vit", "timm_clip", "timm_dinov2", "hf_vit", "hf_clip", "open_clip_vit"])
-def test_each_setting_keeps_less_and_pointwise_repeats_no_product(name):
+def test_each_setting_saves_less_and_pointwise_recomputes_no_product(name):
     (plain, *again), sizes = zip(*(cost(name, setting) for setting in SETTINGS), strict=True)
     tokens, blocks = 2 * zoo.FRAMES * (16 + 5), 2
-    joint = tokens * 8 * 32 * blocks if name == "timm_dinov2" else 0  # its second layer is behind LayerScale
+    joint = tokens * 8 * 32 * blocks if name == "timm_dinov2" else 0  # its second layer comes before LayerScale
     assert again[0] == plain + joint < again[1] < again[2]
     assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
 
 
 @pytest.mark.parametrize("setting", ["pointwise", "mlp", "block"])
-def test_an_adapter_that_is_switched_before_backward_is_refused(setting):
+def test_switching_adapters_before_backward_is_rejected(setting):
     model = adapt("timm_vit", setting)
     model.add_adapter("other", AIMConfig(num_frames=zoo.FRAMES))
     loss = model(zoo.make_clips()).sum()
     model.set_adapter("other")
-    with pytest.raises(RuntimeError, match="for the adapter 'default', but now 'other' is in use. Call backward"):
+    with pytest.raises(RuntimeError, match="for the adapter 'default', but now 'other' is active. Call backward"):
         loss.backward()
 
 
 @pytest.mark.parametrize("setting", ["pointwise", "mlp", "block"])
-def test_an_adapter_that_is_swapped_before_backward_is_refused(setting, tmp_path):
+def test_hot_swapping_before_backward_is_rejected(setting, tmp_path):
     model = adapt("timm_vit", setting)
     model.save_pretrained(tmp_path)
     loss = model(zoo.make_clips()).sum()
     hotswap_adapter(model, tmp_path)
-    with pytest.raises(RuntimeError, match="for the adapter 'default', but now another was swapped in. Call backward"):
+    with pytest.raises(
+        RuntimeError, match="for the adapter 'default', but now another one has been swapped in. Call backward"
+    ):
         loss.backward()
 
 
 class InPlace(nn.Module):
-    """An MLP that changes what its first layer has returned."""
+    """An MLP that changes the output of its first layer in place."""
 
     def __init__(self, mlp: nn.Module) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ class InPlace(nn.Module):
         return self.fc2(nn.functional.silu(self.fc1(x), inplace=True))
 
 
-def test_blocks_that_change_results_in_place_are_right_or_refused():
+def test_changes_in_place_are_handled_or_rejected():
     def gradients(setting: str) -> dict[str, torch.Tensor]:
         backbone = zoo.build("timm_vit")
         for block in backbone.blocks:
@@ -100,7 +102,7 @@ def test_blocks_that_change_results_in_place_are_right_or_refused():
 
 
 @pytest.mark.parametrize("setting", ["pointwise", "mlp", "block"])
-def test_half_precision_and_the_backbones_own_checkpointing_go_with_it(setting):
+def test_autocast_and_gradient_checkpointing_of_the_backbone(setting):
     def gradients(kind: str, checkpointing: bool) -> dict[str, torch.Tensor]:
         model = adapt("timm_clip", kind)
         model.set_grad_checkpointing(checkpointing)
@@ -114,7 +116,7 @@ def test_half_precision_and_the_backbones_own_checkpointing_go_with_it(setting):
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch cannot trace the context managers of PeftModel yet")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by torch.compile
 @pytest.mark.parametrize("setting", ["pointwise", "mlp", "block"])
-def test_compiled_as_one_graph(setting):
+def test_recomputation_compiles_as_one_graph(setting):
     wanted, plain = run(adapt("timm_clip", setting))
     model = adapt("timm_clip", setting)
     scores = torch.compile(model, fullgraph=True, backend="aot_eager")(zoo.make_clips())
@@ -124,11 +126,14 @@ def test_compiled_as_one_graph(setting):
         assert parameter.grad is None or torch.allclose(parameter.grad, plain[key], atol=1e-4), key
 
 
-def test_a_setting_without_effect_is_refused():
-    with pytest.raises(ValueError, match="recompute='mlp' acts on blocks with adapters, and spatial, temporal and"):
+def test_settings_without_effect_are_rejected():
+    message = "recompute='mlp' has no effect: it acts on blocks with adapters, and spatial, temporal and"
+    with pytest.raises(ValueError, match=message):
         AIMConfig(recompute="mlp", spatial=False, temporal=False, joint=False)
 
 
-def test_an_unknown_setting_is_refused():
-    with pytest.raises(ValueError, match="recompute='all' is not one of 'nothing', 'pointwise', 'mlp', 'block'"):
+def test_unknown_settings_are_rejected():
+    with pytest.raises(
+        ValueError, match="recompute='all' is not a setting. Use one of 'nothing', 'pointwise', 'mlp', 'block'"
+    ):
         AIMConfig(recompute="all")

@@ -1,4 +1,4 @@
-"""Run by test_training under torchrun: a few steps of training, each process on its part of the batch."""
+"""Run by test_training with torchrun: a few training steps, each process on its part of the batch."""
 
 from __future__ import annotations
 

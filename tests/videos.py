@@ -1,4 +1,4 @@
-"""Videos to test with: frame i of each is grey, of the value 20 i."""
+"""Test videos: frame i is uniformly gray, with the value 20 i."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(path: Path, count: int = 12, size: tuple[int, int] = (32, 48), key_eve
 
 
 def write_variable(path: Path, gaps: list[int]) -> Path:
-    """Write a video whose frames are shown for that many tenths of a second."""
+    """Write a video with frames of these durations, in tenths of a second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "5", "bf": "0"})
@@ -39,11 +39,11 @@ def write_variable(path: Path, gaps: list[int]) -> Path:
 
 
 def write_broken(folder: Path) -> dict[str, Path]:
-    """Write what people have among their videos; return it by what is wrong with it."""
+    """Write broken and short videos as users have them, and return their paths by what is wrong with them."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = write(folder / "whole.mp4", count=60, size=(64, 64)).read_bytes()
     (folder / "whole.mp4").unlink()
-    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])  # its table of contents was at the end
+    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])  # the index was at the end
     (folder / "note.mp4").write_text("not a video\n" * 50)
     (folder / "empty.mp4").write_bytes(b"")
     write(folder / "one.mp4", count=1)
@@ -51,5 +51,5 @@ def write_broken(folder: Path) -> dict[str, Path]:
 
 
 def shown(frames: torch.Tensor) -> list[int]:
-    """Return the numbers of frames, by their grey."""
+    """Return the index of each frame, from its gray value."""
     return (frames.float().mean((1, 2, 3)) / 20).round().int().tolist()

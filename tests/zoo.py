@@ -1,4 +1,4 @@
-"""The backbones of the laws, built small with random weights: one factory each, by library and structure."""
+"""Small backbones with random weights for the tests: one factory per library and structure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def backbone(factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 
 def build(name: str) -> nn.Module:
-    """Build a backbone with weights drawn from a fixed seed, in evaluation mode."""
+    """Build a backbone in evaluation mode, with random weights from a fixed seed."""
     torch.manual_seed(0)
     model = ZOO[name]().eval()
     randomize(model)
@@ -31,7 +31,7 @@ def build(name: str) -> nn.Module:
 
 
 def randomize(model: nn.Module) -> None:
-    """Make visible what fresh weights hide: LayerScale near 0, biases and tables at 0, small attention."""
+    """Randomize all weights: fresh ones hide terms that start near 0 (LayerScale, biases, tables, attention)."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -40,17 +40,17 @@ def randomize(model: nn.Module) -> None:
 
 
 def scores(output: object) -> Tensor:
-    """Return the class scores, or the pooled features, of any library's output."""
+    """Return the class scores, or the pooled features, from the output of a model of any library."""
     return output if isinstance(output, Tensor) else output.get("logits", output.get("pooler_output"))
 
 
 def frame_average(model: nn.Module, clips: Tensor) -> Tensor:
-    """Return what an image model scores for clips: its scores of single frames, averaged."""
+    """Return an image model's scores for clips: its scores for single frames, averaged."""
     return scores(model(clips.flatten(0, 1))).unflatten(0, clips.shape[:2]).mean(1)
 
 
 def recompute(model: nn.Module, reentrant: bool) -> None:
-    """Switch on transformers' gradient checkpointing, which 5.22 has renamed."""
+    """Switch on gradient checkpointing in transformers, which has another name from 5.22 on."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
 

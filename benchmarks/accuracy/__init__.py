@@ -1,1 +1,1 @@
-"""Does AIM learn time, and what is each adapter worth? ``python -m benchmarks.accuracy``."""
+"""Does AIM learn temporal order, and what does each adapter add? ``python -m benchmarks.accuracy``."""

@@ -1,9 +1,10 @@
-"""Does AIM learn time, and what is each adapter worth? ``python -m benchmarks.accuracy``, about an hour on one core.
+"""Does AIM learn temporal order, and what does each adapter add? ``python -m benchmarks.accuracy``, 1 h on one core.
 
-A small ViT, pretrained on still pictures of digits, learns synthetic clips of ten classes in five pairs, each the
-exact reversal of the other: frozen, with AIM's adapters added one by one, and by what AIM is compared with. All take
-as many steps; for every seed the learning rate is the one of three that does best on the validation clips. Single
-trials are kept in ``accuracy.jsonl``, from which an interrupted run goes on.
+A small ViT, pretrained on still images of digits, is trained on synthetic clips of ten classes in five pairs. The two
+classes of a pair are exact reversals of each other. The rows are the frozen backbone, AIM's adapters added one by one,
+and the methods that AIM is compared with. All rows take the same number of steps, except those of the table of longer
+training. For each seed, the learning rate is the one of three that scores best on the validation clips. Each trial is
+appended to ``accuracy.jsonl``, from which an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from benchmarks.methods.rivals import trained_parameters
 from benchmarks.reporting.arguments import parse
 from benchmarks.reporting.record import record
 
-TEST_SEED, VALIDATION_SEED = 1_000, 1_001  # a trial's own seed, 0, 1, 2 ..., draws its training clips
+TEST_SEED, VALIDATION_SEED = 1_000, 1_001  # training clips are drawn with the seed of the trial: 0, 1, 2 ...
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How large everything is, alike for all rows.
+    """Sizes of the benchmark, the same for all rows.
 
     Attributes:
-        steps: Steps of training.
+        steps: Training steps.
         batch: Clips per step.
         train: Training clips.
-        validation: Validation clips, half of them reversals of the others.
-        test: Test clips, likewise.
+        validation: Validation clips; the second half is the first half reversed.
+        test: Test clips, made the same way.
         seeds: Number of seeds.
-        pretraining: Steps of pretraining.
+        pretraining: Pretraining steps.
     """
 
     steps: int = 280
@@ -60,11 +61,11 @@ QUICK = Plan(steps=1, batch=2, train=40, validation=10, test=20, seeds=1, pretra
 
 
 class Bench:
-    """One image model, the clips that all rows are measured on, and the trials made so far.
+    """The backbone, the clips that all rows are evaluated on, and the trials run so far.
 
     Args:
-        plan: How large everything is.
-        log: File of the trials.
+        plan: Sizes of the benchmark.
+        log: File that stores the trials.
     """
 
     def __init__(self, plan: Plan, log: Path) -> None:
@@ -76,33 +77,33 @@ class Bench:
         self.trials = Trials(log, {**asdict(plan), "backbone": weights, "data": digest(self.test.pixels)})
 
     def fill(self) -> dict[str, list[Facts]]:
-        """Make all trials, and return for each table its rows, with the chosen trial of each seed."""
+        """Run all trials and return the rows of each table, summarized over the best trial of each seed."""
         tables: dict[str, list[Facts]] = {}
-        known: dict[str, list[float]] = {}  # learning rates by row and seed
+        chosen_rates: dict[str, list[float]] = {}  # by row and seed
         for table, rows in TABLES.items():
             tables[table] = []
             for row in rows:
-                given = known.get(row.name) or known.get(AIM.name)
-                grids = [row.rates or (given[seed],) for seed in range(self.plan.seeds)]
+                default = chosen_rates.get(row.name) or chosen_rates.get(AIM.name)
+                grids = [row.rates or (default[seed],) for seed in range(self.plan.seeds)]
                 chosen = [self.best(row, seed, grid) for seed, grid in enumerate(grids)]
-                known.setdefault(row.name, [trial["settings"]["lr"] for trial in chosen])
+                chosen_rates.setdefault(row.name, [trial["settings"]["lr"] for trial in chosen])
                 tables[table].append(summary(row, chosen))
         return tables
 
     def best(self, row: Row, seed: int, rates: Sequence[float]) -> Facts:
-        """Return the trial that does best on the validation clips."""
+        """Return the trial that scores best on the validation clips."""
         trials = [self.trial(row, seed, rate) for rate in rates]
         return max(trials, key=lambda trial: (trial["validation"]["top1"], -trial["validation"]["loss"]))
 
     def trial(self, row: Row, seed: int, lr: float) -> Facts:
-        """Train a row with a seed and a learning rate, unless that has been done."""
+        """Train a row with a seed and a learning rate, or return its logged trial."""
         settings = {"row": row.name, "fraction": row.fraction, "seed": seed, "lr": lr}
         if row.longer > 1:
             settings["longer"] = row.longer
         return self.trials.of(settings, lambda: self.train(row, seed, lr))
 
     def train(self, row: Row, seed: int, lr: float) -> Facts:
-        """Train, and return what came out."""
+        """Train a row and return the results."""
         began, plan = time.perf_counter(), self.plan
         clips = _training_clips(plan.train, seed)
         clips = clips.first(max(len(CLASSES), round(row.fraction * plan.train)))
@@ -128,31 +129,35 @@ _training_clips = lru_cache(maxsize=8)(training_clips)
 
 
 def rounded(model: nn.Module, dtype: torch.dtype, scores: Tensor, clips: Clips) -> Facts:
-    """Return what rounding the trained weights to a dtype, as saving in it does, makes of the answers."""
+    """Evaluate after rounding the trained weights to a dtype, as ``save_dtype`` does.
+
+    Returns:
+        The top-1 accuracy, and how many predictions differ from those of ``scores``.
+    """
     model = copy.deepcopy(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype).to(parameter.dtype)
-    again = scores_of(model, clips)
-    changed = (again.argmax(1) != scores.argmax(1)).sum().item()
-    return {"top1": measured(again, clips.labels)["top1"], "changed": changed}
+    rounded_scores = scores_of(model, clips)
+    changed = (rounded_scores.argmax(1) != scores.argmax(1)).sum().item()
+    return {"top1": measured(rounded_scores, clips.labels)["top1"], "changed": changed}
 
 
 def digest(*tensors: Tensor) -> str:
-    """Return a short name for the very bits of tensors.
+    """Return a short hash of the exact values of tensors.
 
     Example:
         >>> digest(torch.ones(2)) == digest(torch.ones(2)), digest(torch.ones(2)) == digest(torch.zeros(2))
         (True, False)
     """
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
+        sha.update(tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()[:12]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make all trials and write the log, ``accuracy.json``, a plot and the tables."""
+    """Run all trials and write the log, ``accuracy.json``, a plot and the tables."""
     parser = argparse.ArgumentParser("benchmarks.accuracy", description=__doc__.splitlines()[0])
     given, command = parse(parser, argv)
     plan, log = QUICK if given.quick else Plan(), given.output / "accuracy.jsonl"

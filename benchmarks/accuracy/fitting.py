@@ -1,4 +1,4 @@
-"""The plain training loop of the benchmarks on synthetic clips, and what a trained model is measured by."""
+"""Training loop and metrics of the benchmark on synthetic clips."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch import Tensor, nn
 from benchmarks.accuracy.reversals import Clips, partner
 
 WEIGHT_DECAY = 0.05
-WARM_UP = 0.1  # of all steps
-FRESH = 10  # times the learning rate, for what starts afresh amid pretrained weights: it would hardly move
-CLIPPED_AT = 1.0  # greatest norm of the gradient; without, full fine-tuning diverges at rates that it can use
+WARM_UP = 0.1  # fraction of all steps
+FRESH = 10  # factor on the learning rate of newly initialized parameters, which would otherwise hardly move
+CLIPPED_AT = 1.0  # maximum gradient norm; without clipping, full fine-tuning diverges at usable rates
 
 
 def minimize(
     model: nn.Module, loss: Callable[[Tensor], Tensor], count: int, steps: int, batch: int, lr: float
 ) -> float:
-    """Minimize a loss by AdamW, with a warm-up and a cosine to zero.
+    """Minimize a loss with AdamW, linear warm-up and cosine decay to zero.
 
     Args:
-        model: The model; what asks for gradients is trained.
-        loss: Loss of examples, given their indices.
-        count: Number of examples, drawn in random order, all before one comes again.
+        model: The model; all parameters that require gradients are trained.
+        loss: Maps the indices of a batch of examples to their loss.
+        count: Number of examples. They are drawn in random order, each once before any is repeated.
         steps: Number of steps.
         batch: Examples per step.
-        lr: Greatest learning rate; parameters in ``model.fresh`` have ten times as much.
+        lr: Peak learning rate; that of the parameters in ``model.fresh`` is ten times higher.
 
     Returns:
-        The mean loss of the last tenth of the steps.
+        Mean loss over the last tenth of the steps.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(groups(trained, getattr(model, "fresh", ()), lr), fused=True)
@@ -55,7 +55,7 @@ def minimize(
 
 
 def groups(trained: Iterable[nn.Parameter], fresh: Iterable[nn.Parameter], lr: float) -> list[dict[str, Any]]:
-    """Return what AdamW takes: weight decay on matrices alone, not on biases, norms and embeddings."""
+    """Return AdamW's parameter groups: higher rate for ``fresh``, no weight decay on biases, norms and embeddings."""
     fresh, found = {id(parameter) for parameter in fresh}, defaultdict(list)
     for parameter in trained:
         found[id(parameter) in fresh, parameter.ndim in (2, 4)].append(parameter)
@@ -66,7 +66,7 @@ def groups(trained: Iterable[nn.Parameter], fresh: Iterable[nn.Parameter], lr: f
 
 
 def rate(step: int, steps: int) -> float:
-    """Return the learning rate of a step as a part of the greatest one.
+    """Return the learning rate of a step as a fraction of the peak.
 
     Example:
         >>> [round(rate(step, 20), 2) for step in (0, 1, 2, 11, 19)]
@@ -77,19 +77,21 @@ def rate(step: int, steps: int) -> float:
 
 
 def fit(model: nn.Module, clips: Clips, steps: int, batch: int, lr: float) -> float:
-    """Train a model to classify clips; return its final loss."""
+    """Train a model to classify clips and return its final loss."""
     loss = lambda indices: F.cross_entropy(model(clips.pixels[indices]), clips.labels[indices])
     return minimize(model, loss, len(clips), steps, batch, lr)
 
 
 @torch.no_grad()
 def scores_of(model: nn.Module, clips: Clips) -> Tensor:
-    """Score all clips, ``(M, K)``."""
+    """Return the scores of all clips, ``(M, K)``."""
     return torch.cat([model(pixels) for pixels in clips.pixels.split(50)])
 
 
 def measured(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the share of right answers among all classes, and between a clip's class and its reversal's; the loss.
+    """Return top-1 accuracy, within-pair accuracy and the loss.
+
+    Within-pair accuracy is the share of clips whose class scores above its partner, the class of the reversed clip.
 
     Example:
         >>> measured(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([1]))

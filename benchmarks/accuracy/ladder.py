@@ -1,4 +1,4 @@
-"""The rows of the benchmark of accuracy: AIM built up adapter by adapter, rivals, and ablations as in the paper."""
+"""Rows of the accuracy benchmark: AIM built up adapter by adapter, other methods, and the paper's ablations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD_RATES = (1e-2, 3e-2, 1e-1)
 SPATIAL_RATES = (8e-3, 1.6e-2, 3.2e-2)
 ADAPTER_RATES = (4e-3, 8e-3, 1.6e-2)
 LORA_RATES = (2e-3, 5e-3, 1.2e-2)
-FULL_RATES = (3e-4, 6e-4, 1.2e-3)  # ten times as much for what starts afresh
+FULL_RATES = (3e-4, 6e-4, 1.2e-3)  # ten times higher for newly initialized parameters
 FRACTIONS = (0.1, 0.5, 0.01)
 
 
@@ -27,14 +27,14 @@ class Row:
     """A row of a table.
 
     Attributes:
-        name: What stands in the table.
-        build: Makes of the image model what is trained, clips -> scores.
-        rates: Learning rates to choose from; none takes the choice, for the same seed, of the main table's row of
-            this name, or else of AIM.
-        fraction: Which part of the training clips it gets.
-        longer: How many times as many steps it takes.
-        paper: Top-1 in percent that the paper has for the like.
-        rounded: Whether it is tested again after its trained weights have been rounded to half precision.
+        name: Label in the table.
+        build: Turns the backbone into the model to train, clips -> scores.
+        rates: Learning rates to choose from. If empty, the row takes the rate chosen for the same seed by the row of
+            this name in the main table, or else by AIM.
+        fraction: Fraction of the training clips to use.
+        longer: Factor on the number of steps.
+        paper: Top-1 in percent of the corresponding row in the paper.
+        rounded: Whether to evaluate also with the trained weights rounded to half precision.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Row:
 
 
 def aim(name: str, rates: tuple[float, ...] = (), paper: float | None = None, **options: Any) -> Row:
-    """Return a row with AIM's adapters, by options of its config."""
+    """Return a row of AIM with options of its config."""
     return Row(name, partial(rivals.aim, classes=len(CLASSES), frames=FRAMES, **options), rates, paper=paper)
 
 
 def lora(backbone: nn.Module) -> nn.Module:
-    """LoRA with as many trained parameters as AIM."""
+    """Return LoRA with about as many trainable parameters as AIM."""
     parameters = rivals.trained_parameters(AIM.build(copy.deepcopy(backbone)))
     return rivals.lora(backbone, len(CLASSES), parameters)
 
 
-# The embedding alone would tell the adapters in space which frame they see.
+# The temporal embedding alone would give the spatial adapters the frame index.
 SPACE_ALONE = {"temporal": False, "joint": False, "temporal_embedding": False}
 AIM = replace(aim("+ joint (AIM)", ADAPTER_RATES, paper=62.0), rounded=True)
 DIVIDED = Row(

@@ -1,11 +1,11 @@
-"""Synthetic clips in pairs of classes, each the exact reversal of the other: only the order of frames tells which.
+"""Synthetic clips in pairs of classes that are exact reversals: only the order of frames distinguishes the two.
 
-A handwritten digit (scikit-learn's) moves along x or y, grows, turns, or brightens and goes out again and again. Every
-clip is drawn that way, and half of them are then run backwards, which makes ten classes out of five. So the clips of a
-class, reversed, are distributed as its partner's are: whoever ignores the order of frames knows the pair at best, and
-between its two classes is right on exactly one of a clip and its reversal.
+A handwritten digit (from scikit-learn) moves along x or y, grows, turns, or brightens and goes out repeatedly. Every
+clip is drawn in this direction. Half of the clips are then reversed, which turns five classes into ten. Reversed clips
+of a class therefore have the same distribution as clips of its partner. A model that ignores the order of frames can
+at best identify the pair; between the two classes, it is right on exactly one of a clip and its reversal.
 
-What the class doesn't tell sways to and fro in a random phase, and all trembles.
+The properties that do not define the class oscillate with a random phase, and all properties jitter.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ CLASSES = (
     *("turning right", "turning left"),
     *("brightening, then out", "flashing, then fading"),
 )
-PROPERTIES = (*RANGES, "ink")  # what runs forwards in the classes 0, 2, 4 ...
-VALIDATION = 300  # digits, of those that are not held out for the test
+PROPERTIES = (*RANGES, "ink")  # the one that runs forwards in class 0, 2, 4 ...
+VALIDATION = 300  # digits, taken from those not held out for the test
 
-RUN = 0.9  # how far the class's own property runs, as a part of its range
-SWAY = 0.1  # how far at most the others sway to either side
-TREMBLE = 0.02  # deviation of each property in each frame
-NOISE = 0.06  # deviation of each pixel, where 1 is from black to white
-FAINTEST = 0.2  # ink of a digit that has gone out
+RUN = 0.9  # distance that the property of the class runs, as a fraction of its range
+SWAY = 0.1  # maximum amplitude of the oscillation of the others
+TREMBLE = 0.02  # standard deviation of the jitter of each property in each frame
+NOISE = 0.06  # standard deviation of the noise of each pixel; black to white is 1
+FAINTEST = 0.2  # minimum ink, of a digit that has gone out
 
 
 @dataclass
@@ -47,16 +47,16 @@ class Clips:
         return len(self.labels)
 
     def first(self, count: int) -> Clips:
-        """Return as many of them, from the first one on."""
+        """Return the first ``count`` clips."""
         return Clips(self.pixels[:count], self.labels[:count])
 
     def reversed(self) -> Clips:
-        """Return them run backwards, in the classes that they are in then."""
+        """Return the reversed clips, labeled with the partner classes."""
         return Clips(self.pixels.flip(1), partner(self.labels))
 
 
 def partner(labels: Tensor) -> Tensor:
-    """Return the classes of the reversed clips: 0 and 1, 2 and 3 ... are partners.
+    """Return the classes of the reversed clips; 0 and 1, 2 and 3 ... are partners.
 
     Example:
         >>> partner(torch.tensor([0, 1, 6]))
@@ -66,14 +66,14 @@ def partner(labels: Tensor) -> Tensor:
 
 
 def digits_of(split: str) -> Digits:
-    """Return the digits of "train", "validation" or "test", which share none; those for the test are held out."""
+    """Return the digits of "train", "validation" or "test". The splits are disjoint; the test digits are held out."""
     digits = Digits.load(held_out=split == "test")
     part = {"train": slice(None, -VALIDATION), "validation": slice(-VALIDATION, None), "test": slice(None)}[split]
     return Digits(digits.images[part], digits.labels[part])
 
 
 def training_clips(count: int, seed: int) -> Clips:
-    """Draw clips of all classes in turn: the first ten have one of each."""
+    """Draw clips that cycle through the classes: the first ten have one of each."""
     labels = torch.arange(count) % len(CLASSES)
     clips = forwards(digits_of("train"), labels // 2, seed)
     clips.pixels = torch.where(labels[:, None, None, None, None] % 2 == 1, clips.pixels.flip(1), clips.pixels)
@@ -81,7 +81,7 @@ def training_clips(count: int, seed: int) -> Clips:
 
 
 def with_reversals(split: str, count: int, seed: int) -> Clips:
-    """Draw half as many clips as are asked for, and add the reversal of each, in the same order."""
+    """Draw ``count // 2`` clips and append their reversals in the same order."""
     clips = forwards(digits_of(split), torch.arange(count // 2) % len(PROPERTIES), seed)
     backwards = clips.reversed()
     return Clips(torch.cat([clips.pixels, backwards.pixels]), torch.cat([clips.labels, backwards.labels]))
@@ -92,8 +92,8 @@ def forwards(digits: Digits, kinds: Tensor, seed: int) -> Clips:
 
     Args:
         digits: The digits to draw.
-        kinds: For each clip the index of the property, ``(M,)``.
-        seed: Of all random numbers.
+        kinds: Index of the property for each clip, ``(M,)``.
+        seed: Seed of all random numbers.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -103,10 +103,10 @@ def forwards(digits: Digits, kinds: Tensor, seed: int) -> Clips:
 
 
 def courses(kinds: Tensor) -> dict[str, Tensor]:
-    """Return what each property does in each frame, as a part of its range, ``(M, T)``.
+    """Return the course of each property over the frames, as fractions of its range, ``(M, T)``.
 
     Args:
-        kinds: The index of the property that runs, ``(M,)``; the others sway.
+        kinds: Index of the property that runs, ``(M,)``; the others oscillate.
     """
     time, count = torch.arange(FRAMES) / (FRAMES - 1), len(kinds)
     found = {}
@@ -121,20 +121,20 @@ def courses(kinds: Tensor) -> dict[str, Tensor]:
 
 
 def drawn(digits: Digits, course: dict[str, Tensor]) -> Tensor:
-    """Draw a digit on its course, ``(M, T, H, W)`` in [0, 1]: how much ink is where."""
+    """Draw each digit on its course, as amounts of ink ``(M, T, H, W)`` in [0, 1]."""
     count = len(course["ink"])
     chosen = digits.images[torch.randint(len(digits.images), (count,))].repeat_interleave(FRAMES, 0)
-    places = {name: least + (most - least) * course[name].flatten() for name, (least, most) in RANGES.items()}
+    properties = {name: low + (high - low) * course[name].flatten() for name, (low, high) in RANGES.items()}
     ink = FAINTEST + (1 - FAINTEST) * course["ink"].clamp(0, 1)
-    return draw(chosen, **places).unflatten(0, (count, FRAMES)) * ink[..., None, None]
+    return draw(chosen, **properties).unflatten(0, (count, FRAMES)) * ink[..., None, None]
 
 
 def paint(masks: Tensor, sheets: int) -> Tensor:
-    """Paint in ink on darker paper, with noise.
+    """Paint images in bright ink on darker paper, with noise.
 
     Args:
-        masks: How much ink is where.
-        sheets: Number of different papers and inks: pictures in a row share them.
+        masks: Amount of ink at each pixel.
+        sheets: Number of pairs of paper and ink; consecutive images share one.
 
     Shape:
         ``(M, H, W)`` in [0, 1] -> ``(M, H, W)`` in [-1, 1]

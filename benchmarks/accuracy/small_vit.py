@@ -1,4 +1,4 @@
-"""The image model of the benchmarks on synthetic clips: a small ViT, pretrained on still pictures of digits."""
+"""Backbone of the benchmark on synthetic clips: a small ViT, pretrained on still images of digits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ PICTURES, BATCH, LR = 20_000, 128, 2e-3
 
 
 def small_vit() -> VisionTransformer:
-    """Return one with random weights; its head tells what :func:`~peft_aim.video.demo.digits.stills` asks."""
+    """Return a ViT with random weights; its head predicts the labels of :func:`~peft_aim.video.demo.digits.stills`."""
     sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "mlp_ratio": 2}
     return VisionTransformer(SIZE, PATCH, in_chans=1, num_classes=24, **sizes)
 
 
 def pretrained(steps: int) -> tuple[nn.Module, float]:
-    """Pretrain on pictures, painted as clips are; return the share of digits that it then gets right, too."""
+    """Pretrain on still images, painted like the clips.
+
+    Args:
+        steps: Number of steps.
+
+    Returns:
+        The backbone, and its accuracy in recognizing digits.
+    """
     torch.manual_seed(0)
     model, (pictures, answers) = small_vit(), painted_stills(PICTURES)
     loss = lambda indices: F.binary_cross_entropy_with_logits(model(pictures[indices]), answers[indices])
@@ -34,7 +41,7 @@ def pretrained(steps: int) -> tuple[nn.Module, float]:
 
 
 def painted_stills(count: int) -> tuple[Tensor, Tensor]:
-    """Return still pictures ``(M, 1, H, W)`` and what can be seen in them ``(M, 24)``."""
+    """Return still images ``(M, 1, H, W)`` and their binary labels ``(M, 24)``."""
     masks, answers = stills(count)
     masks = masks * (FAINTEST + (1 - FAINTEST) * torch.rand(count, 1, 1))
     return paint(masks, count).unsqueeze(1), answers

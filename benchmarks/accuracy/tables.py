@@ -1,4 +1,4 @@
-"""Makes tables and a plot of ``accuracy.json`` alone, once more by ``python -m benchmarks.accuracy_tables``."""
+"""Tables and a plot made from ``accuracy.json`` alone; ``python -m benchmarks.accuracy.tables`` makes them again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ import matplotlib.pyplot as plt
 
 Facts = dict[str, Any]
 PAPER_DATA = {0.01: (55.4, 46.5), 0.1: (73.0, 69.8), 0.5: (81.8, 79.1), 1.0: (83.9, 82.0)}  # AIM, TimeSformer
+SCORES = ("trainable parameters", "top-1", "within-pair accuracy")
 
 
 def summary(row: Row, chosen: list[Facts]) -> Facts:
-    """Return what a row of a table needs to know, over the seeds.
+    """Summarize a row over the seeds.
 
     Args:
         row: The row.
-        chosen: The trial of each seed with the learning rate that did best on the validation clips.
+        chosen: For each seed, the trial whose learning rate scores best on the validation clips.
     """
     edges = {min(row.rates), max(row.rates)} if row.rates else {}
     rates = [trial["settings"]["lr"] for trial in chosen]
@@ -50,60 +51,62 @@ def summary(row: Row, chosen: list[Facts]) -> Facts:
 
 
 def over_seeds(values: list[float]) -> Facts:
-    """Return values with their mean and standard deviation."""
+    """Return the mean, the standard deviation and the values themselves."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.mean(values), "sd": deviation, "values": [round(value, 4) for value in values]}
 
 
 def publish(folder: Path) -> None:
-    """Write the plot beside ``accuracy.json``, and the tables into this folder's README, or beside it elsewhere."""
+    """Write the plot next to ``accuracy.json``, and the tables into the READMEs, or into ``accuracy.md`` elsewhere."""
     found = json.loads((folder / "accuracy.json").read_text())
     draw(found["tables"], folder / "accuracy.svg")
     tables.publish("accuracy", folder, page(found), front_table(found))
 
 
 def page(record: Facts) -> str:
-    """Return all tables as Markdown."""
+    """Return all tables in Markdown."""
     found = record["tables"]
-    parts = [main_table(found["main"]), expectations(found), "**Part of the training clips**", data_table(found)]
-    parts += ["**Four times as many steps**", longer_table(found)]
-    parts += ["**Width of the bottleneck, and where adapters are**", ablations(found), rounding(of(found, AIM))]
+    parts = [main_table(found["main"]), expectations(found), "**Fraction of the training clips**", data_table(found)]
+    parts += ["**Four times as many training steps**", longer_table(found)]
+    parts += ["**Bottleneck width, and position of the adapters**", ablations(found), rounding(of(found, AIM))]
     return "\n\n".join(parts)
 
 
 def main_table(rows: list[Facts]) -> str:
-    """Return the ladder and the rivals."""
-    return headed(["", "trained parameters", "top-1", "within the pair", "paper, SSv2"], list(map(of_row, rows)))
+    """Return the table of the ladder and the other methods."""
+    return headed(["", *SCORES, "top-1 in the paper, SSv2"], list(map(of_row, rows)))
 
 
 def of_row(row: Facts) -> str:
-    """Return a row's line."""
+    """Return the table line of a row."""
     scores = (spread(row[key]) for key in ("top1", "within_pair"))
     return line(row["row"], f"{row['parameters']:,}", *scores, of_paper(row["paper"]))
 
 
 def data_table(found: dict[str, list[Facts]]) -> str:
-    """Return AIM against full fine-tuning on parts of the training clips."""
+    """Return the table of AIM and full fine-tuning on fractions of the training clips."""
     lines = []
     for fraction in sorted({row.fraction for row in (*DATA, AIM)}):
-        aim, full = (of(found, row, fraction) for row in (AIM, DIVIDED))
-        papers = "{} / {}".format(*PAPER_DATA[fraction])
-        ahead = f"{100 * (aim['top1']['mean'] - full['top1']['mean']):+.1f}"
-        lines.append(line(f"{fraction:.0%}", aim["clips"], spread(aim["top1"]), spread(full["top1"]), ahead, papers))
-    return headed(["part", "clips", "AIM", DIVIDED.name, "AIM is ahead by", "paper, K400"], lines)
+        rows = [of(found, row, fraction) for row in (AIM, DIVIDED)]
+        aim, full = (row["top1"] for row in rows)
+        papers = "{}% / {}%".format(*PAPER_DATA[fraction])
+        difference = f"{100 * (aim['mean'] - full['mean']):+.1f}"
+        lines.append(line(f"{fraction:.0%}", rows[0]["clips"], spread(aim), spread(full), difference, papers))
+    names = ["fraction", "clips", "AIM, top-1", f"{DIVIDED.name}, top-1", "difference in points"]
+    return headed([*names, "the same two in the paper, K400"], lines)
 
 
 def longer_table(found: dict[str, list[Facts]]) -> str:
-    """Return the same two with more steps, at the learning rates that were best with fewer."""
+    """Return the table of the same two rows with more steps, at the learning rates chosen for fewer steps."""
     lines = [
         line(row.name, spread(of(found, row)["top1"]), *(spread(longer[key]) for key in ("top1", "within_pair")))
         for row, longer in zip((AIM, DIVIDED), found["longer"], strict=True)
     ]
-    return headed(["", "top-1", "top-1, four times as long", "within the pair, four times as long"], lines)
+    return headed(["", "top-1", "top-1, 4x steps", "within-pair accuracy, 4x steps"], lines)
 
 
 def front_table(found: Facts) -> str:
-    """Return for the front page the ladder, and what AIM is compared with."""
+    """Return the table of the project's README: the ladder and the methods that AIM is compared with."""
     rows = {row["row"]: row for row in found["tables"]["main"]}
     longer = {row["row"]: spread(row["top1"]) for row in found["tables"]["longer"]}
     lines = [
@@ -115,18 +118,18 @@ def front_table(found: Facts) -> str:
         )
         for name in (row.name for row in (*BLIND.values(), TEMPORAL, AIM, DIVIDED))
     ]
-    return headed(["synthetic clips", "trained", "top-1", "within the pair", "top-1, four times as long"], lines)
+    return headed(["synthetic clips", *SCORES, "top-1, 4x steps"], lines)
 
 
 def ablations(found: dict[str, list[Facts]]) -> str:
-    """Return AIM with other widths, and in some of the blocks."""
-    whole = {**of(found, AIM), "row": "AIM: ratio 0.25, all blocks", "paper": 83.9}
+    """Return the table of AIM with other bottleneck widths, and in some of the blocks."""
+    whole = {**of(found, AIM), "row": "AIM: bottleneck ratio 0.25, all blocks", "paper": 83.9}
     lines = [of_row(row) for row in (whole, *found["ratio"], *found["position"])]
-    return headed(["", "trained parameters", "top-1", "within the pair", "paper, K400"], lines)
+    return headed(["", *SCORES, "top-1 in the paper, K400"], lines)
 
 
 def expectations(found: dict[str, list[Facts]]) -> str:
-    """Return what was expected before anything was run, each with what came out."""
+    """Return the expectations set before anything was run, each with its result."""
     top1 = {row.name: of(found, row)["top1"]["mean"] for row in MAIN}
     ladder = [BLIND["frozen"], BLIND["spatial"], TEMPORAL, AIM]
     steps = [f"{100 * top1[row.name]:.1f}" for row in ladder]
@@ -139,25 +142,25 @@ def expectations(found: dict[str, list[Facts]]) -> str:
     tenth = [100 * of(found, row, 0.1)["top1"]["mean"] for row in (AIM, DIVIDED)]
     return "\n".join(
         [
-            "Expected from the paper, and what came out:",
+            "Expectations from the paper, and results:",
             "",
             verdict(
-                f"Each adapter adds to the one before: {', '.join(steps)} in the mean.",
+                f"Each adapter improves mean top-1: {', '.join(steps)}%.",
                 all(top1[low.name] < top1[high.name] for low, high in pairwise(ladder)),
-                "" if told_apart(last) else f", but the seeds cannot tell the last step, {points(last)}, from none",
+                "" if told_apart(last) else f", but the last step, {points(last)} points, is not significant",
             ),
             verdict(
-                f"Without attention along time a model is at chance within the pair: {100 * min(pairs):.1f} to "
-                f"{100 * max(pairs):.1f}% in all its rows and seeds (it has to be, as the test clips are made).",
+                f"Without temporal attention, within-pair accuracy is at chance: {100 * min(pairs):.1f}% to "
+                f"{100 * max(pairs):.1f}% over all such rows and seeds (guaranteed by how the test clips are made).",
                 max(abs(value - 0.5) for value in pairs) < 0.005,
             ),
             verdict(
-                f"AIM is within a point of divided space-time attention, or above, with {part:.1%} of its trained "
-                f"parameters: {ahead[0]:+.1f} points, but {ahead[1]:+.1f} after four times as many steps.",
+                f"AIM is at most one point below divided space-time attention, with {part:.1%} of its trainable "
+                f"parameters: {ahead[0]:+.1f} points, and {ahead[1]:+.1f} points with four times as many steps.",
                 min(ahead) >= -1,
             ),
             verdict(
-                f"With a tenth of the clips AIM is ahead: {tenth[0]:.1f}% against {tenth[1]:.1f}%.",
+                f"With a tenth of the training clips, AIM is ahead: {tenth[0]:.1f}% against {tenth[1]:.1f}%.",
                 tenth[0] > tenth[1],
             ),
         ]
@@ -165,7 +168,7 @@ def expectations(found: dict[str, list[Facts]]) -> str:
 
 
 def told_apart(differences: Facts) -> bool:
-    """Whether a mean of differences is beyond twice its standard error.
+    """Return whether a mean difference exceeds twice its standard error.
 
     Example:
         >>> told_apart({"mean": 0.02, "sd": 0.01, "values": [0.01, 0.02, 0.03]})
@@ -175,34 +178,37 @@ def told_apart(differences: Facts) -> bool:
 
 
 def points(differences: Facts) -> str:
-    """Return mean and standard deviation of differences in percentage points."""
+    """Return the mean and standard deviation of differences, in percentage points."""
     return f"{100 * differences['mean']:+.1f} ± {100 * differences['sd']:.1f}"
 
 
 def verdict(expected: str, held: bool, but: str = "") -> str:
-    """Return an item of a list."""
+    """Return the list item of an expectation: whether it held, and a qualification."""
     return f"- {expected} {'As expected' if held else '**Not as expected**'}{but}."
 
 
 def rounding(aim: Facts) -> str:
-    """Return what saving AIM's weights in half precision costs."""
-    told = []
+    """Return the effect of saving AIM's weights in half precision."""
+    effects = []
     for dtype in ("float16", "bfloat16"):
         trials = [trial[f"torch.{dtype}"] for trial in aim["rounded"]]
         change = statistics.mean(trial["top1"] for trial in trials) - aim["top1"]["mean"]
         changed = ", ".join(str(trial["changed"]) for trial in trials)
-        told.append(f"to {dtype} changes top-1 by {round(100 * change, 2) + 0:+.2f} points ({changed})")
-    return f"Rounding AIM's trained weights {', '.join(told)}; in brackets the answers that change, by seed."
+        effects.append(f"{round(100 * change, 2) + 0:+.2f} points in {dtype} ({changed})")
+    return (
+        f"Rounding AIM's trained weights changes top-1 by {' and by '.join(effects)}. In parentheses: "
+        "predictions that change, by seed."
+    )
 
 
 def draw(found: dict[str, list[Facts]], path: Path) -> None:
-    """Draw top-1 over trained parameters, and over the part of the training clips."""
+    """Plot top-1 over the trainable parameters, and over the number of training clips."""
     plt.rcParams["svg.hashsalt"] = "accuracy"  # the same file from the same numbers
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
     for row in found["main"]:
         top1 = row["top1"]
         left.errorbar(row["parameters"], 100 * top1["mean"], 100 * top1["sd"], fmt="o", capsize=3, label=row["row"])
-    left.set(xscale="log", xlabel="trained parameters", ylabel="top-1 in percent", ylim=(0, 100))
+    left.set(xscale="log", xlabel="trainable parameters", ylabel="top-1 (%)", ylim=(0, 100))
     figure.legend(loc="outside lower center", ncols=4, fontsize=7)
     for row, name in ((AIM, "AIM"), (DIVIDED, DIVIDED.name)):
         rows = [of(found, row, fraction) for fraction in sorted({row.fraction for row in (*DATA, AIM)})]
@@ -215,13 +221,13 @@ def draw(found: dict[str, list[Facts]], path: Path) -> None:
 
 
 def of(found: dict[str, list[Facts]], row: Row, fraction: float = 1.0) -> Facts:
-    """Return what was found for a row."""
+    """Return the summary of a row."""
     rows = (*found["main"], *found["data"])
-    return next(known for known in rows if (known["row"], known["fraction"]) == (row.name, fraction))
+    return next(facts for facts in rows if (facts["row"], facts["fraction"]) == (row.name, fraction))
 
 
 def spread(values: Facts) -> str:
-    """Return mean and standard deviation in percent.
+    """Return the mean and standard deviation in percent.
 
     Example:
         >>> spread({"mean": 0.5, "sd": 0.012})
@@ -231,7 +237,7 @@ def spread(values: Facts) -> str:
 
 
 def of_paper(top1: float | None) -> str:
-    """Return the paper's figure, if it has one."""
+    """Return the paper's top-1, or a dash."""
     return "-" if top1 is None else f"{top1}%"
 
 

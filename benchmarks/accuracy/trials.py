@@ -1,4 +1,4 @@
-"""Keeps what single trials of a long benchmark bring, line by line, so that an interrupted one goes on from there."""
+"""Log of the trials of a long benchmark, one line each, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ Facts = dict[str, Any]
 
 
 class Trials:
-    """The trials made so far, in a file of JSON lines.
+    """The trials run so far, in a file of JSON lines.
 
     Args:
-        path: The file; what it has is not done again.
-        common: Settings of all trials. Those in the file that were made with others don't count.
+        path: The file. Trials that it contains are not run again.
+        common: Settings shared by all trials. Trials in the file with other settings are ignored.
     """
 
     def __init__(self, path: Path, common: Facts) -> None:
         self.path, self.common = path, common
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        lines = [line for line in lines if line.endswith("\n")]  # the last may be cut off
+        lines = [line for line in lines if line.endswith("\n")]  # an interrupted run may leave a partial last line
         path.write_text("".join(lines))
         made = map(json.loads, lines)
         self.made = [trial for trial in made if common.items() <= trial["settings"].items()]
 
     def of(self, settings: Facts, work: Callable[[], Facts]) -> Facts:
-        """Return what the trial with these settings brought, after making it if it isn't there yet.
+        """Return the trial with these settings; run and log it if the file does not contain it.
 
         Args:
-            settings: What tells this trial from others.
-            work: Makes it and returns what came out.
+            settings: Settings that distinguish this trial from the others.
+            work: Runs the trial and returns its results.
         """
         settings = {**settings, **self.common}
         for trial in self.made:

@@ -1,1 +1,1 @@
-"""How does the whole way go on real files? ``python -m benchmarks.clips CLIPS WEIGHTS``."""
+"""Does the full pipeline work on real video files? ``python -m benchmarks.clips CLIPS WEIGHTS``."""

@@ -1,8 +1,8 @@
-"""How does the whole way go on real files? ``python -m benchmarks.clips CLIPS WEIGHTS``.
+"""Does the full pipeline work on real video files? ``python -m benchmarks.clips CLIPS WEIGHTS``.
 
-CLIPS is a folder of videos, WEIGHTS the file of a SAM 2 Hiera-tiny; the project ships neither. What a user would type,
-``peft-aim train`` and ``peft-aim evaluate``, is run for two image models: Hiera-tiny, and a small ViT that the demo
-pretrains on pictures of digits, since no plain ViT can be had offline.
+CLIPS is a folder of videos and WEIGHTS a file with the weights of SAM 2's Hiera-tiny; the project ships neither. The
+commands ``peft-aim train`` and ``peft-aim evaluate`` are run for two backbones: Hiera-tiny, and a small ViT that the
+demo pretrains on images of digits, since no weights of a plain ViT are available offline.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.reporting.record import record
-from benchmarks.reporting.tables import HERE, insert
+from benchmarks.reporting.tables import HERE, headed, insert, line
 from peft_aim.__main__ import main as peft_aim
 from peft_aim.video.demo import pretrain
 
@@ -27,10 +27,10 @@ OPTIONS = {
 
 
 def main() -> None:
-    """Train and evaluate, and write ``results/clips.json``."""
+    """Train and evaluate, and write ``results/clips.json`` and its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("clips")
-    parser.add_argument("weights")
+    parser.add_argument("clips", help="folder of videos")
+    parser.add_argument("weights", help="file with the weights of SAM 2's Hiera-tiny")
     given, rows = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
@@ -44,25 +44,26 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the results as Markdown."""
-    head = ["image model", "clips x crops", "top-1 (95% interval)", "mean-class", "videos", "trained", "file", "speed"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    """Return the results in Markdown."""
+    head = ["backbone", "views (clips x crops)", "top-1 (95% interval)", "mean-class accuracy", "videos"]
+    head += ["trainable parameters", "adapter file", "training speed"]
+    lines = []
     for row in rows:
         speed, sizes = row["speed"], (f"{row['trained parameters']:,}", f"{row['file bytes'] / 1e6:.2f} MB")
         speeds = (
-            f"{speed['step_seconds']:.2f} s per step, {speed['model_clips_per_second']:.2f} clips/s; its worker could "
-            f"read {speed['loader_clips_per_second']:.1f} clips/s"
+            f"{speed['step_seconds']:.2f} s per step, {speed['model_clips_per_second']:.2f} clips/s; data loading "
+            f"reaches {speed['loader_clips_per_second']:.1f} clips/s"
         )
         for views, found in row["views"].items():
             least, greatest = found["interval"]
             top1 = f"{found['top1']:.1%} ({least:.1%} to {greatest:.1%})"
             cells = (row["model"], views.replace("x", " x "), top1, f"{found['mean_class']:.1%}", row["videos"])
-            lines.append(f"| {' | '.join(map(str, (*cells, *sizes, speeds)))} |")
-    return "\n".join(lines)
+            lines.append(line(*cells, *sizes, speeds))
+    return headed(head, lines)
 
 
 def run(clips: str, options: list[str], output: Path) -> dict[str, Any]:
-    """Train an adapter and evaluate it again with more views; return what came out."""
+    """Train an adapter, evaluate it again with more views, and return the results."""
     assert peft_aim(["train", clips, *options, "--output", str(output)]) == 0
     report = json.loads((output / "report.json").read_text())
     results = output.with_name("evaluation")

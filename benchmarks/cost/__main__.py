@@ -1,8 +1,9 @@
-"""What does AIM cost, beside its rivals and by its settings? ``python -m benchmarks.cost``, about 50 minutes.
+"""What does AIM cost, compared with other methods and by its settings? ``python -m benchmarks.cost``, about an hour.
 
-Multiplications, memory kept for backward, and times as ratios within the run, of one image model: frozen with a
-linear head, with AIM, with AIM by the letter of the paper, with LoRA over averaged frames, and fully fine-tuned,
-over averaged frames and with divided space-time attention. Then how AIM's cost grows, and what swapping takes.
+Counts multiply-adds and saved activations, and takes times as ratios within the run, for one backbone: frozen with a
+linear head, with AIM, with the reference implementation of AIM, with LoRA over averaged frames, and fully fine-tuned,
+over averaged frames and with divided space-time attention. Then it measures how AIM's cost grows, and what attaching
+and swapping adapters cost.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from benchmarks.cost.attach import attaching
 from benchmarks.cost.growth import growth
 from benchmarks.cost.plan import QUICK, Plan
 from benchmarks.cost.swap import swapping
@@ -32,7 +34,7 @@ Facts = dict[str, Any]
 
 
 def rows(plan: Plan) -> dict[str, Callable[[nn.Module], nn.Module]]:
-    """Return what makes each row's model of the image model."""
+    """Return, for each row, the function that makes its model from the backbone."""
     classes, frames = plan.classes, plan.frames
     of_aim = rivals.trained_parameters(rivals.aim(plan.model(), classes, frames))
     return {
@@ -51,26 +53,26 @@ def loss(scores: Tensor) -> Tensor:
 
 
 class Stepper:
-    """A training step of a model, forward, backward and AdamW, and its inference."""
+    """A training step (forward, backward and AdamW) and the inference of a model."""
 
     def __init__(self, model: nn.Module, clips: Tensor) -> None:
         self.model, self.clips = model, clips
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
 
     def step(self) -> None:
-        """Train on the clips."""
+        """Run a training step."""
         loss(self.model(self.clips)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     @torch.no_grad()
     def infer(self) -> None:
-        """Score the clips."""
+        """Run inference."""
         self.model(self.clips)
 
 
 def measure(plan: Plan) -> list[Facts]:
-    """Count all rows, then time them in turns."""
+    """Count the cost of all rows, then time them in turns."""
     clips, found, steppers = plan.clips(), [], {}
     for name, build in rows(plan).items():
         model = plan.ready(build(plan.model()))
@@ -94,14 +96,24 @@ def measure(plan: Plan) -> list[Facts]:
     return found
 
 
+def counts(plan: Plan) -> list[Facts]:
+    """Count the cost of AIM and of its reference implementation on another backbone."""
+    found, clips = [], plan.clips()
+    for name, build in rows(plan).items():
+        if name in (LITERAL, *SETTING.values()):
+            found.append({"row": name, **cost_of_step(plan.ready(build(plan.model())), clips, loss)})
+            print(found[-1], flush=True)
+    return found
+
+
 def sizes(model: nn.Module) -> Facts:
-    """Return how much is trained, and how large a file of it is."""
+    """Return the number of trainable parameters, and the size of their file."""
     trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     return {"parameters": sum(p.numel() for p in trained.values()), "file_bytes": len(save(trained))}
 
 
 def peak(model: nn.Module, clips: Tensor) -> float:
-    """Return the peak of memory in a step beyond what is there before, in MB: the allocator's on a GPU."""
+    """Return the peak of memory during a step, beyond that before it, in MB: the allocator's on a GPU."""
     if clips.device.type != "cuda":
         return peak_of_step(model, clips, loss)
     settle()
@@ -116,16 +128,20 @@ def peak(model: nn.Module, clips: Tensor) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write ``cost.json``, the plots and the tables."""
     parser = argparse.ArgumentParser("benchmarks.cost", description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", help="timm's name of another image model")
+    parser.add_argument("--backbone", help="timm's name of another backbone")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, help="clips per step")
-    parser.add_argument("--rounds", type=int, help="how often each time is taken")
+    parser.add_argument("--rounds", type=int, help="number of times that each time is taken")
     given, command = parse(parser, argv)
     options = ("backbone", "device", "dtype", "batch", "rounds")
     changes = {name: getattr(given, name) for name in options if getattr(given, name) is not None}
     plan = replace(QUICK if given.quick else Plan(), **changes)
+    if given.backbone:
+        plan = replace(plan, with_gelu=None)
     facts = {"plan": asdict(plan), "rows": measure(plan), "swapping": swapping(plan), "growth": growth(plan)}
+    facts["gelu"] = counts(replace(plan, backbone=plan.with_gelu)) if plan.with_gelu else []
+    facts["attaching"] = attaching(plan.attach)
     print(record("cost", command, 0, given.output, threads=torch.get_num_threads(), **facts))
     publish(given.output)
 

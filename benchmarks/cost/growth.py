@@ -1,4 +1,4 @@
-"""How the cost of AIM grows with frames, tokens, depth and loaded adapters, and with what exponent."""
+"""How the cost of AIM grows with frames, tokens, depth and loaded adapters, and with which exponent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Facts = dict[str, Any]
 
 
 def growth(plan: Plan) -> dict[str, Facts]:
-    """Return for each quantity that is varied the points, and the exponents of what is counted."""
+    """Return, for each quantity that is varied, the points and the fitted exponents."""
     found = {}
     for varied, values in plan.growth.items():
         points = [{varied: value, **point(plan, varied, value)} for value in values]
@@ -45,7 +45,7 @@ def point(plan: Plan, varied: str, value: int) -> Facts:
 
 
 def adapters(plan: Plan, count: int) -> Facts:
-    """Load several adapters and count what one of them costs."""
+    """Load several adapters and count the cost of one."""
     model = rivals.aim(plan.model(), plan.classes, plan.frames)
     for number in range(1, count):
         model.add_adapter(str(number), model.peft_config["default"])
@@ -57,7 +57,7 @@ def adapters(plan: Plan, count: int) -> Facts:
 
 
 def exponent(xs: list[float], ys: list[float]) -> float:
-    """Return the exponent p of the power x^p that fits best.
+    """Return the exponent p of the power law x^p that fits best.
 
     Example:
         >>> round(exponent([1, 2, 4], [3, 12, 48]), 3)

@@ -1,4 +1,4 @@
-"""What it takes to swap adapters: switching two that are loaded, and reading one from disk; and compiling."""
+"""What swapping adapters costs: switching between loaded ones, loading one from disk, and recompilation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def swapping(plan: Plan) -> dict[str, Any]:
-    """Return milliseconds, each the least of some tries, sizes of files, and how often something is compiled."""
+    """Return milliseconds, each the fastest of several tries, file sizes, and numbers of compilations."""
     model = plan.ready(rivals.aim(plan.model(), plan.classes, plan.frames)).eval()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -51,13 +51,13 @@ def swapping(plan: Plan) -> dict[str, Any]:
 
 
 def least(way: Callable[[], object]) -> float:
-    """Return the milliseconds of the fastest of some tries."""
+    """Return the milliseconds of the fastest of several tries."""
     return 1e3 * min(timed(way) for _ in range(REPEATS))
 
 
 @torch.no_grad()
 def compilations(plan: Plan, model: nn.Module, saved: Path) -> dict[str, int]:
-    """Count the graphs that the model is compiled into, and those compiled once more for another adapter."""
+    """Count the graphs of the compiled model, and those that are compiled again for another adapter."""
     graphs: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, examples: list[torch.Tensor]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Makes tables and plots of ``cost.json`` alone, once more by ``python -m benchmarks.cost_tables``."""
+"""Makes the tables and plots of ``cost.json``; run ``python -m benchmarks.cost.tables`` to make them again."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ import matplotlib.pyplot as plt
 
 Facts = dict[str, Any]
 
-FROZEN = "frozen image model, linear head"
+FROZEN = "frozen backbone, linear head"
 PLAIN = "AIM"
-LITERAL = "AIM by the letter"
+LITERAL = "AIM, reference implementation"
 SETTING = {setting: PLAIN if setting == "nothing" else f'{PLAIN}, recompute="{setting}"' for setting in SETTINGS}
-OFFICIAL = {"forward_gmac": 202.1, "backward_gmac": 226.8, "saved_mb": 1313}  # one clip, 8 frames, B/16
-MB, MIB = 1e6, 2**20
+MIB = 2**20
+COUNTS = (("forward_gmac", 1), ("backward_gmac", 1), ("saved_mb", 0), ("peak_mb", 0))
 
 
 def publish(folder: Path) -> None:
-    """Write the plots beside ``cost.json``, and the tables into this folder's README, or beside it elsewhere."""
+    """Write the plots beside ``cost.json``, and the tables into the READMEs, or beside it in another folder."""
     found = json.loads((folder / "cost.json").read_text())
     draw_growth(found["growth"], folder / "cost_growth.svg")
-    draw_pareto(by_row(found), folder / "cost_pareto.svg")
+    draw_pareto(by_row(found["rows"]), folder / "cost_pareto.svg")
     tables.publish("cost", folder, page(found), front_table(found))
 
 
@@ -41,27 +41,29 @@ def page(found: Facts) -> str:
     plan, versions = found["plan"], found["versions"]
     where = (
         f"{plan['backbone']}, {plan['batch']} clip of {plan['frames']} frames of {plan['size']} px, {plan['dtype']}, "
-        f"{found['device']}, {found['threads']} threads, torch {versions['torch']}, at {found['commit']}"
+        f"{found['device']}, {found['threads']} threads, torch {versions['torch']}, commit {found['commit']}"
     )
-    parts = [f"`{found['command']}`: {where}.", main_table(found), "**What is computed again**", pareto_table(found)]
+    parts = [f"`{found['command']}`: {where}.", main_table(found)]
     if plan["device"] == "cpu":
         parts.append(
-            "On a GPU, in bfloat16 with 32 clips: times and the allocator's peak are not measured, for want of one "
-            "(`python -m benchmarks.cost --device cuda --dtype bfloat16 --batch 32`)."
+            "Times and the allocator's peak on a GPU were not measured for lack of one (`python -m benchmarks.cost "
+            "--device cuda --dtype bfloat16 --batch 32`)."
         )
+    parts += ["**Activation checkpointing**", recompute_table(found)]
+    parts += ["**Attaching an adapter**", attach_table(found["attaching"])]
     if plan["backbone"] == Plan().backbone:
         parts += ["**Goals**", goals_table(found)]
-    parts += ["**How it grows**", growth_table(found["growth"])]
+    parts += ["**Growth**", growth_table(found["growth"])]
     return "\n\n".join(parts)
 
 
-def by_row(found: Facts) -> dict[str, Facts]:
-    """Return the rows by their names."""
-    return {row["row"]: row for row in found["rows"]}
+def by_row(rows: list[Facts]) -> dict[str, Facts]:
+    """Return rows by their names."""
+    return {row["row"]: row for row in rows}
 
 
 def main_table(found: Facts) -> str:
-    """Return AIM beside its rivals."""
+    """Return the table of AIM and the methods it is compared with."""
     lines = [
         line(
             row["row"],
@@ -72,110 +74,129 @@ def main_table(found: Facts) -> str:
         )
         for row in found["rows"]
     ]
-    peak = "peak on the GPU, MB" if found["plan"]["device"] == "cuda" else "peak of tensors, MB (GPU: not measured)"
-    names = ["", "trained", "file, MiB", "forward, GMAC", "backward, GMAC", "kept for backward, MB", peak]
-    return headed([*names, "step, over AIM by the letter", "inference, over frozen"], lines)
+    peak = "peak memory on the GPU, MB" if found["plan"]["device"] == "cuda" else "peak of live tensors, MB"
+    names = ["", "trainable parameters", "file, MiB", "forward, GMAC", "backward, GMAC", "saved activations, MB", peak]
+    return headed([*names, "step time / reference", "inference time / frozen"], lines)
 
 
-COUNTS = (("forward_gmac", 1), ("backward_gmac", 1), ("saved_mb", 0), ("peak_mb", 0))
-
-
-def pareto_table(found: Facts) -> str:
-    """Return the settings of ``recompute``: memory against arithmetic and time."""
-    rows = by_row(found)
+def recompute_table(found: Facts) -> str:
+    """Return the table of ``recompute``: memory, arithmetic and time."""
+    rows, gelu = by_row(found["rows"]), by_row(found["gelu"])
     plain = rows[PLAIN]
     lines = [
         line(
             f'`recompute="{setting}"`',
             SETTINGS[setting],
-            f"{rows[name]['saved_mb']:.0f}",
+            f"{rows[name]['saved_mb']:,.0f}",
+            *([f"{gelu[name]['saved_mb']:,.0f}"] if gelu else []),
             f"{rows[name]['saved_mb'] / plain['saved_mb']:.2f}",
-            f"{rows[name]['peak_mb']:.0f}",
+            f"{rows[name]['peak_mb']:,.0f}",
             f"{extra(rows[name], plain):+.1%}",
             f"{rows[name]['step_ratio'] / plain['step_ratio']:.2f}",
         )
         for setting, name in SETTING.items()
     ]
-    names = [
-        "",
-        "what it does",
-        "kept, MB",
-        "part of the default",
-        "peak, MB",
-        "arithmetic of a step",
-        "time of a step",
+    with_gelu = ["the same with GELU, MB"] if gelu else []
+    names = ["", "", "saved activations, MB", *with_gelu, "relative to the default"]
+    return headed([*names, "peak, MB", "arithmetic of a step", "time of a step"], lines)
+
+
+def attach_table(rows: list[Facts]) -> str:
+    """Return the table of what attaching an adapter costs."""
+    lines = [
+        line(
+            f"{row['model']} (`{row['timm']}`)",
+            f"{row['image_gmac']:.1f}",
+            f"{row['attach_gmac']:.1f}",
+            f"**{row['ratio']:.2f}**",
+            f"{row['seconds']:.1f}",
+            f"{row['inspection_mb']:.0f}",
+            f"{row['two_images_mb']:.0f}",
+            f"{row['largest_block_mb']:.0f}",
+            "{}, {}, {}".format(*row["runs"]),
+        )
+        for row in rows
     ]
+    names = ["", "one image, GMAC", "`get_peft_model`, GMAC", "ratio", "seconds", "peak of live tensors, MB"]
+    names += ["two images, MB", "largest block, MB", "runs of the model: first adapter, second, loaded later"]
     return headed(names, lines)
 
 
 def front_table(found: Facts) -> str:
-    """Return for the front page what a user chooses from."""
-    rows, plan = by_row(found), found["plan"]
-    chosen = {LITERAL: LITERAL, **{f'`recompute="{setting}"`': name for setting, name in SETTING.items()}}
+    """Return the table of the front page, from which a user chooses ``recompute``."""
+    rows, gelu, plan = by_row(found["rows"]), by_row(found["gelu"]), found["plan"]
+    chosen = {"reference implementation": LITERAL}
+    chosen |= {f'`recompute="{setting}"`': name for setting, name in SETTING.items()}
     lines = [
         line(
             label,
             f"{rows[name]['saved_mb']:,.0f} MB",
+            f"{gelu[name]['saved_mb']:,.0f} MB" if gelu else "",
             f"{rows[name]['forward_gmac'] + rows[name]['backward_gmac']:.0f} GMAC",
             f"{rows[name]['step_ratio']:.2f}",
         )
         for label, name in chosen.items()
     ]
-    names = [
-        f"{plan['backbone']}, {plan['frames']} frames",
-        "kept for backward",
-        "forward and backward",
-        "time of a step, CPU",
-    ]
-    return headed(names, lines)
+    names = [f"CLIP ViT-B/16, {plan['frames']} frames", "saved activations, QuickGELU", "GELU", "forward and backward"]
+    return headed([*names, "step time on a CPU"], lines)
 
 
 def extra(row: Facts, plain: Facts) -> float:
-    """Return by which part a step takes more arithmetic."""
+    """Return the additional arithmetic of a step, as a fraction."""
     together = [facts["forward_gmac"] + facts["backward_gmac"] for facts in (row, plain)]
     return together[0] / together[1] - 1
 
 
-def goals(found: Facts) -> list[tuple[str, str, str, bool]]:
-    """Return what was to be reached with CLIP ViT-B/16, the goal, what was measured, and whether that is enough."""
-    rows, swap = by_row(found), found["swapping"]
-    plain, compiled = rows[PLAIN], rows[f"{PLAIN}, compiled"]
-    pointwise, mlp, block = (rows[SETTING[name]] for name in ("pointwise", "mlp", "block"))
-    arithmetic = plain["forward_gmac"] / rows[FROZEN]["forward_gmac"]
-    overhead = plain["inference_ratio"] / arithmetic
-    repeated = extra(pointwise, plain)
-    half = swap["file_bytes"]["float16"] / MIB
-    full = swap["file_bytes"]["as trained"] / MIB
-    limits = [
-        ("forward, GMAC", 202.1, plain["forward_gmac"], ".1f"),
-        ("backward, GMAC", 226.8, plain["backward_gmac"], ".1f"),
-        ("kept for backward by default, MB", 1250, plain["saved_mb"], ".0f"),
-        ("kept, pointwise operations computed again, MB", 1050, pointwise["saved_mb"], ".1f"),
-        ("products repeated for that, part of a step", 0, repeated, ".3f"),
-        ('kept with "mlp", MB', 720, mlp["saved_mb"], ".0f"),
-        ("arithmetic for that, part of a step", 0.12, extra(mlp, plain), ".3f"),
-        ('kept with "block", MB', 130, block["saved_mb"], ".0f"),
-        ("time of a step over AIM by the letter", 1.0, plain["step_ratio"], ".3f"),
-        ("the same, ours compiled, that not", 0.85, compiled["step_ratio"], ".3f"),
-        ("inference over the frozen model's, over the ratio of arithmetic", 1.08, overhead, ".3f"),
-        ("graph breaks", 0, swap["graph_breaks"], "d"),
-        ("compilations for a hot swap", 0, swap["recompiled_by_hotswap"], "d"),
-        ("switching two loaded adapters, ms", 5, swap["set_adapter_ms"], ".1f"),
-        ("hot swap from disk, over reading the bytes", 3, swap["hotswap_over_reading"], ".1f"),
-        ("file, MiB", 41.85, full, ".2f"),
-        ("file in half precision, MiB", 20.95, half, ".2f"),
-    ]
-    return [(name, f"<= {goal}", f"{value:{digits}}", value <= goal) for name, goal, value, digits in limits]
+def goals(found: Facts, rows: dict[str, Facts]) -> dict[str, tuple[float, float, str]]:
+    """Return the goals for CLIP ViT-B/16: by name the limit, the measured value and its format.
+
+    Args:
+        found: The record.
+        rows: The rows to take counts from: those with QuickGELU, or those with GELU.
+    """
+    timed, swap = by_row(found["rows"]), found["swapping"]
+    plain, pointwise, mlp, block = (rows[SETTING[name]] for name in ("nothing", "pointwise", "mlp", "block"))
+    arithmetic = timed[PLAIN]["forward_gmac"] / timed[FROZEN]["forward_gmac"]
+    return {
+        "forward, GMAC": (202.1, plain["forward_gmac"], ".1f"),
+        "backward, GMAC": (226.8, plain["backward_gmac"], ".1f"),
+        "saved activations by default, MB": (1250, plain["saved_mb"], ".0f"),
+        'saved activations with "pointwise", MB': (1050, pointwise["saved_mb"], ".1f"),
+        'additional arithmetic with "pointwise"': (0, extra(pointwise, plain), ".3f"),
+        'saved activations with "mlp", MB': (720, mlp["saved_mb"], ".0f"),
+        'additional arithmetic with "mlp"': (0.12, extra(mlp, plain), ".3f"),
+        'saved activations with "block", MB': (130, block["saved_mb"], ".0f"),
+        "step time / reference": (1.0, timed[PLAIN]["step_ratio"], ".3f"),
+        "step time, compiled / reference, not compiled": (0.85, timed[f"{PLAIN}, compiled"]["step_ratio"], ".3f"),
+        "inference time / frozen, relative to the arithmetic": (
+            1.08,
+            timed[PLAIN]["inference_ratio"] / arithmetic,
+            ".3f",
+        ),
+        "graph breaks": (0, swap["graph_breaks"], "d"),
+        "recompilations for a hot swap": (0, swap["recompiled_by_hotswap"], "d"),
+        "switching between two loaded adapters, ms": (5, swap["set_adapter_ms"], ".1f"),
+        "hot swap from disk / reading the bytes": (3, swap["hotswap_over_reading"], ".1f"),
+        "file, MiB": (41.85, swap["file_bytes"]["as trained"] / MIB, ".2f"),
+        "file in half precision, MiB": (20.95, swap["file_bytes"]["float16"] / MIB, ".2f"),
+        "arithmetic of attaching / one image, at most": (2.2, max(row["ratio"] for row in found["attaching"]), ".2f"),
+    }
 
 
 def goals_table(found: Facts) -> str:
-    """Return the goals and what was measured."""
-    lines = [line(name, goal, value, "yes" if good else "**no**") for name, goal, value, good in goals(found)]
-    return headed(["", "goal", "measured", "reached"], lines)
+    """Return the table of goals; counts depend on the activation, all other values are those with QuickGELU."""
+    quick = goals(found, by_row(found["rows"]))
+    gelu = goals(found, by_row(found["gelu"])) if found["gelu"] else quick
+    lines = []
+    for name, (limit, value, digits) in quick.items():
+        both = [f"{value:{digits}}", f"{gelu[name][1]:{digits}}"]
+        reached = ["yes" if measured <= limit else "**no**" for measured in (value, gelu[name][1])]
+        lines.append(line(name, f"<= {limit}", *both, " / ".join(dict.fromkeys(reached))))
+    return headed(["", "goal", "QuickGELU", "GELU", "reached"], lines)
 
 
 def growth_table(growth: Facts) -> str:
-    """Return the exponents."""
+    """Return the table of exponents."""
     lines = []
     for varied, content in growth.items():
         points, found = content["points"], content["exponents"]
@@ -189,12 +210,12 @@ def growth_table(growth: Facts) -> str:
 GROWS = (
     ("forward_gmac", "forward arithmetic"),
     ("backward_gmac", "backward arithmetic"),
-    ("saved_mb", "memory kept for backward"),
+    ("saved_mb", "saved activations"),
 )
 
 
 def draw_growth(growth: Facts, path: Path) -> None:
-    """Draw arithmetic and memory over each quantity that is varied."""
+    """Plot arithmetic and memory over each quantity that is varied."""
     plt.rcParams["svg.hashsalt"] = "cost"  # the same file from the same numbers
     figure, axes = plt.subplots(1, len(growth), figsize=(4 * len(growth), 3.5), layout="constrained")
     for axis, (varied, content) in zip(axes, growth.items(), strict=True):
@@ -202,7 +223,7 @@ def draw_growth(growth: Facts, path: Path) -> None:
         along = "tokens" if "tokens" in points[0] else varied
         lines = [*GROWS, *(EXTRA_OF_ADAPTERS if varied == "adapters" else [])]
         for name, label in lines:
-            power = f", power {content['exponents'][name]:.2f}"
+            power = f", exponent {content['exponents'][name]:.2f}"
             axis.plot([p[along] for p in points], [p[name] for p in points], "o-", label=label + power)
         axis.set(xscale="log", yscale="log", xlabel=along)
         axis.set_xticks([p[along] for p in points], [str(p[along]) for p in points])
@@ -213,11 +234,11 @@ def draw_growth(growth: Facts, path: Path) -> None:
     plt.close(figure)
 
 
-EXTRA_OF_ADAPTERS = [("adapters_mb", "adapters in memory"), ("set_adapter_ms", "switching, ms")]
+EXTRA_OF_ADAPTERS = [("adapters_mb", "adapter weights"), ("set_adapter_ms", "switching, ms")]
 
 
 def draw_pareto(rows: dict[str, Facts], path: Path) -> None:
-    """Draw what is kept for backward against the arithmetic of a step, with the settings of AIM joined."""
+    """Plot saved activations over the arithmetic of a step, with the settings of AIM connected."""
     plt.rcParams["svg.hashsalt"] = "cost"
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     points = {
@@ -231,7 +252,7 @@ def draw_pareto(rows: dict[str, Facts], path: Path) -> None:
     for name, point in points.items():
         if name not in SETTING.values():
             axis.plot(*point, "s", label=name)
-    axis.set(xlabel="forward and backward, GMAC", ylabel="kept for backward, MB", ylim=(0, None))
+    axis.set(xlabel="forward and backward, GMAC", ylabel="saved activations, MB", ylim=(0, None))
     axis.legend(fontsize=6)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -1,7 +1,7 @@
 """Which image transformers can be adapted, and do all laws hold? ``python -m benchmarks.coverage [library ...]``.
 
-Every model of the catalogue is built small with random weights and adapted with nothing given but the number of
-frames. What came out is kept, model by model, in ``results/coverage.json``, and as a table in this folder's README.
+Every model of the catalogue is built small with random weights and adapted with ``num_frames`` as the only option. The
+results are written per model to ``results/coverage.json`` and as tables to the README of the benchmarks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.coverage import catalogue, laws
 from benchmarks.reporting.record import RESULTS, record
-from benchmarks.reporting.tables import FRONT, HERE, insert
+from benchmarks.reporting.tables import FRONT, HERE, headed, insert, line
 from peft_aim.attention import in_words
 from peft_aim.tracing import Images, traits
 
@@ -36,9 +36,14 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Examine the libraries given, or families of them, "timm:swin_transformer"; others keep their earlier results."""
+    """Examine the given libraries or families ("timm:swin_transformer"); others keep their earlier results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("libraries", nargs="*", default=catalogue.LIBRARIES)
+    parser.add_argument(
+        "libraries",
+        nargs="*",
+        default=catalogue.LIBRARIES,
+        help=f"of {', '.join(catalogue.LIBRARIES)}, or families of them (timm:swin_transformer); default: all",
+    )
     libraries, began = parser.parse_args().libraries, time.perf_counter()
     path = RESULTS / "coverage.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
@@ -48,14 +53,14 @@ def main() -> None:
             for of_family in pool.map(examine_family, *zip(*_families(library), strict=True)):
                 rows += of_family
                 print(_line(of_family), flush=True)
-                keep(rows, began)  # a crash in the last library costs no more than that
+                keep(rows, began)  # a later crash loses none of these results
     insert("coverage", summary(rows), FRONT)
     insert("coverage", f"{summary(rows)}\n{by_family(rows)}", HERE)
     print(summary(rows))
 
 
 def keep(rows: list[Row], began: float) -> None:
-    """Write what is known so far, in the order of the catalogue."""
+    """Write the results so far, in the order of the catalogue."""
     order = {library: position for position, library in enumerate(catalogue.LIBRARIES)}
     rows.sort(key=lambda row: (order[row["library"]], row["family"], row["name"]))
     minutes = round((time.perf_counter() - began) / 60, 1)
@@ -63,7 +68,7 @@ def keep(rows: list[Row], began: float) -> None:
 
 
 def examine_family(library: str, names: list[str]) -> list[Row]:
-    """Examine models of one family; of those that are built alike only the first."""
+    """Examine the models of a family, but only the first of those with the same structure."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     known: dict[tuple, Row] = {}
     rows = []
@@ -92,8 +97,8 @@ def examine(backbone: nn.Module) -> Row:
         found = laws.adapt(copy.deepcopy(backbone)).base_model.model.aim_clips.inspection
     except ValueError as error:
         return {**facts, "outcome": "refused", "reason": _shortened(error)}
-    if found.tower:  # open_clip's image towers are built by themselves
-        reason = f"takes text as well, so it is no model of clips as a whole; its image tower {found.tower} is adapted"
+    if found.tower:  # open_clip's image towers are built separately
+        reason = f"also takes text, so it does not classify clips as a whole; its image tower {found.tower} is adapted"
         return {**facts, "outcome": "not run", "reason": reason}
     facts |= {
         "blocks": len(found.blocks),
@@ -101,17 +106,17 @@ def examine(backbone: nn.Module) -> Row:
         "along time": sorted({in_words(anatomy.attend) for anatomy in found.blocks.values()}),
     }
     if found.left_out:
-        facts["left out"] = sorted({reason.split(" (its own call")[0] for reason in found.left_out.values()})
+        facts["left out"] = sorted({reason.split(" (its own forward")[0] for reason in found.left_out.values()})
     try:
         held = laws.check(lambda: copy.deepcopy(backbone), random_clips(backbone))
         outcome = {"outcome": "adapted", "laws": held}
-    except Exception as error:  # a broken law, or a crash, which breaks one as well
+    except Exception as error:  # a broken law or a crash, which breaks one as well
         outcome = {"outcome": "wrong", "reason": f"{type(error).__name__}: {error}"[:500]}
     return {**facts, **outcome, "seconds": round(time.perf_counter() - began, 1)}
 
 
 def random_clips(backbone: nn.Module) -> Images:
-    """Return clips of noise, of another brightness in each frame, as a backbone takes them."""
+    """Return clips of noise, with a random brightness per frame, as inputs of a backbone."""
     generator, size = torch.Generator().manual_seed(0), catalogue.image_size(backbone)
     count = laws.CLIPS * laws.FRAMES
     images = torch.randn(count, 3, size, size, generator=generator) + torch.randn(count, 3, 1, 1, generator=generator)
@@ -120,55 +125,42 @@ def random_clips(backbone: nn.Module) -> Images:
 
 
 def summary(rows: list[Row]) -> str:
-    """Return the results as Markdown, a row for each library."""
-    lines = [
-        "| library | models | adapted, all laws hold | refused | wrong | not run |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Return the results in Markdown, with a row for each library."""
+    names = ["library", "models", "adapted, all laws hold", "rejected", "adapted, a law fails", "not run"]
+    lines = []
     for library in TITLES:
         own = [row for row in rows if row["library"] == library]
         count = Counter(row["outcome"] for row in own)
         share = f"{count['adapted']} ({count['adapted'] / len(own):.1%})" if own else "-"
         numbers = (len(own), share, count["refused"], count["wrong"], count["not run"])
-        lines.append(f"| {TITLES[library]} | {' | '.join(map(str, numbers))} |")
-    return "\n".join(lines)
+        lines.append(line(TITLES[library], *numbers))
+    return headed(names, lines)
 
 
 def by_family(rows: list[Row]) -> str:
-    """Return the results as Markdown, a table for each library with a row for each family."""
-    lines = []
+    """Return the results in Markdown, with a table for each library and a row for each family."""
+    names = ["family", "models", "adapted", "adapted blocks", "temporal attention", "why skipped or rejected"]
+    parts = []
     for library, title in TITLES.items():
         families = defaultdict(list)
         for row in rows:
             if row["library"] == library:
                 families[row["family"]].append(row)
-        lines += [
-            "",
-            f"**{title}**",
-            "",
-            "| family | models | adapted | blocks adapted | along time | left out or refused, and why |",
-        ]
-        lines += ["|---|---|---|---|---|---|", *(_family_line(name, own) for name, own in families.items())]
-    return "\n".join(lines)
+        table = headed(names, [_family_line(name, own) for name, own in families.items()])
+        parts.append(f"\n**{title}**\n\n{table}")
+    return "\n".join(parts)
 
 
 def _family_line(family: str, rows: list[Row]) -> str:
     adapted = [row for row in rows if row["outcome"] == "adapted"]
     blocks = sorted({f"{row['blocks']} of {row['of']}" for row in adapted if row["blocks"] < row["of"]})
-    partly = f"some models {', '.join(blocks)}" if blocks else "all" if adapted else "-"
+    partly = f"{', '.join(blocks)} in some models" if blocks else "all" if adapted else "-"
     kinds = "; ".join(sorted({kind for row in adapted for kind in row["along time"]})) or "-"
     reasons = Counter(row["reason"] for row in rows if row["outcome"] != "adapted")
     why = [f"{count} model{'s' * (count > 1)}: {reason}" for reason, count in reasons.most_common(3)]
     why += sorted({reason for row in adapted for reason in row.get("left out", [])})[:3]
-    cells = [
-        family,
-        len(rows),
-        len(adapted),
-        partly,
-        kinds,
-        "; ".join(why).replace("|", "/").replace("\n", " ") or "-",
-    ]
-    return f"| {' | '.join(map(str, cells))} |"
+    reason = "; ".join(why).replace("|", "/").replace("\n", " ") or "-"
+    return line(family, len(rows), len(adapted), partly, kinds, reason)
 
 
 def _families(wanted: str) -> list[tuple[str, list[str]]]:
@@ -186,11 +178,11 @@ def _line(rows: list[Row]) -> str:
 
 
 def _shortened(error: Exception) -> str:
-    """Return the part of a refusal that tells what was seen, the first two reasons of it."""
+    """Return the first two observations that an error reports."""
     text = str(error)
-    _, _, seen = text.partition("These look like blocks, but:\n")
-    lines = (seen.partition("\nIf its parts")[0] or text).splitlines()
-    return "; ".join(line.strip().split(" (its own call")[0] for line in lines[:2])[:300]
+    _, _, seen = text.partition("Candidates were:\n")
+    lines = (seen.partition("\nIf the parts of a block")[0] or text).splitlines()
+    return "; ".join(line.strip().split(" (its own forward")[0] for line in lines[:2])[:300]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The image transformers of four libraries, built small with random weights: the structure stays, the size goes.
+"""The image transformers of four libraries, built small with random weights and the same structure.
 
-One rule shrinks all of them, :func:`benchmarks.shrink.smaller`. ``python -m benchmarks.catalogue [library]`` builds
-and checks every entry.
+One rule reduces all of them, :func:`benchmarks.coverage.shrink.smaller`. ``python -m benchmarks.coverage.catalogue
+[library ...]`` builds and runs every entry.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from peft_aim.tracing import first_parameter, run
 
 LIBRARIES = ("timm", "transformers", "towers", "torchvision", "open_clip")
 LISTS = Path(__file__).parent / "models"
-CLASSES = 5  # scores of a small model
+CLASSES = 5  # of a small model
 
 
 CLASSIFIERS = words("""
@@ -47,42 +47,42 @@ shieldgemma2
 """)
 
 
-# Temperatures and rope frequencies mean something at the values they start from.
+# Temperatures and RoPE frequencies are meaningful only near their initial values.
 NEAR_INIT = words("temperature logit_scale logit_bias tau freqs lambda")
 
-# What no rule can know, by timm's module or by model type of transformers.
+# Exceptions to the rule, by module of timm or model type of transformers.
 TWEAKS: dict[str, dict[str, object]] = {
-    "efficientformer": {"num_vit": 1},  # of two blocks one pools
+    "efficientformer": {"num_vit": 1},  # one of two blocks would pool
     "efficientformer_v2": {"num_vit": 1},
     "nextvit": {"depths": (1, 2, 5, 2)},  # its third stage comes in groups of five
-    "vitamin": {"embed_dim": 128, "num_heads": 2},  # as wide as the stem that `_small_timm` narrows
-    "convit": {"embed_dim": 24, "local_up_to_layer": 1},  # the width of one head; one block of either kind
+    "vitamin": {"embed_dim": 128, "num_heads": 2},  # as wide as the stem narrowed by `_small_timm`
+    "convit": {"embed_dim": 24, "local_up_to_layer": 1},  # width of one head; one block of each kind
     "beit": {"use_relative_position_bias": True},
     "data2vec-vision": {"use_relative_position_bias": True},
     "bridgetower": {"hidden_size": 128},  # heads of 64
-    "cvt": {"depth": [1, 2, 3]},  # the model reads the drop rate of its third stage from the third block of it
+    "cvt": {"depth": [1, 2, 3]},  # the drop rate of the third stage is read from its third block
     "shieldgemma2": {"mm_tokens_per_image": 4, "yes_token_index": 1, "no_token_index": 2},
-    "llama4": {"intermediate_size": 384},  # four patches together, as in the published models
+    "llama4": {"intermediate_size": 384},  # four patches merged, as in the published models
     "perceiver": {"d_latents": 128, "num_latents": 16},
-    "levit": {"img_size": 128},  # strides of 64 in all: the last stage keeps 2 x 2 tokens
+    "levit": {"img_size": 128},  # a total stride of 64 leaves 2 x 2 tokens in the last stage
 }
 
 
-# ---- every library: the first attempt that runs ----
+# ---- all libraries: the first size that runs ----
 
 
 def _first_that_runs(make: Callable[[int, int], nn.Module], sizes: list[int]) -> nn.Module:
-    """Return ``make(level, size)`` of the smallest level and size whose forward pass runs."""
+    """Return ``make(level, size)`` for the most reduced level and the smallest size whose forward pass runs."""
     errors = []
     for level in (2, 1):
         for size in sizes:
             try:
                 model = make(level, size).eval()
-                with torch.no_grad():  # not inference_mode: some models keep what they compute here
+                with torch.no_grad():  # not inference_mode: some models cache tensors here
                     call(model, torch.randn(2, 3, size, size))
             except ImportError:
                 raise
-            except Exception as error:  # whatever a constructor or a forward pass says to sizes it cannot take
+            except Exception as error:  # constructors and forward passes raise anything for unsupported sizes
                 errors.append(f"level {level}, {size} pixels: {error!r:.300}")
             else:
                 model.catalogue = {"level": level, "image_size": size, "errors": errors}
@@ -91,7 +91,7 @@ def _first_that_runs(make: Callable[[int, int], nn.Module], sizes: list[int]) ->
 
 
 def _sizes(options: Mapping[str, object], family: str) -> list[int]:
-    """Return image sizes to try: four patches a side or 64 pixels, then larger ones up to the size as published."""
+    """Return image sizes to try: four patches per side or 64 pixels, then larger ones up to the published size."""
     patch = max(flat(options.get("patch_size") or 1))
     full = next((max(flat(options[name])) for name in SIZES if options.get(name)), 224)
     least = TWEAKS.get(family, {}).get("img_size", 4 * patch if patch > 12 else 64)
@@ -99,15 +99,15 @@ def _sizes(options: Mapping[str, object], family: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def _replaced(places: list[tuple[object, str]], new: object) -> Iterator[None]:
-    """Put ``new`` in the place of a module's function or class for a while."""
-    old = [getattr(module, name) for module, name in places]
-    for module, name in places:
+def _replaced(attributes: list[tuple[object, str]], new: object) -> Iterator[None]:
+    """Temporarily replace attributes of modules with ``new``."""
+    old = [getattr(module, name) for module, name in attributes]
+    for module, name in attributes:
         setattr(module, name, new)
     try:
         yield
     finally:
-        for (module, name), value in zip(places, old, strict=True):
+        for (module, name), value in zip(attributes, old, strict=True):
             setattr(module, name, value)
 
 
@@ -115,14 +115,14 @@ def _replaced(places: list[tuple[object, str]], new: object) -> Iterator[None]:
 
 
 def _defaults(constructor: Callable) -> dict[str, object]:
-    """Return the options of a constructor and their defaults, also those it hands on to its parent class."""
+    """Return the options of a constructor with their defaults, including those passed to parent classes."""
     classes = constructor.__mro__[::-1] if isinstance(constructor, type) else ()
     parameters = {k: p for c in classes if "__init__" in vars(c) for k, p in inspect.signature(c).parameters.items()}
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 
 def _construct(model_cls: Callable, family: str, **options: object) -> nn.Module:
-    """Build a model of timm as small as it goes."""
+    """Build the smallest version of a timm model that runs."""
     known = {**_defaults(model_cls), **options}
     tweaks = {name: value for name, value in TWEAKS.get(family, {}).items() if name in known}
 
@@ -134,7 +134,7 @@ def _construct(model_cls: Callable, family: str, **options: object) -> nn.Module
 
 
 def _build_small(model_cls: Callable, variant: str, pretrained: bool = False, **options: object) -> nn.Module:
-    """Stand in for timm's `build_model_with_cfg`."""
+    """Replacement for timm's ``build_model_with_cfg`` that builds small models."""
     family = _model_to_module.get(variant, "")
     model = timm_builder.build_model_with_cfg(
         functools.partial(_construct, model_cls, family), variant, False, **options
@@ -155,7 +155,7 @@ def _small_conv_stem(channels: tuple[int, ...], **options: object) -> nn.Module:
 
 @contextlib.contextmanager
 def _small_timm() -> Iterator[None]:
-    """Let timm build small models: every family has imported the builder under a name of its own."""
+    """Make timm build small models. Every family imports the builder by name, so it is replaced in each module."""
     original = timm_builder.build_model_with_cfg
     modules = [
         m for m in list(sys.modules.values()) if isinstance(m, ModuleType) and m.__name__.startswith("timm.models.")
@@ -163,7 +163,7 @@ def _small_timm() -> Iterator[None]:
     users = [m for m in modules if vars(m).get("build_model_with_cfg") is original and m is not timm_builder]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_replaced([(m, "build_model_with_cfg") for m in users], _build_small))
-        # These stems are built before the builder sees them, and must be as wide as the trunk.
+        # These stems are built before the builder is called, and must be as wide as the trunk.
         stack.enter_context(_replaced([(vitamin, "MbConvStages")], _small_vitamin_stem))
         stack.enter_context(_replaced([(vision_transformer_hybrid, "ConvStem")], _small_conv_stem))
         yield
@@ -191,7 +191,7 @@ def _transformers(model_cls: type, model_type: str, config: tf.PretrainedConfig,
 def _classifier(model_type: str) -> nn.Module:
     config = tf.AutoConfig.for_model(model_type)
     model_cls = tf.AutoModelForImageClassification._model_mapping[type(config)]
-    model_cls = model_cls[0] if isinstance(model_cls, tuple) else model_cls  # as the Auto class itself chooses
+    model_cls = model_cls[0] if isinstance(model_cls, tuple) else model_cls  # as the Auto class chooses
     return _transformers(model_cls, model_type, config, num_labels=CLASSES)
 
 
@@ -219,13 +219,13 @@ def _torchvision(name: str) -> nn.Module:
 
     def small(**options: object) -> nn.Module:
         size = {"image_size": 4 * options["patch_size"]} if "image_size" in options else {}
-        if "input_size" in options:  # widths other than the 32 x 32 places of the first stage
+        if "input_size" in options:  # widths that differ from the 32 x 32 positions of the first stage
             size |= {"input_size": (128, 128), "block_channels": [64, 64, 128, 256]}
         return original(**{**options, **smaller(options), **size})
 
     with _replaced([(module, class_name)], small):
         model = torchvision.models.get_model(name, num_classes=CLASSES)
-    if "maxvit" in name:  # it keeps no record of the size that it is built for
+    if "maxvit" in name:  # it does not store its image size
         model.image_size = 128
     return model
 
@@ -270,7 +270,7 @@ def _holds_transformer(vision: dict[str, object]) -> bool:
 
 
 def family(library: str, name: str) -> str:
-    """Return what an entry is a member of: a module of timm, a model type of transformers, a class."""
+    """Return the family of an entry: a module of timm, a model type of transformers, or a class."""
     if library == "timm":
         return _model_to_module[name]
     if library == "torchvision":
@@ -282,19 +282,19 @@ def family(library: str, name: str) -> str:
 
 
 def build(library: str, name: str) -> nn.Module:
-    """Build an entry small, in evaluation mode, with random weights of a fixed seed."""
+    """Build a small version of an entry, in evaluation mode, with random weights from a fixed seed."""
     makers = {"timm": _timm, "transformers": _classifier, "towers": _tower, "torchvision": _torchvision}
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = makers.get(library, _open_clip)(name).eval()
     randomize(model)
-    model.train()  # forgets a bias that evaluation has cached (LeViT)
+    model.train()  # clears the bias that evaluation mode caches (LeViT)
     return model.eval()
 
 
 def image_size(model: nn.Module) -> int:
-    """Return the pixels of an image that a model takes, as the model itself says it where it does."""
+    """Return the side in pixels of a model's images, from its config if available."""
     inner = getattr(model, "trunk", model)
     config = getattr(model, "config", None)
     vision = getattr(config, "vision_config", config)
@@ -307,9 +307,9 @@ def image_size(model: nn.Module) -> int:
 
 
 def randomize(model: nn.Module) -> None:
-    """Make visible what fresh weights hide: LayerScale near 0, tables, tokens, heads and biases at 0."""
+    """Randomize weights whose initial values hide effects: small LayerScale; zero tables, tokens, heads and biases."""
     generator = torch.Generator().manual_seed(1)
-    # A BatchNorm with its first statistics does not restore the size that an activation takes away.
+    # A BatchNorm with initial statistics does not restore the scale that an activation reduces.
     gain = 1.5 if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()) else 1.0
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -327,11 +327,11 @@ def randomize(model: nn.Module) -> None:
 
 
 def _is_scale(name: str, parameter: Tensor) -> bool:
-    return bool(parameter.flatten()[0] != 0) or name.endswith("gamma")  # a norm that starts at zero is a scale, too
+    return bool(parameter.flatten()[0] != 0) or name.endswith("gamma")  # so is a norm's weight that starts at zero
 
 
 def inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Return images (B, 3, H, W) as the arguments that a model wants, by name."""
+    """Return images (B, 3, H, W) as the arguments of a model, by name."""
     kind = type(model).__name__
     if kind.startswith("Siglip2"):  # patches of P x P pixels, each flattened, and their grid
         patch, side = model.config.vision_config.patch_size, images.shape[-1]
@@ -339,7 +339,7 @@ def inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         grid = torch.full((len(images), 2), side // patch)
         mask = torch.ones(patches.shape[:2], dtype=torch.long)
         return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": grid}
-    if kind.startswith("ImageGPT"):  # pixels as words
+    if kind.startswith("ImageGPT"):  # pixels as token ids
         words = images[:, 0, ::8, ::8].flatten(1).mul(100).long().abs() % (model.config.vocab_size - 1)
         return {"input_ids": words}
     if kind.startswith("ShieldGemma2"):  # the image's tokens and a question
@@ -351,12 +351,12 @@ def inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def call(model: nn.Module, images: Tensor) -> object:
-    """Call a model on images (B, 3, H, W), also those few that want them in another form."""
+    """Call a model on images (B, 3, H, W), converted to its inputs."""
     return run(model, inputs(model, images))
 
 
 def tensor(output: object) -> Tensor:
-    """Return the scores, or else the features, of any library's output."""
+    """Return the scores, or otherwise the features, of an output of any library."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -366,7 +366,7 @@ def tensor(output: object) -> Tensor:
 
 
 def check(library: str, name: str) -> str:
-    """Build an entry and say what came of it, in a line."""
+    """Build and run an entry, and return the result as a line."""
     start = time.perf_counter()
     try:
         model = build(library, name)

@@ -1,6 +1,7 @@
-"""What holds for every backbone that AIM adapts, as checks of one model, which tell what they saw if it doesn't hold.
+"""Laws that hold for every backbone that AIM adapts, as checks of one model that report any violation.
 
-The tests run them over a sample, ``python -m benchmarks.coverage`` over every image transformer that can be built.
+The tests check them for a sample of backbones, ``python -m benchmarks.coverage`` for every image transformer of its
+catalogue.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ from peft_aim.tracing import Images, first_tensor, run, tensors_in
 
 CLIPS, FRAMES = 2, 4
 
-# Attention between channels, which has the same parts as softmax attention over tokens but computes something else.
+# Attention between channels: same parts as softmax attention between tokens, other computation.
 BETWEEN_CHANNELS = ("XCA", "ChannelAttention", "ChannelAttentionV2", "CrossCovarianceAttn")
 
 
 class Broken(AssertionError):
-    """Raised where a law does not hold, with what was seen."""
+    """Raised with the observation if a law does not hold."""
 
 
 class NotOffered(Exception):
-    """Raised where a backbone offers nothing that a law could be about."""
+    """Raised if a backbone lacks the feature that a law is about."""
 
 
 def check(build: Callable[[], nn.Module], clips: Images) -> dict[str, str]:
     """Check all laws.
 
     Args:
-        build: Returns the backbone with random weights, the same ones at each call.
-        clips: Clips to run, as the backbone takes images, with axes (B, T) in place of one of images.
+        build: Returns the backbone with random weights, the same weights on each call.
+        clips: Clips as inputs of the backbone, with axes (B, T) instead of the batch axis.
 
     Returns:
-        By law, "holds" or "not offered".
+        "holds" or "not offered", by law.
 
     Raises:
-        ValueError: If AIM refuses the backbone.
+        ValueError: If AIM rejects the backbone.
         Broken: If a law does not hold.
     """
     outcome = {}
@@ -64,7 +65,7 @@ def check(build: Callable[[], nn.Module], clips: Images) -> dict[str, str]:
 
 
 def adapt(backbone: nn.Module, **options: object) -> PeftModel:
-    """Adapt a backbone, with nothing given but the length of clips, and adapters that are no identity."""
+    """Adapt a backbone, given ``num_frames`` alone, with random adapters, which are not the identity."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "AIM adapts")  # some of its blocks
@@ -77,19 +78,19 @@ def layers(model: nn.Module) -> list[AIMLayer]:
 
 
 def scores(output: object) -> Tensor:
-    """Return the first tensor of what a model returns: scores, features or tokens."""
+    """Return the first floating-point tensor of an output: scores, features or tokens."""
     return next(tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.ndim)
 
 
 def folded(clips: Images) -> Images:
-    """Return the images of clips."""
+    """Fold clips into images, ``(B, T, ...) -> (B*T, ...)``."""
     return {name: argument.flatten(0, 1) for name, argument in clips.items()}
 
 
 @torch.no_grad()
 def untrained_adapters_change_nothing(build: Callable, clips: Images) -> None:
-    """Identity at the start, bit for bit."""
-    backbone = build().requires_grad_(False)  # torch multiplies some matrices otherwise if they are trained
+    """Before training, scores equal the backbone's averaged over frames, bit for bit."""
+    backbone = build().requires_grad_(False)  # torch uses other kernels for some trainable matrices
     before = per_clip(scores(run(backbone, folded(clips))), CLIPS, FRAMES)
     after = scores(run(adapt(backbone, init_weights=True), clips))
     _require(torch.equal(before, after), f"scores change by up to {_difference(before, after):.1e}")
@@ -97,7 +98,7 @@ def untrained_adapters_change_nothing(build: Callable, clips: Images) -> None:
 
 @torch.no_grad()
 def frames_mix_and_clips_do_not(build: Callable, clips: Images) -> None:
-    """By the temporal branch alone, a frame changes what the other frames of its clip become, and no other clip."""
+    """With the temporal branch alone, a frame affects the other frames of its clip and no other clip."""
     model = adapt(build(), spatial=False, joint=False, temporal_embedding=False)
     name, pictures = next(iter(clips.items()))
     changed = {**clips, name: pictures.clone()}
@@ -108,54 +109,56 @@ def frames_mix_and_clips_do_not(build: Callable, clips: Images) -> None:
     others = change[0, [0, *range(2, FRAMES)]]
     _require(bool((others > 1e-6).any()), f"other frames of its clip change by {others.tolist()} only")
     one, other = scores(run(model, clips)), scores(run(model, changed))
-    _require(not torch.equal(one[0], other[0]) and torch.equal(one[1:], other[1:]), "scores don't follow")
+    own_alone = not torch.equal(one[0], other[0]) and torch.equal(one[1:], other[1:])
+    _require(own_alone, "scores do not change for exactly this clip")
 
 
 @torch.no_grad()
-def places_never_mix(build: Callable, clips: Images) -> None:
-    """In the temporal branch a token changes what its own place gets, at all frames of its clip, and nothing else."""
+def positions_never_mix(build: Callable, clips: Images) -> None:
+    """In the temporal branch, a token affects only its own spatial position, in all frames of its clip."""
     model = adapt(build())
     for layer, tokens in zip(layers(model), _tokens(model, clips)[0], strict=True):
         axis, groups = layer.anatomy.channels, layer.anatomy.groups
         before = layer._attend_along_time("default", FRAMES, tokens)
         reached = 0
-        for frame in range(FRAMES):  # one whose weight is next to nothing reaches nobody
+        for frame in range(FRAMES):  # each, since one with a negligible attention weight reaches no other
             changed = tokens.movedim(axis, -1).clone()
-            place = (frame * groups, *[size // 2 for size in changed.shape[1:-1]])  # clip 0, the frame's first group
-            changed[place] = torch.randn(layer.anatomy.width)
+            position = (frame * groups, *[size // 2 for size in changed.shape[1:-1]])  # clip 0, first patch group
+            changed[position] = torch.randn(layer.anatomy.width)
             after = layer._attend_along_time("default", FRAMES, changed.movedim(-1, axis))
             change = (before - after).movedim(axis, -1).abs().amax(-1).unflatten(0, (CLIPS, FRAMES, groups))
-            here = (0, slice(None), 0, *place[1:])
+            here = (0, slice(None), 0, *position[1:])
             reached += int((change[here] > 0).sum()) - 1
             change[here] = 0
-            _require(not change.any(), f"{int((change > 0).sum())} tokens of other places change")
-        _require(reached > 0, "no other frame of the place changes")
+            _require(not change.any(), f"{int((change > 0).sum())} tokens of other spatial positions change")
+        _require(reached > 0, "no other frame of the spatial position changes")
 
 
 @torch.no_grad()
 def time_is_free_of_space(build: Callable, clips: Images) -> None:
-    """Along time no bias, window, rotation or pooling of space acts, at the length of the spatial call above all.
+    """Temporal attention contains no spatial bias, window, rotation or pooling, in particular at the spatial length.
 
-    They would tell positions apart. Where the attention's own weights are where they usually are, softmax attention
-    computed by hand has to give the same.
+    Any of them would distinguish positions, so permuted frames must give permuted results. If the attention's weights
+    have the usual names, the results must also equal softmax attention computed by hand.
     """
     model = adapt(build())
     for layer, tokens in zip(layers(model), _tokens(model, clips)[0], strict=True):
         attention, width = layer.base_layer.get_submodule(layer.anatomy.attention), layer.anatomy.width
-        places = tokens[0].numel() // width
-        for length in {FRAMES, min(places, 256), *_window(attention)}:
+        positions = tokens[0].numel() // width
+        for length in {FRAMES, min(positions, 256), *_window(attention)}:
             x, order = torch.randn(2, length, width), torch.randperm(length)
             y, moved = (first_tensor(layer.anatomy.attend(attention, tokens)) for tokens in (x, x[:, order]))
             _require(
-                _close(moved, y[:, order]), f"the order of {length} frames acts by {_difference(moved, y[:, order])}"
+                _close(moved, y[:, order]),
+                f"permuting {length} frames changes results by {_difference(moved, y[:, order]):.1e}",
             )
             expected = None if isinstance(layer.anatomy.attend, OnGrid) else by_hand(attention, x)
             if expected is not None:
-                _require(_close(y, expected), f"by hand it is other by {_difference(y, expected):.1e}")
+                _require(_close(y, expected), f"softmax attention by hand differs by {_difference(y, expected):.1e}")
 
 
 def gradients_reach_every_adapter_and_nothing_else(build: Callable, clips: Images) -> None:
-    """All that is trainable gets a gradient, and it is the adapters' alone."""
+    """Every adapter parameter gets a gradient; all other parameters are frozen and get none."""
     for key, parameter in _backward(adapt(build()), clips).named_parameters():
         if ".aim_" in key:
             _require(parameter.grad is not None and bool(parameter.grad.any()), f"{key} gets no gradient")
@@ -165,7 +168,7 @@ def gradients_reach_every_adapter_and_nothing_else(build: Callable, clips: Image
 
 @torch.no_grad()
 def saved_and_loaded_gives_the_same(build: Callable, clips: Images) -> None:
-    """Saved, and loaded into a fresh copy, the scores are the same bit for bit."""
+    """A saved adapter, loaded into a fresh backbone, gives the same scores bit for bit."""
     model = adapt(build(), temporal_adapters=2)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -176,12 +179,12 @@ def saved_and_loaded_gives_the_same(build: Callable, clips: Images) -> None:
 
 @torch.no_grad()
 def unloading_gives_back_the_backbone(build: Callable, clips: Images) -> None:
-    """After ``unload()`` weights, hooks and results are the backbone's own."""
+    """``unload()`` restores the backbone: its modules, weights, hooks and results."""
     backbone, images = build(), folded(clips)
     untouched = copy.deepcopy(backbone)
     unloaded = adapt(backbone).unload()
-    _require(unloaded is backbone and repr(unloaded) == repr(untouched), "it is another model")
-    _require(_hooks(unloaded) == _hooks(untouched), "hooks stay")
+    _require(unloaded is backbone and repr(unloaded) == repr(untouched), "the model or its modules differ")
+    _require(_hooks(unloaded) == _hooks(untouched), "hooks remain")
     expected = untouched.state_dict()
     same = all(torch.equal(tensor, expected[key]) for key, tensor in unloaded.state_dict().items())
     _require(same and len(expected) == len(unloaded.state_dict()), "weights change")
@@ -189,11 +192,11 @@ def unloading_gives_back_the_backbone(build: Callable, clips: Images) -> None:
 
 
 def checkpointing_gives_the_same_gradients(build: Callable, clips: Images) -> None:
-    """Gradients are the same whether or not the backbone recomputes its blocks."""
+    """Gradients are the same with and without the backbone's own gradient checkpointing."""
     wanted = _backward(adapt(build()), clips)
     backbone = build()
     if getattr(backbone, "supports_gradient_checkpointing", False):
-        # before transformers 5.22 it has another name
+        # named otherwise before transformers 5.22
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
     elif hasattr(backbone, "set_grad_checkpointing"):
         enable = backbone.set_grad_checkpointing
@@ -202,7 +205,7 @@ def checkpointing_gives_the_same_gradients(build: Callable, clips: Images) -> No
     model = adapt(backbone)
     try:
         enable()
-    except (AssertionError, AttributeError, NotImplementedError) as error:  # timm asserts that it can
+    except (AssertionError, AttributeError, NotImplementedError) as error:  # timm asserts that the model supports it
         raise NotOffered from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
@@ -212,13 +215,13 @@ def checkpointing_gives_the_same_gradients(build: Callable, clips: Images) -> No
             same = torch.allclose(
                 got[key].grad, parameter.grad, rtol=1e-3, atol=1e-4 * float(parameter.grad.abs().max())
             )
-            _require(same, f"that of {key} changes by {_difference(got[key].grad, parameter.grad):.1e}")
+            _require(same, f"the gradient of {key} changes by {_difference(got[key].grad, parameter.grad):.1e}")
 
 
 LAWS = (
     untrained_adapters_change_nothing,
     frames_mix_and_clips_do_not,
-    places_never_mix,
+    positions_never_mix,
     time_is_free_of_space,
     gradients_reach_every_adapter_and_nothing_else,
     saved_and_loaded_gives_the_same,
@@ -228,7 +231,7 @@ LAWS = (
 
 
 def by_hand(attention: nn.Module, x: Tensor) -> Tensor | None:
-    """Compute softmax attention of ``(M, T, D)`` from weights under the usual names, None if they aren't there."""
+    """Compute softmax attention of ``(M, T, D)`` from weights with the usual names, or return None without them."""
     heads, qkv = getattr(attention, "num_heads", None), getattr(attention, "qkv", None)
     own = {name for name, module in attention.named_children() if any(True for _ in module.parameters())}
     if isinstance(attention, nn.MultiheadAttention):
@@ -246,7 +249,7 @@ def by_hand(attention: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _tokens(model: nn.Module, clips: Images) -> tuple[list[Tensor], Tensor]:
-    """Return what each adapted block is called on, and what the last one returns."""
+    """Return the input tokens of each adapted block, and the output of the last."""
     given, returned, handles = [], [], []
 
     def note_input(layer: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -266,7 +269,7 @@ def _tokens(model: nn.Module, clips: Images) -> tuple[list[Tensor], Tensor]:
 
 def _backward(model: nn.Module, clips: Images) -> nn.Module:
     model.train()
-    for module in model.modules():  # what is drawn at random would differ from run to run
+    for module in model.modules():  # dropout masks would differ between runs
         if isinstance(module, nn.Dropout):
             module.eval()
     scores(run(model, clips)).square().mean().backward()

@@ -1,7 +1,7 @@
-"""Makes options of image transformers small: the structure stays, the size goes.
+"""Smaller options for image transformers, with the same structure.
 
-One rule serves the constructors of timm and torchvision, the configs of transformers and those of open_clip:
-:func:`smaller` changes depths, widths, heads and windows, which it knows by their names.
+One rule covers the constructors of timm and torchvision and the configs of transformers and open_clip: :func:`smaller`
+reduces depths, widths, heads and windows, which it recognizes by the names of options.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _out_indices stage_names problem_type
 
 
 def smaller(options: Mapping[str, object], level: int = 2) -> dict[str, object]:
-    """Return those options that make a transformer small, and their new values.
+    """Return the options to change for a small transformer, with their new values.
 
     Args:
-        options: What a constructor or a config takes, by name; nested configs are shrunk with it.
-        level: 2 shrinks everything, 1 leaves the widths alone, 0 changes nothing.
+        options: Options of a constructor or a config, by name. Nested configs are reduced as well.
+        level: 2 reduces everything, 1 keeps the widths, 0 changes nothing.
     """
     if level == 0:
         return {}
@@ -62,7 +62,7 @@ def smaller(options: Mapping[str, object], level: int = 2) -> dict[str, object]:
         if name not in changes and (new := _per_block(name, value, depths)) is not None:
             changes[name] = new
         if name in WINDOWS and value is not None and any(flat(value)):
-            least = min(window for window in flat(value) if window)  # 0 says no windows
+            least = min(window for window in flat(value) if window)  # 0 means no windows
             changes[name] = each(value, lambda window, least=least: round(window * 4 / least))
         if name == "vocab_size":
             changes[name] = min(value, 1000)
@@ -76,10 +76,10 @@ def smaller(options: Mapping[str, object], level: int = 2) -> dict[str, object]:
 
 
 def _per_block(name: str, value: object, depths: dict[str, object]) -> object | None:
-    """Return what is left of an option that says something for each block, or for some blocks by their number."""
+    """Return a reduced option that has a value for each block or lists block numbers, None for other options."""
     total = next((d for d in depths.values()), None)
     if "global" in name and "att" in name and isinstance(value, list | tuple):
-        # One global block stays, the last of its stage; the others stay windowed.
+        # Keep one block global, the last of its stage, and the others windowed.
         last = min(total, 2) - 1 if isinstance(total, int) else sum(min(d, 2) for d in total[:-1]) - 1
         return type(value)([last])
     if isinstance(value, list | tuple) and isinstance(total, int) and len(value) == total > 2:
@@ -88,7 +88,7 @@ def _per_block(name: str, value: object, depths: dict[str, object]) -> object | 
 
 
 def _narrower(options: Mapping[str, object], depths: dict[str, object]) -> dict[str, object]:
-    """Divide widths and heads alike, so that a head keeps its width; then halve what is still wide."""
+    """Divide widths and heads by one factor, to keep the width of a head; then divide widths that are still large."""
     width_name = next((name for name in WIDTHS if options.get(name)), None)
     heads_name = next((name for name in HEADS if options.get(name)), None)
     if width_name is None:
@@ -97,16 +97,16 @@ def _narrower(options: Mapping[str, object], depths: dict[str, object]) -> dict[
     changes: dict[str, object] = {}
     common = math.gcd(*heads)
     if heads_name and isinstance(width, int) >= isinstance(options[heads_name], int) and flat(width)[0] % common == 0:
-        keep = 2 if max(heads) == common > 1 else 1  # two heads where every stage has as many
+        keep = 2 if max(heads) == common > 1 else 1  # two heads if all stages have the same number
         changes[heads_name] = each(options[heads_name], lambda h: h // common * keep)
         new = each(width, lambda w: w // common * keep)
         units = [8 * h for h in flat(changes[heads_name])]
-    else:  # as many heads at every width, or heads of a given width
+    else:  # the number of heads is independent of the width, or the width of a head is given
         unit = options.get("head_dim") or 32
         common = max(1, math.gcd(*flat(width)) // unit)
         new = each(width, lambda w: w // common) if all(w % (common * unit) == 0 for w in flat(width)) else width
         units = [unit] * len(flat(width))
-    # A single width doubles from stage to stage.
+    # A single width doubles at each stage.
     stages = next((len(d) for d in depths.values() if not isinstance(d, int)), 1) if isinstance(width, int) else 1
     factors = [f for f in range(1, 17) if all(w % (f * u) == 0 for w, u in zip(flat(new), units, strict=False))]
     enough = [f for f in factors if max(flat(new)) * 2 ** (stages - 1) / f <= WIDEST]
@@ -124,7 +124,7 @@ def _narrower(options: Mapping[str, object], depths: dict[str, object]) -> dict[
 
 
 def _smaller_nested(value: object, level: int) -> object | None:
-    """Shrink a config inside the options: a dataclass, a config of transformers, a dict, or a sequence of them."""
+    """Reduce a nested config: a dataclass, a transformers config, a dict, or a sequence of dataclasses."""
     if isinstance(value, tf.PretrainedConfig):
         return small_config(value, level)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -138,7 +138,7 @@ def _smaller_nested(value: object, level: int) -> object | None:
 
 
 def each(value: object, change: Callable) -> object:
-    """Change every number in a value, which may be a sequence of them."""
+    """Apply ``change`` to a value, or to every element of a nested sequence."""
     if isinstance(value, list | tuple):
         return type(value)(each(v, change) for v in value)
     return change(value)
@@ -149,14 +149,14 @@ def _counts(value: object) -> bool:
 
 
 def flat(value: object) -> list:
-    """Return all that is in a value, which may be a sequence of sequences."""
+    """Return the elements of a nested sequence as a flat list; a single value counts as one element."""
     return [leaf for v in value for leaf in flat(v)] if isinstance(value, list | tuple) else [value]
 
 
 def small_config(
     config: tf.PretrainedConfig, level: int, size: int | None = None, **options: object
 ) -> tf.PretrainedConfig:
-    """Return a small copy of a config, made anew so that what it derives from its options is derived again."""
+    """Return a small copy of a config, constructed anew so that derived values are computed again."""
     names = [name for name in inspect.signature(type(config)).parameters if name not in DERIVED]
     fields = {name: getattr(config, name) for name in names if hasattr(config, name)}
     changes = {**smaller(fields, level), **options}

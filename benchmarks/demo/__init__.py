@@ -1,1 +1,1 @@
-"""Does AIM learn what single frames don't show? ``python -m benchmarks.demo``."""
+"""Does AIM learn what single frames do not show? ``python -m benchmarks.demo``."""

@@ -1,4 +1,4 @@
-"""Does AIM learn what single frames don't show? ``python -m benchmarks.demo`` keeps the table of ``peft-aim demo``."""
+"""Does AIM learn what single frames do not show? ``python -m benchmarks.demo`` records ``peft-aim demo``."""
 
 from __future__ import annotations
 

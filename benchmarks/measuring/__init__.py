@@ -1,1 +1,1 @@
-"""What benchmarks measure with: counts of arithmetic and memory, and times as ratios within a run."""
+"""Measurements: counts of arithmetic and memory, and times as ratios within a run."""

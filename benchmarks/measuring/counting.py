@@ -1,4 +1,4 @@
-"""What a training step costs, counted: multiplications, bytes kept for backward, and the most that lives at once."""
+"""Counted cost of a training step: multiply-adds, saved activations, and the peak memory of live tensors."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def cost_of_step(model: nn.Module, clips: Tensor, loss: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """Count what forward and backward cost.
+    """Count the cost of forward and backward.
 
     Args:
         model: Maps clips to scores.
         clips: Clips ``(B, T, C, H, W)``.
-        loss: Of the scores.
+        loss: Maps scores to a scalar.
 
     Returns:
-        Multiply-adds of both in units of 10^9 (GMAC), and megabytes kept for backward, each piece of memory counted
-        once and parameters left out.
+        Multiply-adds of forward and of backward in units of 10^9 (GMAC), and saved activations in MB. Each storage
+        counts once; parameters do not count.
     """
-    own, kept = {parameter.untyped_storage()._cdata for parameter in model.parameters()}, {}
+    own, saved = {parameter.untyped_storage()._cdata for parameter in model.parameters()}, {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage()._cdata not in own:
-            kept[tensor.untyped_storage()._cdata] = tensor  # held, or its place could be taken by another
+            saved[tensor.untyped_storage()._cdata] = tensor  # a reference, or the address could be reused
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as forward:
+    with saved_tensors_hooks(note, lambda tensor: tensor), FlopCounterMode(display=False) as forward:
         value = loss(model(clips))
-    saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    kept.clear()
+    saved_bytes = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    saved.clear()
     with FlopCounterMode(display=False) as backward:
         value.backward()
     model.zero_grad()
     gmac = [counter.get_total_flops() / 2e9 for counter in (forward, backward)]
-    return {"forward_gmac": gmac[0], "backward_gmac": gmac[1], "saved_mb": saved / 1e6}
+    return {"forward_gmac": gmac[0], "backward_gmac": gmac[1], "saved_mb": saved_bytes / 1e6}
 
 
 def peak_of_step(model: nn.Module, clips: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
-    """Return the most megabytes of tensors that are alive at once in forward and backward, beyond those before."""
+    """Return the peak memory of live tensors in forward and backward in MB, excluding tensors that existed before."""
     with Alive() as alive:
         loss(model(clips)).backward()
     model.zero_grad()
@@ -53,13 +53,13 @@ def peak_of_step(model: nn.Module, clips: Tensor, loss: Callable[[Tensor], Tenso
 
 
 class Alive(TorchDispatchMode):
-    """Adds up the memory of tensors that are made while it is on and still alive.
+    """Counter of the memory of live tensors that were created while it is active, and of its peak, in bytes.
 
     Example:
         >>> with Alive() as alive:
         ...     for _ in range(3):
         ...         x = torch.ones(4)
-        >>> alive.peak  # a new one is made before the name lets go of the old
+        >>> alive.peak  # a new tensor is created before the name releases the old one
         32
     """
 
@@ -69,7 +69,7 @@ class Alive(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        """Run an operation and note the memory of what it returns."""
+        """Run an operation and count the memory of its outputs."""
         known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         output = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):

@@ -1,4 +1,4 @@
-"""Times of several ways to do a thing, taken in turns, so that what else a machine does hits all alike."""
+"""Times of several functions, measured in turns, so that other load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from collections.abc import Callable, Mapping
 import torch
 
 
-def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time each way once per round, after a first time that doesn't count.
+def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Time each function once per round, after one call to warm up.
 
     Args:
-        ways: What to call, by name.
+        functions: Functions by name.
         rounds: Number of rounds.
 
     Returns:
-        Seconds, by name and round.
+        Seconds by name, one per round.
 
     Example:
         >>> sorted(in_turns({"a": list, "b": dict}, rounds=2))
         ['a', 'b']
     """
-    for way in ways.values():
-        way()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
-        for name, way in ways.items():
-            seconds[name].append(timed(way))
+        for name, function in functions.items():
+            seconds[name].append(timed(function))
     return seconds
 
 
-def timed(way: Callable[[], object]) -> float:
-    """Return the seconds that a call takes, on a GPU until all of it is done."""
+def timed(function: Callable[[], object]) -> float:
+    """Return the seconds that a call takes, including its pending work on the GPU."""
     settle()
     began = time.perf_counter()
-    way()
+    function()
     settle()
     return time.perf_counter() - began
 
 
 def settle() -> None:
-    """Wait for the GPU, if there is one."""
+    """Wait for the GPU, if any."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def ratio(seconds: list[float], reference: list[float]) -> float:
-    """Return how much longer one way takes than another: the median over rounds, each of its own moment.
+    """Return how many times as long as its reference a function takes: the median of the ratios within each round.
 
     Example:
         >>> ratio([2.0, 9.0, 2.0], [1.0, 1.0, 1.0])

@@ -1,1 +1,1 @@
-"""The methods that AIM is compared with, and the reference implementation of AIM's own equations."""
+"""Methods that AIM is compared with, and the reference implementation of AIM's own equations."""

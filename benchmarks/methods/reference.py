@@ -1,6 +1,6 @@
-"""AIM written down literally from the paper's equations, as a yardstick of cost; without anything that saves.
+"""Reference implementation of AIM, transcribed from the paper's equations without optimizations; a baseline of cost.
 
-Unlike :mod:`tests.paper`, which checks numbers, it calls the image model's own modules, as the official code does.
+It calls the backbone's own modules, as the official code does. :mod:`tests.paper`, which checks numbers, does not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from peft_aim.tracing import first_tensor
 
 
 class Adapter(nn.Module):
-    """A bottleneck, ``W_up gelu(W_down x)``, zero at the start (figure 2a)."""
+    """Bottleneck ``W_up gelu(W_down x)``, zero at initialization (figure 2a)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to tokens ``(*, D)``."""
+        """Apply to tokens, ``(*, D) -> (*, D)``."""
         return self.up(F.gelu(self.down(x)))
 
 
@@ -34,8 +34,8 @@ class LiteralBlock(nn.Module):
     """A block ``x + attn(norm1(x))``, ``x + mlp(norm2(x))`` with AIM's three adapters (figure 2e).
 
     Args:
-        block: The block, of plain residual branches on tokens ``(B*T, N, D)``.
-        anatomy: Its parts.
+        block: The block, with plain residual branches on tokens ``(B*T, N, D)``.
+        anatomy: The parts of the block.
         frames: Frames T per clip.
     """
 
@@ -47,7 +47,7 @@ class LiteralBlock(nn.Module):
         self.attend, self.frames = anatomy.attend, frames
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run on tokens."""
+        """Run on tokens, ``(B*T, N, D) -> (B*T, N, D)``."""
         (_, n, d), t = x.shape, self.frames
         h = x.view(-1, t, n, d).transpose(1, 2).reshape(-1, t, d)  # (B*N, T, D)
         h = self.temporal(first_tensor(self.attend(self.attn, self.norm1(h))))
@@ -59,7 +59,7 @@ class LiteralBlock(nn.Module):
 
 
 class Embedded(nn.Module):
-    """Adds a temporal embedding to tokens before a module, the first block or CLIP's norm."""
+    """A module preceded by the temporal embedding: the first block, or CLIP's norm before it."""
 
     def __init__(self, module: nn.Module, width: int, frames: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Embedded(nn.Module):
 
 
 def literal(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
-    """AIM by the letter: a frozen image model with adapters, a temporal embedding and a fresh head."""
+    """Return the reference implementation of AIM: a frozen backbone, adapters, a temporal embedding and a new head."""
     found = inspect_backbone(backbone.requires_grad_(False), PartNames())
     new_head(backbone, found, classes)
     for name, anatomy in found.blocks.items():
@@ -87,15 +87,15 @@ def literal(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
 
 @torch.no_grad()
 def check_alike(block: nn.Module, transcribed: LiteralBlock, tokens: Tensor) -> None:
-    """Check that a block computes what its transcription does as long as its adapters add nothing.
+    """Check that a block and its transcription agree while the adapters add nothing.
 
     Raises:
-        ValueError: If not: it has LayerScale, say, or its norms behind.
+        ValueError: If they differ, as they do for blocks with LayerScale or post-norm.
     """
     training = block.training
     if not torch.allclose(first_tensor(block.eval()(tokens)), transcribed.eval()(tokens), atol=1e-4):
         raise ValueError(
-            f"A {type(block).__name__} computes something else than x + attn(norm1(x)), x + mlp(norm2(x)), so this "
-            "transcription is none of it. Take a plain vision transformer."
+            f"{type(block).__name__} computes something other than x + attn(norm1(x)), x + mlp(norm2(x)). The "
+            "reference implementation covers no other block: use a plain vision transformer."
         )
     block.train(training), transcribed.train(training)

@@ -1,8 +1,9 @@
-"""What AIM is compared with: other ways to make an image model score clips, all of one signature.
+"""AIM and the methods that it is compared with, each as a function of the backbone.
 
-Each takes an image model, whose scores come as a tensor from a linear layer or from an identity in its place (timm's
-do), may change it, and returns a module that maps clips ``(B, T, C, H, W)`` to scores ``(B, K)``. The head is fresh,
-and before training all score as the image model does, averaged over frames. Trained is what asks for gradients.
+The functions may modify the backbone, and return a module that maps clips ``(B, T, C, H, W)`` to scores
+``(B, K)``. The backbone must return its scores as a tensor, straight from a linear layer or an identity in its place
+(as timm's models do). The head is new. Before training, every method scores as the backbone averaged over frames. The
+trainable parameters are those that require gradients.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from peft_aim.tracing import first_tensor
 
 
 class OverFrames(nn.Module):
-    """An image model on clips: every frame on its own, scores averaged. Blind to the order of frames if the model is.
+    """Average of a model's scores over the frames of a clip.
+
+    It ignores the order of frames if the model treats each frame separately.
 
     Args:
-        model: The image model.
-        fresh: Parameters that start afresh in a model that is otherwise pretrained and trained as a whole.
+        model: Maps frames ``(B*T, C, H, W)`` to scores ``(B*T, K)``.
+        fresh: Newly initialized parameters of an otherwise pretrained model that is trained as a whole.
 
     Shape:
         ``(B, T, C, H, W) -> (B, K)``
@@ -41,35 +44,35 @@ class OverFrames(nn.Module):
         self.model, self.fresh = model, tuple(fresh)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Score clips."""
+        """Return the scores of clips."""
         return self.model(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]).mean(1)
 
 
 class Divided(nn.Module):
-    r"""A block after attention along time: TimeSformer's divided space-time attention (arXiv 2102.05095).
+    r"""A block preceded by temporal attention: TimeSformer's divided space-time attention (arXiv 2102.05095).
 
     .. math::
         x \leftarrow x + \mathrm{fc}(\mathrm{attn}_T(\mathrm{norm}_T(x)))
 
-    comes before the block's own forward. Unlike in TimeSformer, the class token of each frame attends along time as
-    all other places do, so that the readout is the image model's.
+    runs before the block's own forward. Unlike in TimeSformer, the class token of each frame takes part in temporal
+    attention like all other spatial positions, so that the readout stays the backbone's.
 
     Args:
-        block: The block; attention and norm along time start as copies of its own, fc at zero.
-        anatomy: Its parts.
+        block: The block. The temporal attention and norm start as copies of its own, fc at zero.
+        anatomy: The parts of the block.
         frames: Frames T per clip.
-        enters: Whether tokens enter the model here, and get the temporal embedding, which starts at zero.
+        enters: Whether tokens enter the model at this block, which then adds a temporal embedding, zero at the start.
 
     Raises:
-        ValueError: If the block's norm or channels don't come where this expects them.
+        ValueError: If the block is not pre-norm, or its tokens do not have the channels on the last axis.
     """
 
     def __init__(self, block: nn.Module, anatomy: Anatomy, frames: int, enters: bool) -> None:
         super().__init__()
         if not anatomy.norm_first or anatomy.channels != -1 or anatomy.norm_channels != -1:
             raise ValueError(
-                f"A {type(block).__name__} has its norm behind the attention, or tokens whose last axis isn't "
-                "the channels. Take an image model with norms first and tokens (B, N, D)."
+                f"{type(block).__name__} is not pre-norm, or the last axis of its tokens is not the channels. "
+                "Use a backbone with pre-norm blocks and tokens (B, N, D)."
             )
         self.block, self.anatomy, self.frames = block, anatomy, frames
         self.norm = nn.Identity() if anatomy.norm1 is None else copy.deepcopy(block.get_submodule(anatomy.norm1))
@@ -80,34 +83,34 @@ class Divided(nn.Module):
         self.embedding = nn.Parameter(torch.zeros(1, frames, anatomy.width)) if enters else None
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run on tokens ``(B*T, *N, D)``; further arguments are the block's own."""
+        """Run on tokens ``(B*T, *N, D)``; other arguments are passed to the block."""
         groups = self.anatomy.groups
         if self.embedding is not None:
             tokens = add_temporal_embedding(tokens, self.embedding, self.frames, groups)
-        along_time = to_time(self.norm(tokens), self.frames, groups)  # (B*N, T, D)
-        mixed = first_tensor(self.anatomy.attend(self.attention, along_time))
+        sequences = to_time(self.norm(tokens), self.frames, groups)  # (B*N, T, D)
+        mixed = first_tensor(self.anatomy.attend(self.attention, sequences))
         tokens = tokens + self.fc(from_time(mixed, tokens, groups))
         return self.block(tokens, *args, **kwargs)
 
 
 def frozen(backbone: nn.Module, classes: int) -> PeftModel:
-    """The frozen image model and a linear head, over averaged frames."""
+    """Return the frozen backbone with a linear head, averaged over frames."""
     nothing = {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False}
     return get_peft_model(backbone, AIMConfig(num_labels=classes, **nothing))
 
 
 def aim(backbone: nn.Module, classes: int, frames: int, **options: Any) -> PeftModel:
-    """AIM, with options of :class:`~peft_aim.AIMConfig`."""
+    """Return AIM, with options of :class:`~peft_aim.AIMConfig`."""
     return get_peft_model(backbone, AIMConfig(num_frames=frames, num_labels=classes, **options))
 
 
 def lora(backbone: nn.Module, classes: int, parameters: int) -> OverFrames:
-    """LoRA (arXiv 2106.09685) on all linear layers of the blocks, over averaged frames.
+    """Return LoRA (arXiv 2106.09685) on all linear layers of the blocks, averaged over frames.
 
     Args:
-        backbone: The image model.
+        backbone: The backbone.
         classes: Number of classes K.
-        parameters: How many parameters to train: the rank is the one that comes nearest.
+        parameters: Number of trainable parameters to aim for; the nearest rank is used.
     """
     found = inspect_backbone(backbone, PartNames())
     new_head(backbone, found, classes)
@@ -120,19 +123,19 @@ def lora(backbone: nn.Module, classes: int, parameters: int) -> OverFrames:
     of_rank_one = sum(module.in_features + module.out_features for module in linear.values())
     of_head = (found.features + 1) * classes
     rank = max(1, round((parameters - of_head) / of_rank_one))
-    # alpha = rank: a factor of 1, so that the learning rate alone says how far the layers move
+    # alpha = rank gives a scale of 1, so that the learning rate alone sets how far layers move
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(linear), modules_to_save=[found.head])
     return OverFrames(get_peft_model(backbone, config))
 
 
 def full(backbone: nn.Module, classes: int) -> OverFrames:
-    """Full fine-tuning of the image model, over averaged frames."""
+    """Return full fine-tuning of the backbone, averaged over frames."""
     head = new_head(backbone, inspect_backbone(backbone, PartNames()), classes)
     return OverFrames(backbone.requires_grad_(), head.parameters())
 
 
 def divided(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
-    """Full fine-tuning with divided space-time attention in every block."""
+    """Return full fine-tuning with divided space-time attention in every block."""
     found = inspect_backbone(backbone, PartNames())
     fresh = [*new_head(backbone, found, classes).parameters()]
     for name, anatomy in found.blocks.items():
@@ -143,9 +146,9 @@ def divided(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
 
 
 def new_head(model: nn.Module, found: Inspection, classes: int) -> nn.Linear:
-    """Put a fresh linear head, as AIM's own starts, in the place of the model's, and return it."""
+    """Replace the model's head with a new linear layer, initialized as AIM's head, and return it."""
     if found.head is None:
-        raise ValueError(f"The scores of {type(model).__name__} don't come from a last layer. Give it a linear head.")
+        raise ValueError(f"The scores of {type(model).__name__} are not the output of a layer. Give it a linear head.")
     head = nn.Linear(found.features, classes)
     initialize(head)
     model.set_submodule(found.head, head)
@@ -153,7 +156,7 @@ def new_head(model: nn.Module, found: Inspection, classes: int) -> nn.Linear:
 
 
 def trained_parameters(model: nn.Module) -> int:
-    """Count the parameters that are trained.
+    """Count the trainable parameters.
 
     Example:
         >>> trained_parameters(nn.Linear(2, 3))

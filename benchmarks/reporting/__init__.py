@@ -1,1 +1,1 @@
-"""What benchmarks read from the command line, and what they write: records, and tables in the READMEs."""
+"""Command line and output of the benchmarks: shared options, records, and tables in the READMEs."""

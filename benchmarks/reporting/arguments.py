@@ -1,4 +1,4 @@
-"""What the larger benchmarks are told on the command line: where results go, and whether it is only a try."""
+"""Command-line options shared by the larger benchmarks: the output folder, and a quick run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from benchmarks.reporting.record import RESULTS
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, str]:
-    """Read the options, ``--output`` and ``--quick`` besides the parser's own, and make the folder.
+    """Add ``--output`` and ``--quick`` to a parser, parse the command line and create the output folder.
 
     Returns:
-        The options, and the command as it was typed.
+        The options, and the command as typed.
     """
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="next to nothing of it: to see that all of it runs")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--quick", action="store_true", help="run a minimal version, to check that everything runs")
     given = parser.parse_args(argv)
     if given.quick and given.output.resolve() == RESULTS:
-        parser.error("--quick would overwrite the results. Give it another folder by --output.")
+        parser.error(f"--quick would overwrite the results in {given.output}. Pass another folder with --output.")
     given.output.mkdir(parents=True, exist_ok=True)
     return given, " ".join(["python -m", parser.prog, *(sys.argv[1:] if argv is None else argv)])

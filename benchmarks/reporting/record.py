@@ -1,4 +1,4 @@
-"""Writes a benchmark's numbers with all that one needs to get them again."""
+"""Records of the benchmarks: their numbers, with everything needed to reproduce them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def record(name: str, command: str, seed: int, folder: Path = RESULTS, **numbers
 
     Args:
         name: Name of the benchmark.
-        command: How it was run.
-        seed: Of its random numbers.
-        folder: Where to write it instead.
-        numbers: What came out.
+        command: Command that ran it.
+        seed: Seed of its random numbers.
+        folder: Folder to write to.
+        numbers: Results.
     """
     facts = {
         "command": command,
@@ -40,7 +40,7 @@ def record(name: str, command: str, seed: int, folder: Path = RESULTS, **numbers
 
 
 def commit() -> str:
-    """Return which commit this is, and whether anything was changed since."""
+    """Return the current commit, marked ``-dirty`` if the working tree has changes."""
     return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
 
 

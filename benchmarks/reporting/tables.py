@@ -1,4 +1,4 @@
-"""Puts generated tables into a README, between markers that say where they come from."""
+"""Generated tables in the READMEs, between markers that name their benchmark."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ def insert(name: str, table: str, readme: Path) -> None:
     """Replace the table between ``<!-- name -->`` and ``<!-- end of name -->``.
 
     Raises:
-        ValueError: If the README lacks the markers.
+        ValueError: If the README lacks a marker.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     text = readme.read_text()
     if begin not in text or end not in text:
-        raise ValueError(f"{readme} has no lines {begin} and {end} to put the table between. Add them.")
+        raise ValueError(f"{readme} lacks the markers {begin} and {end}. Add both lines where the table belongs.")
     head, rest = text.split(begin)
     readme.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
 
 
 def publish(name: str, folder: Path, page: str, front: str) -> None:
-    """Put the results' tables into the READMEs, or those of another folder beside its record.
+    """Insert a benchmark's tables into the READMEs, or write them next to its record if that is in another folder.
 
     Args:
-        name: Of the benchmark.
-        folder: Where its record is.
-        page: All tables, for this folder's README.
-        front: What the project's README shows.
+        name: Name of the benchmark.
+        folder: Folder of its record.
+        page: All tables, for the README of the benchmarks.
+        front: The table for the project's README.
     """
     if folder.resolve() == RESULTS:
         insert(name, page, HERE)
@@ -41,10 +41,10 @@ def publish(name: str, folder: Path, page: str, front: str) -> None:
 
 
 def headed(names: list[str], lines: list[str]) -> str:
-    """Return a table."""
+    """Return a Markdown table."""
     return "\n".join([line(*names), "|---" * len(names) + "|", *lines])
 
 
 def line(*cells: object) -> str:
-    """Return a line of a table."""
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"

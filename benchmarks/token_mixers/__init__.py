@@ -1,1 +1,1 @@
-"""Does token mixing other than softmax attention work along time? ``python -m benchmarks.token_mixers``."""
+"""Is token mixing other than softmax attention useful over time? ``python -m benchmarks.token_mixers``."""

@@ -1,9 +1,9 @@
-"""Is token mixing other than softmax attention of use along time? ``python -m benchmarks.token_mixers``.
+"""Is token mixing other than softmax attention useful over time? ``python -m benchmarks.token_mixers``.
 
-Small transformers that differ in their attention alone are pretrained on still pictures of digits and frozen. AIM
-then learns to tell clips in which a digit jumps to the other side from those in which it doesn't, with its temporal
-adapters and without. It may start on either side, so what is to be learned is a relation between frames: no sum of
-what single frames and their times tell has it (exclusive or), and without attention along time AIM is at chance.
+Small transformers that differ only in their attention are pretrained on still images of digits and frozen. AIM then
+learns, with and without its temporal adapters, to classify whether the digit of a clip jumps to the other side. The
+digit starts on either side, so the class is a relation between frames (exclusive or): no sum over frames of features
+of single frames and their times contains it, and without temporal attention AIM is at chance.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ along_time(EfficientAdditiveAttention)(OnGrid(1))
 
 
 class OnTokens(EfficientAdditiveAttention):
-    """SwiftFormer's attention, which takes images, on tokens ``(B, N, D)``."""
+    """SwiftFormer's attention, made for images, on tokens ``(B, N, D)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend along ``(B, N, D)``."""
+        """Mix tokens, ``(B, N, D) -> (B, N, D)``."""
         return super().forward(x.mT.unsqueeze(2)).squeeze(2).mT
 
 
@@ -49,7 +49,7 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Block(nn.Module):
-    """A block with any token mixing."""
+    """Transformer block with any token mixer."""
 
     def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A small image transformer; its last layer tells what it was pretrained to tell."""
+    """Small image transformer; its head predicts the 24 labels of pretraining."""
 
     def __init__(self, mixer: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -74,13 +74,13 @@ class Backbone(nn.Module):
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 24)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score pictures ``(B, 1, H, W)``."""
+        """Return the scores of images, ``(B, 1, H, W) -> (B, 24)``."""
         x = self.stem(x).flatten(2).mT + self.positions
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
 def main() -> None:
-    """Write ``results/token_mixers.json``."""
+    """Run all mixers and seeds and write ``results/token_mixers.json``."""
     rows = []
     for name, mixer in MIXERS.items():
         for seed in SEEDS:
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def pretrained(mixer: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
-    """Pretrain a backbone on stills, and return it with the share of answers that it then gets right."""
+    """Pretrain a backbone on still images and return it with its accuracy in recognizing digits."""
     model, (pictures, answers) = Backbone(mixer), stills(20_000)
     step = lambda batch: F.binary_cross_entropy_with_logits(model(pictures[batch, None] * 2 - 1), answers[batch])
     optimize(model, step, len(pictures), steps=400, batch=256, lr=2e-3)
@@ -104,7 +104,7 @@ def pretrained(mixer: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
 
 
 def adapted(backbone: nn.Module, seed: int, temporal: bool) -> float:
-    """Return the accuracy of an adapter, with or without attention along time, on held-out digits."""
+    """Train an adapter, with or without temporal attention, and return its accuracy on held-out digits."""
     torch.manual_seed(seed)
     clips, labels = jumps(1000, held_out=False)
     config = AIMConfig(num_frames=FRAMES, num_labels=2, temporal=temporal)
@@ -119,15 +119,15 @@ def adapted(backbone: nn.Module, seed: int, temporal: bool) -> float:
 
 
 def jumps(count: int, held_out: bool) -> tuple[Tensor, Tensor]:
-    """Return clips ``(M, T, 1, H, W)`` of digits, and whether they change sides ``(M,)``."""
+    """Return clips of digits, ``(M, T, 1, H, W)``, and whether each digit changes sides, ``(M,)``."""
     digits = Digits.load(held_out)
     chosen = digits.images[torch.randint(len(digits.images), (count,))]
     starts, ends = torch.randint(2, (2, count))
-    places = {name: torch.rand(count) for name in ("y", "size", "angle")}
+    constant = {name: torch.rand(count) for name in ("y", "size", "angle")}
     frames = []
     for frame in range(FRAMES):
         side = starts if frame < FRAMES // 2 else ends
-        at = {"x": 0.6 * side + 0.4 * torch.rand(count), **places}
+        at = {"x": 0.6 * side + 0.4 * torch.rand(count), **constant}
         frames.append(draw(chosen, **{n: RANGES[n][0] + (RANGES[n][1] - RANGES[n][0]) * at[n] for n in at}))
     return torch.stack(frames, dim=1)[:, :, None] * 2 - 1, (starts != ends).long()
 
@@ -135,7 +135,7 @@ def jumps(count: int, held_out: bool) -> tuple[Tensor, Tensor]:
 def optimize(
     model: nn.Module, loss: Callable[[Tensor], Tensor], count: int, steps: int, batch: int, lr: float
 ) -> None:
-    """Minimize the loss of random batches, by AdamW with a cosine of one cycle."""
+    """Minimize the loss of random batches with AdamW and a one-cycle schedule."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)

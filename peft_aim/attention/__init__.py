@@ -1,6 +1,6 @@
-"""Temporal attention: how a frozen attention is run along time, one kind for each way to call it.
+"""Temporal attention: a block's frozen attention, run over the frames of one spatial position.
 
-:func:`along_time` is for users; the other rooms find a kind with :func:`find_kind` and call it.
+Each way to call an attention is a *kind*: :func:`find_kind` finds it, and users add theirs with :func:`along_time`.
 """
 
 from peft_aim.attention.kinds import USERS_KINDS, Kind, OnGrid, along_time, in_words, off_the_fast_path

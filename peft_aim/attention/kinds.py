@@ -1,12 +1,12 @@
-"""How a frozen attention is called along time.
+"""Kinds of temporal attention that call the attention itself.
 
-AIM runs a block's own attention once more, over the frames of one place, ``(B*N, T, D)``. Attentions differ in how
-that must be done; each way is a *kind*, a small callable ``kind(attention, x) -> output``, where the output is a
-tensor or a tuple that starts with one, and the first line of its docstring says in words what it does. Those that call
-the attention itself are here; :class:`~peft_aim.attention.projected.Projected` uses its projections alone.
+AIM runs a block's own frozen attention once more, over the frames of one spatial position, ``(B*N, T, D)``. Attentions
+differ in how they have to be called for that; each way is a *kind*, a small callable ``kind(attention, x) -> output``.
+The output is a tensor, or a tuple that starts with one. The first line of a kind's docstring describes it in tables
+and errors. :class:`~peft_aim.attention.projected.Projected` is the kind that uses only an attention's projections.
 
-Kinds call ``attention.forward``: hooks on an attention, AIM's spatial adapter and recorders of attention maps among
-them, are for its call in space alone.
+Kinds call ``attention.forward``, not the attention: hooks on it (AIM's spatial adapter, recorders of attention maps)
+are meant for its spatial call.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ USERS_KINDS: dict[type, Kind] = {}
 
 
 def along_time(attention_class: type[nn.Module]) -> Callable[[Kind], Kind]:
-    """Teach AIM how attention of a class of your own is called along time; a decorator.
+    """Register a function that runs an attention class of your own as temporal attention; a decorator.
 
-    What it returns for random tokens is checked as for AIM's own kinds: self-attention over the sequence that it gets,
-    of any length, blind to positions.
+    The function is checked on random tokens, as AIM's own kinds are: it has to be self-attention within each sequence,
+    of any length, and independent of positions.
 
     Args:
-        attention_class: The class; a function for one of its bases does not count.
+        attention_class: The class. Functions registered for its base classes are not used.
 
     Shape:
         The function gets ``(attention, x)`` with x ``(B*N, T, D)``, and returns ``(B*N, T, D)``.
@@ -55,23 +55,23 @@ def along_time(attention_class: type[nn.Module]) -> Callable[[Kind], Kind]:
 
 
 def in_words(kind: Kind) -> str:
-    """Return what a kind does, the first line of its docstring, or its name if it is a user's.
+    """Describe a kind by the first line of its docstring, or by its name if it is a user's and has none.
 
     Example:
         >>> in_words(plain)
-        'its own call on nothing but tokens'
+        'its own forward on the tokens alone'
     """
     line = (inspect.getdoc(kind) or f"your function {kind.__name__}").partition("\n")[0]
     return line.rstrip(".")
 
 
 def plain(attention: nn.Module, x: Tensor) -> Any:
-    """its own call on nothing but tokens"""  # noqa: D403, D415 (a phrase, for a table)
-    return attention.forward(x)  # masks, biases and rotary embeddings of space are optional, and left out
+    """its own forward on the tokens alone"""  # noqa: D403, D415 (a phrase, for tables)
+    return attention.forward(x)  # without the optional spatial masks, biases and rotary embeddings
 
 
 def multihead(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """its own call with query, key and value"""  # noqa: D403, D415
+    """its own forward with query, key and value"""  # noqa: D403, D415
     x = x if attention.batch_first else x.transpose(0, 1)
     recorded = off_the_fast_path(attention, x)
     mixed = attention.forward(recorded, recorded, recorded, need_weights=False)[0]
@@ -80,13 +80,12 @@ def multihead(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
 
 
 def off_the_fast_path(attention: nn.MultiheadAttention, query: Tensor) -> Tensor:
-    """Make torch's own module round alike whether or not something before it is being trained.
+    """Keep torch's own attention off the fast path that it takes in evaluation mode if nothing requires gradients.
 
-    In evaluation mode it takes another kernel when no gradient is asked for. An adapter that is loaded for inference
-    would then not give the very scores that it gave where it was trained.
+    The fast path rounds differently: an adapter loaded for inference would not reproduce its scores in training.
 
     Returns:
-        The query, or a copy of which gradients are recorded, if none would be otherwise.
+        The query, or a copy that requires gradients if nothing else does.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return query
@@ -97,7 +96,7 @@ def off_the_fast_path(attention: nn.MultiheadAttention, query: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class OnGrid:
-    """its own call on a grid of one row, whose columns are the frames
+    """its own forward on a grid with one row, whose columns are the frames
 
     For attentions that take images, ``(B, H, W, D)`` or ``(B, D, H, W)``.
 
@@ -108,7 +107,7 @@ class OnGrid:
     channels: int
 
     def __call__(self, attention: nn.Module, x: Tensor) -> Tensor:
-        """Attend along ``(B*N, T, D)``."""
+        """Run over time, ``(B*N, T, D) -> (B*N, T, D)``."""
         if self.channels == -1:
             return first_tensor(attention.forward(x.unsqueeze(1))).squeeze(1)
         return first_tensor(attention.forward(x.mT.unsqueeze(2))).squeeze(2).mT
@@ -116,14 +115,14 @@ class OnGrid:
 
 @dataclass(frozen=True)
 class Unrotated:
-    """its own call with the neutral rotary embedding, cos = 1 and sin = 0
+    """its own forward with a neutral rotary embedding, cos = 1 and sin = 0
 
-    For attentions that insist on one.
+    For attentions that require a rotary embedding.
 
     Args:
-        arguments: Name of the argument that takes ``(cos, sin)``, or of the two that take one each.
-        width: Last axis of cos and sin.
-        axes: How many axes they have, two for ``(T, width)``, three for ``(1, T, width)``.
+        arguments: Name of the argument that takes ``(cos, sin)``, or names of the two that take one each.
+        width: Size of the last axis of cos and sin.
+        axes: Number of axes of cos and sin: two for ``(T, width)``, three for ``(1, T, width)``.
     """  # noqa: D415
 
     arguments: tuple[str, ...]
@@ -131,7 +130,7 @@ class Unrotated:
     axes: int = 2
 
     def __call__(self, attention: nn.Module, x: Tensor) -> Any:
-        """Attend along ``(B*N, T, D)``."""
+        """Run over time, ``(B*N, T, D) -> (B*N, T, D)``."""
         cos = x.new_ones(*[1] * (self.axes - 2), x.shape[1], self.width)
         pair = (cos, torch.zeros_like(cos))
         rotation = {self.arguments[0]: pair} if len(self.arguments) == 1 else dict(zip(self.arguments, pair))  # noqa: B905

@@ -1,8 +1,8 @@
-"""Two linear layers with nothing between them, run as one: attention's output projection, and the adapter behind it.
+"""Runs two consecutive linear layers as one: the temporal attention's output projection and the adapter's first layer.
 
-Along time AIM computes ``down(out(m))``, where ``m`` is what the frozen attention has mixed, ``out`` its last layer
-and ``down`` the adapter's first. The product of their weights does the same with D r D multiplications per token
-instead of D D (1 + r), and no token between the two is saved for backward. Exact, up to rounding.
+AIM computes ``down(out(m))``, where ``m`` are the values mixed by the frozen attention, ``out`` is its last layer and
+``down`` the adapter's first. With the product of their weights, a token costs D r D multiplications instead of
+D D (1 + r), and the activations between the two are not saved. The result is the same, up to rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from peft_aim.tracing import first_tensor
 
 
 def as_one(out: nn.Linear, down: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer and one behind it, ``down(out(x))``, by the product of their weights.
+    """Apply two consecutive linear layers, ``down(out(x))``, by the product of their weights.
 
     Args:
         out: Linear layer D' -> D.
@@ -35,20 +35,21 @@ def as_one(out: nn.Linear, down: nn.Linear, x: Tensor) -> Tensor:
         True
     """
     weight, bias = down.weight @ out.weight, down.bias
-    if out.bias is not None:  # no product of matrix and vector: that rounds as the memory is aligned
+    if out.bias is not None:  # a matrix-vector product would round depending on memory alignment
         bias = bias + (down.weight * out.bias).sum(1)
     return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
 
 
 class WithPart:
-    """A module with another part in place of one of its own, for a single call: all else is the module's.
+    """A module with one of its parts replaced, for a single call; the module itself is not changed.
 
-    Its forward is the one of the module's class, run on this object in place of the module.
+    The forward of the module's class runs with this object as ``self``, which gets everything but the replaced part
+    from the module.
 
     Args:
-        module: The module, which stays as it is.
-        name: Name of the part inside of it, "proj" or "output.dense" for example.
-        part: What is called in its place.
+        module: The module.
+        name: Name of the part inside the module, "proj" or "output.dense" for example.
+        part: The callable that replaces it.
     """
 
     def __init__(self, module: nn.Module, name: str, part: Any) -> None:
@@ -57,18 +58,18 @@ class WithPart:
         setattr(self, child, WithPart(getattr(module, child), rest, part) if rest else part)
 
     def __getattr__(self, name: str) -> Any:
-        """Get what is not replaced from the module."""
+        """Get everything else from the module."""
         return getattr(self.__dict__["_module"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module's forward with the other part."""
+        """Run the module's forward with the replaced part."""
         return type(self._module).forward(self, *args, **kwargs)
 
     __call__ = forward
 
 
 def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> WithPart | None:
-    """Return an attention whose output projection is one with the layer behind it.
+    """Return an attention whose output projection is merged with the layer that follows it.
 
     Args:
         attention: An attention on tokens of width D.
@@ -76,8 +77,8 @@ def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> WithPart | Non
         down: Linear layer D -> r D.
 
     Returns:
-        The attention for one call, None if the two layers cannot run as one: if they differ in precision, or if
-        somebody has put hooks, parametrizations or offloading on one of the modules that it would pass by.
+        The attention, for a single call. None if the two layers cannot run as one: they differ in dtype, or a module
+        that would be bypassed has hooks, parametrizations or an offloaded forward.
     """
     *around, last = _on_the_way(attention, out)
     plain = type(last) is type(down) is nn.Linear and last.weight.dtype == down.weight.dtype
@@ -88,7 +89,7 @@ def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> WithPart | Non
 
 
 def _on_the_way(module: nn.Module, name: str) -> list[nn.Module]:
-    """Return a module, the part of it that a name leads to, and those between them."""
+    """Return a module, its part of a name, and the modules between them."""
     found = [module]
     for child in name.split("."):
         found.append(found[-1].get_submodule(child))
@@ -101,10 +102,10 @@ def _is_untouched(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def find_output(kind: Kind, attention: nn.Module, width: int) -> str | None:
-    """Return the name of the linear layer that ends an attention, None if none does or more follows.
+    """Return the name of the linear layer at the end of an attention, None if there is none.
 
     Args:
-        kind: How the attention is called along time.
+        kind: The kind of temporal attention.
         attention: A copy with random weights in float64.
         width: Token width D.
 
@@ -128,7 +129,7 @@ def find_output(kind: Kind, attention: nn.Module, width: int) -> str | None:
 
 
 def _same(kind: Kind, attention: nn.Module, ending: WithPart, down: nn.Linear, x: Tensor, training: bool) -> bool:
-    """Whether nothing comes between an attention's last layer and another: no norm, and no dropout when it trains."""
+    """Whether nothing acts between the attention's last layer and the next one: no norm, no dropout in training."""
     attention.train(training)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -136,6 +137,6 @@ def _same(kind: Kind, attention: nn.Module, ending: WithPart, down: nn.Linear, x
         torch.manual_seed(0)
         try:
             found = first_tensor(kind(ending, x))
-        except Exception:  # whatever a foreign module does with tokens of another width
+        except Exception:  # a foreign module may not accept tokens of another width
             return False
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-9, atol=1e-9)

@@ -1,10 +1,10 @@
-"""Softmax attention along time by an attention's own projections, without what it adds for space.
+"""Temporal attention from the projections of an attention that cannot be called on frames itself.
 
-Many attentions cannot be called along time: they add a bias made for one window of an image to the scores, whatever
-they are given (Swin, BEiT, LeViT), pool their keys (PVT, Twins, MViT), or insist on the size of an image. What they
-learned is in their projections; around these stands softmax attention, as :class:`Projected` has it. Which
-projections, and how their features are ordered, is guessed here from names and widths; :mod:`recognize
-<peft_aim.attention.recognize>` accepts no guess that doesn't reproduce the attention's own result without space.
+Some attentions always add a bias that is made for one window of an image (Swin, BEiT, LeViT), pool their keys (PVT,
+Twins, MViT), or require the size of an image. What they learned is in their projections, so :class:`Projected` runs
+softmax attention with these. Which layers they are, and how their features are ordered, is guessed from names and
+widths; :mod:`peft_aim.attention.recognize` accepts only guesses that reproduce the attention's own forward without its
+spatial terms.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ NONLINEAR = (nn.GELU, nn.ReLU, nn.SiLU, nn.Hardswish)
 
 @dataclass(frozen=True)
 class Projected:
-    """its projections around softmax attention, what it adds for space left out
+    """softmax attention with its own projections, without its spatial terms
 
-    What the attention does besides, dropout while it trains, stays out as well.
+    The attention's dropout is left out as well.
 
     Args:
-        inner: Names of the projections to query, key and value, of those to query and to both others, or of one to
-            all three.
+        inner: Names of the projections: of query, key and value; of query and of key and value together; or of all
+            three together.
         out: Name of the output projection.
         heads: Number of heads.
         by_head: Whether the features of a fused projection are ordered by head first, then by query, key and value.
-        first: Name of a norm that the attention itself applies to its input (TinyViT).
-        norms: Names of norms on the query and key of each head, and perhaps on the value.
-        scale: What scores are multiplied by, if not by ``(D / heads) ** -0.5`` (CvT).
-        activation: Name of a nonlinearity before the output projection (LeViT).
-        log_scale: Name of the parameter that holds the logarithm of what cosine similarities are multiplied by
-            (Swin v2); None for dot products.
-        keys_unbiased: Whether the fused projection's bias is left out for keys (torchvision's Swin v2).
-        adds_query: Whether the query is added to what it gets (MViTv2).
+        first: Name of a norm that the attention applies to its input (TinyViT).
+        norms: Names of the norms on the query, key and possibly value of each head.
+        scale: Factor on the scores, if not ``(D / heads) ** -0.5`` (CvT).
+        activation: Name of the nonlinearity before the output projection (LeViT).
+        log_scale: Name of the parameter with the logarithm of the factor on cosine similarities (Swin v2); None for
+            dot products.
+        keys_unbiased: Whether the bias of the fused projection is not applied to keys (torchvision's Swin v2).
+        adds_query: Whether the query is added to the result (MViTv2).
     """  # noqa: D415
 
     inner: tuple[str, ...]
@@ -59,7 +59,7 @@ class Projected:
     adds_query: bool = False
 
     def __call__(self, attention: nn.Module, x: Tensor) -> Tensor:
-        """Attend along ``(B*N, T, D)``."""
+        """Run over time, ``(B*N, T, D) -> (B*N, T, D)``."""
         part = attention.get_submodule
         if self.first is not None:
             x = part(self.first)(x)
@@ -77,10 +77,10 @@ class Projected:
         mixed = mixed.transpose(1, 2).flatten(2)
         if self.activation is not None:
             mixed = part(self.activation)(mixed)
-        return _project(attrgetter(self.out)(attention), mixed)  # by attribute: another layer may stand in its place
+        return _project(attrgetter(self.out)(attention), mixed)  # an attribute that may have been replaced
 
     def used_parameters(self, attention: nn.Module) -> set[int]:
-        """Identities of the parameters that a call reads."""
+        """Return the ids of the parameters that a call uses."""
         names = [*self.inner, self.out, *self.norms, *filter(None, [self.first])]
         parameters = [parameter for name in names for parameter in attention.get_submodule(name).parameters()]
         if self.log_scale is not None:
@@ -111,7 +111,7 @@ class Projected:
 
 
 def guesses(attention: nn.Module) -> Iterator[Projected]:
-    """Iterate over the ways in which an attention may be built around its projections."""
+    """Iterate over the ways in which an attention may use its projections."""
     heads, linears = _number_of_heads(attention), _pointwise(attention)
     inner = _inner(linears)
     if heads is None or not inner:
@@ -148,12 +148,12 @@ def _own_scale(attention: nn.Module) -> float | None:
 
 
 def _own_activation(attention: nn.Module) -> str | None:
-    """Return the name of a nonlinearity of the attention's own (LeViT)."""
+    """Return the name of a nonlinearity that is a direct child of the attention (LeViT)."""
     return next((name for name, module in attention.named_children() if isinstance(module, NONLINEAR)), None)
 
 
 def _first_norm(attention: nn.Module, width: int, inner: str) -> str | None:
-    """Return the name of a norm over all channels that stands before the first projection (TinyViT)."""
+    """Return the name of a norm over all channels before the first projection (TinyViT)."""
     for name, module in attention.named_children():
         if inner == name or inner.startswith(f"{name}."):
             return None
@@ -163,7 +163,7 @@ def _first_norm(attention: nn.Module, width: int, inner: str) -> str | None:
 
 
 def _norms_of_heads(attention: nn.Module, units: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of norms on query, key and perhaps value, in this order."""
+    """Return the names of the norms on query, key and possibly value, in this order."""
     norms = [name for name, m in attention.named_modules() if is_norm(m) and norm_width(m)]
     named = {_role(name.rpartition(".")[2]): name for name in norms if not name.startswith(units)}
     return tuple(named[role] for role in ("q", "k", "v") if role in named)
@@ -178,7 +178,7 @@ def _number_of_heads(attention: nn.Module) -> int | None:
 
 
 def _pointwise(attention: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers that act on each token alone."""
+    """Return the layers that act on each token independently."""
     return {
         name: module
         for name, module in attention.named_modules()
@@ -187,7 +187,7 @@ def _pointwise(attention: nn.Module) -> dict[str, nn.Module]:
 
 
 def _inner(linears: dict[str, nn.Module]) -> tuple[str, ...]:
-    """Return which layers lead to query, key and value, if their names tell."""
+    """Return the names of the layers that project to query, key and value, if they can be read from their names."""
     by_role = {_role(name): name for name in linears}
     for wanted in (("qkv",), ("q", "kv"), ("q", "k", "v")):
         if all(role in by_role for role in wanted):
@@ -196,7 +196,7 @@ def _inner(linears: dict[str, nn.Module]) -> tuple[str, ...]:
 
 
 def _role(name: str) -> str | None:
-    """Return "q", "k", "v", "kv" or "qkv" if a name says so.
+    """Return "q", "k", "v", "kv" or "qkv" if it can be read from a name.
 
     Example:
         >>> [_role(name) for name in ("attention.query", "queries_keys_values.linear", "to_kv", "v_proj", "proj")]
@@ -212,7 +212,7 @@ def _role(name: str) -> str | None:
 
 
 def _unit(attention: nn.Module, name: str) -> str:
-    """Return the outermost module, inside the attention, that a layer shares with no other layer that mixes."""
+    """Return the name of the outermost module in the attention that contains this layer and no other projection."""
     path = name.split(".")
     for depth in range(1, len(path)):
         around = attention.get_submodule(".".join(path[:depth]))
@@ -226,13 +226,13 @@ def _mixer(unit: nn.Module) -> nn.Module:
 
 
 def _project(unit: Any, x: Tensor) -> Tensor:
-    """Apply a linear layer, or a convolution of one pixel, to ``(B*N, T, D)``."""
+    """Apply a linear layer, or a 1 x 1 convolution, to ``(B*N, T, D)``."""
     if isinstance(unit, nn.Module) and isinstance(_mixer(unit), nn.Conv2d):
         return unit(x.mT.unsqueeze(2)).squeeze(2).mT
     return unit(x)
 
 
 def _separate_biases(attention: nn.Module) -> list[nn.Parameter]:
-    """Biases of query and value that are kept beside a projection without bias (BEiT)."""
+    """Return the biases of query and value that are parameters of the attention itself (BEiT)."""
     biases = [getattr(attention, name, None) for name in ("q_bias", "v_bias")]
     return [] if any(bias is None for bias in biases) else biases

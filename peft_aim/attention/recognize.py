@@ -1,9 +1,9 @@
-"""Finds how an attention is called along time, by trying on a copy with random weights what may be.
+"""Finds the kind of temporal attention for an attention, by trying candidates on a copy with random weights.
 
-Names and signatures only suggest; what counts is what comes out. A kind passes if it mixes the tokens of the sequence
-that it gets, and no others, blind to positions; if it replaces the attention's own forward, it must besides give the
-same results wherever nothing spatial is at work. Attention between channels (XCiT) passes, too: frames then say how
-each other's channels are mixed, from which relations between frames can be learned (``benchmarks/token_mixers.py``).
+Names and signatures only suggest candidates; results decide. A kind passes if it mixes the tokens within each
+sequence, and no others, independently of their positions. A kind that replaces the attention's own forward must also
+reproduce it wherever no spatial term acts. Channel attention (XCiT) passes as well: frames then determine how each
+other's channels are mixed, and relations between frames can be learned from that (``benchmarks/token_mixers``).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from peft_aim.attention.projected import Projected, guesses
 from peft_aim.attention.without_space import LARGE, OwnForward, same
 from peft_aim.tracing import copy_without_hooks, first_tensor
 
-LENGTHS = (3, 5, 67)  # of sequences that kinds are tried on; the last is longer than windows are
+LENGTHS = (3, 5, 67)  # of the sequences that kinds are tried on; the last is longer than any window
 
 
 def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str, Any], channels: int = -1) -> Kind:
-    """Find how an attention is called along time.
+    """Find how an attention is run as temporal attention.
 
     Args:
         attention: The attention of a block.
         shape: Shape of the tokens that the block's forward calls it on.
         arguments: Other arguments of that call, by name.
-        channels: Axis of the channels in these tokens, -1 or 1.
+        channels: Channel axis of these tokens, -1 or 1.
 
     Returns:
         The first kind that passes :func:`check_mixes_frames`.
@@ -54,11 +54,11 @@ def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str,
                 own.check_reproduced(kind)
             check_mixes_frames(kind, twin, width, positions)
             return kind
-        except Exception as error:  # whatever a foreign module raises is the observation to report
+        except Exception as error:  # whatever a foreign module raises is what to report
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             observed[f"{in_words(kind)}: {reason}"] = None
-    tried = "; ".join(observed) or f"no way to call it is known for tokens {shape} with channels on axis {channels}"
-    raise ValueError(f"{type(attention).__name__} cannot be run along time ({tried})")
+    tried = "; ".join(observed) or f"no kind fits tokens {shape} with channels on axis {channels}"
+    raise ValueError(f"{type(attention).__name__} cannot be used as temporal attention ({tried})")
 
 
 def _candidates(attention: nn.Module, shape: tuple, arguments: dict[str, Any], channels: int) -> Iterator[Kind]:
@@ -77,7 +77,7 @@ def _candidates(attention: nn.Module, shape: tuple, arguments: dict[str, Any], c
 
 
 def _rotations(arguments: dict[str, Any]) -> Iterator[Unrotated]:
-    """Iterate over the rotary embeddings among the arguments, (cos, sin) in one or in two: that shows in numbers."""
+    """Iterate over the rotary embeddings among the arguments, recognized by cos**2 + sin**2 = 1."""
     for name, value in arguments.items():
         if isinstance(value, (tuple, list)) and len(value) == 2 and _is_rotation(*value):
             yield Unrotated((name,), value[0].shape[-1], value[0].ndim)
@@ -94,24 +94,24 @@ def _is_rotation(cos: Any, sin: Any) -> bool:
 
 
 def check_mixes_frames(kind: Kind, attention: nn.Module, width: int, positions: int) -> None:
-    """Check that a call mixes the tokens of a sequence, and no others, blind to positions.
+    """Check that a kind mixes the tokens within each sequence, and no others, independently of their positions.
 
     Args:
-        kind: The call to check.
+        kind: The kind to check.
         attention: An attention with random weights in float64.
         width: Token width D.
-        positions: Number of spatial positions that the attention is made for. At this very length, where a spatial
-            bias would fit, it must be blind to positions, too.
+        positions: Number of spatial positions that the attention is made for. A sequence of this length is tried as
+            well, since a spatial bias fits there.
 
     Raises:
-        ValueError: If it is not, with the law that is broken.
+        ValueError: If it does not, with the law that is violated.
     """
     generator = torch.Generator().manual_seed(1)
 
     def attend(x: Tensor) -> Tensor:
         return first_tensor(kind(attention, x))
 
-    def check_blind(x: Tensor) -> Tensor:
+    def check_order(x: Tensor) -> Tensor:
         y, order = attend(x), torch.randperm(x.shape[1], generator=generator).roll(1)
         if y.shape != x.shape:
             raise ValueError(f"the shape changes from {tuple(x.shape)} to {tuple(y.shape)}")
@@ -121,40 +121,37 @@ def check_mixes_frames(kind: Kind, attention: nn.Module, width: int, positions: 
 
     for length in LENGTHS:
         x = torch.randn(2, length, width, generator=generator, dtype=torch.float64)
-        y = check_blind(x)
+        y = check_order(x)
         if not same(attend(x[:1]), y[:1]):
             raise ValueError("sequences of a batch influence each other")
         if same(y[:, 0] * x[:, 1], y[:, 1] * x[:, 0]):
-            raise ValueError("each token only has its channels scaled, as by squeeze-and-excitation")
+            raise ValueError("it only scales the channels of each token, as squeeze-and-excitation does")
         changed = x.clone()
         changed[:, 0] = torch.randn(width, generator=generator, dtype=torch.float64)
         if same(attend(changed)[:, 1:], y[:, 1:]):
             raise ValueError("tokens of a sequence do not influence each other")
     if 1 < positions <= LARGE:
-        check_blind(torch.randn(1, positions, width, generator=generator, dtype=torch.float64))
+        check_order(torch.randn(1, positions, width, generator=generator, dtype=torch.float64))
 
 
 @torch.no_grad()
 def random_twin(attention: nn.Module) -> nn.Module:
-    """Copy an attention with random weights, so that what fresh weights hide (a bias that starts at 0) shows."""
+    """Copy an attention, in float64 on the CPU, with random weights: fresh ones hide terms that start at 0."""
     generator = torch.Generator().manual_seed(0)
-    twin = copy_without_hooks(attention)
-    twin.eval()
+    new: dict[int, Tensor] = {  # the copy of each tensor whose content is not needed: no memory for a plain copy
+        id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=torch.float64), requires_grad=False)
+        for parameter in attention.parameters()
+        if type(parameter) is nn.Parameter and parameter.is_floating_point()
+    }
+    on_meta = [buffer for buffer in attention.buffers() if buffer.device.type == "meta"]
+    new |= {id(buffer): torch.zeros(buffer.shape, dtype=buffer.dtype) for buffer in on_meta}
+    twin = copy_without_hooks(attention, new).to("cpu").double()
+    twin.eval()  # may return nothing (LeViT)
     config = getattr(twin, "config", None)
     if getattr(config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
-        config._attn_implementation = "sdpa"  # the copy runs on the CPU in float64, flash kernels don't
-    there = next(twin.parameters(), torch.empty(0)).device.type != "meta"
-    twin = (twin.to("cpu") if there else _materialize(twin)).double()
+        config._attn_implementation = "sdpa"  # flash kernels run neither on the CPU nor in float64
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5)
+        parameter.normal_(std=fan_in**-0.5, generator=generator)
     return twin
-
-
-def _materialize(attention: nn.Module) -> nn.Module:
-    """Give an attention that is on "meta" memory: zeros where nothing random is put later, such as indices."""
-    attention = attention.to_empty(device="cpu")
-    for buffer in attention.buffers():
-        buffer.zero_()
-    return attention

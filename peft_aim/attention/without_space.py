@@ -1,8 +1,7 @@
-"""Checks projections around softmax attention against an attention's own forward, less what is spatial in that.
+"""Checks a :class:`Projected` kind against the attention's own forward without its spatial terms.
 
-Biases, tables, pooling and the like are set to zero, or replaced by the identity, in a copy with random weights. If
-the projections then give the same result, and all that they leave out distinguishes positions, they are what the
-attention computes without space.
+In a copy with random weights, biases, tables, pooling and the like are set to zero or replaced by the identity. The
+kind then has to give the same result, and everything that it leaves out has to depend on positions.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from torch import Tensor, nn
 from peft_aim.attention.projected import Projected
 from peft_aim.tracing import first_tensor, is_norm, norm_width
 
-# What pools queries or keys over an image is made of, together with norms over all channels.
+# Layers that pool queries or keys over an image, together with norms over all channels.
 POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d)
 SPATIAL = (nn.Conv2d, *POOLS, nn.GELU, nn.ReLU)
-LARGE = 1024  # tokens: attention over more is tried on a small image first
+LARGE = 1024  # tokens; attention over more is tried on a small grid first
 SMALL = (8, 8)
 
 Arguments = dict[str, Any]
 
 
 class OwnForward:
-    """An attention's own forward without what is spatial in it, which projections have to reproduce.
+    """An attention's own forward without its spatial terms, which projections have to reproduce.
 
     Args:
-        attention: A copy with random weights in float64; it is changed in the meantime.
+        attention: A copy with random weights in float64; it is changed and restored.
         shape: Shape of the tokens that the block's forward calls it on.
         arguments: Other arguments of that call, by name.
         channels: Axis of the channels in these tokens, -1 or 1.
@@ -45,15 +44,15 @@ class OwnForward:
         self._known: dict[Hashable, list[tuple[Arguments, Tensor, Tensor]]] = {}
 
     def check_reproduced(self, kind: Projected) -> None:
-        """Check that it computes what a kind does.
+        """Check that a kind reproduces it.
 
         Raises:
-            ValueError: If it computes something else, or depends on what the kind leaves out in other ways than space.
+            ValueError: If it does not, or if the kind leaves out something that does not depend on positions.
         """
         used = frozenset(kind.used_parameters(self.attention))
         for without in (_without_parameters, _without_layers) if self._pools else (_without_parameters,):
             with without(self.attention, kind) as left_out:
-                if (without, used) not in self._known:  # most guesses differ in how they use the same parts
+                if (without, used) not in self._known:  # most guesses use the same layers, in different ways
                     self._known[without, used] = list(self._results())
                 for given, x, own in self._known[without, used]:
                     if same(first_tensor(kind(self.attention, x.flatten(1, -2))), own.flatten(1, -2)):
@@ -62,11 +61,11 @@ class OwnForward:
         raise ValueError("they do not reproduce its own forward")
 
     def __call__(self, given: Arguments, x: Tensor) -> Tensor:
-        """Run it on tokens with the channels last."""
+        """Run the attention on tokens ``(B, *N, D)``."""
         return first_tensor(self.attention(x.movedim(-1, self.channels), **given)).movedim(self.channels, -1)
 
     def _results(self) -> Iterator[tuple[Arguments, Tensor, Tensor]]:
-        """Run it on tokens of all sizes that it takes; on a large image only if it takes no smaller one."""
+        """Run it on grids of all sizes that it accepts; on a large one only if it accepts no smaller one."""
         ran = False
         for positions, given in self._calls:
             if ran and math.prod(positions) > LARGE:
@@ -74,7 +73,7 @@ class OwnForward:
             x = torch.randn(2, *positions, self._width, generator=torch.Generator().manual_seed(1)).double()
             try:
                 own = self(given, x)
-            except Exception:  # of another size than it is made for, or without a layer that it needs
+            except Exception:  # a size that it is not made for, or a layer that it cannot do without
                 continue
             if own.shape == x.shape:
                 ran = True
@@ -83,12 +82,12 @@ class OwnForward:
     def _check_leaves_out_space_alone(
         self, left_out: dict[str, Tensor], given: Arguments, x: Tensor, own: Tensor
     ) -> None:
-        """Check that what a kind leaves out distinguishes positions, as a temperature, a gate and the like do not."""
+        """Check that what a kind leaves out depends on positions, unlike a temperature or a gate."""
         x, own = x[:1], own[:1]
         positions, generator = x[..., 0].numel(), torch.Generator().manual_seed(2)
-        orders = [torch.randperm(positions, generator=generator) for _ in range(8)]  # a small grid has symmetries
+        orders = [torch.randperm(positions, generator=generator) for _ in range(8)]  # small grids have symmetries
 
-        def follows(mixed: Tensor, order: Tensor) -> bool:
+        def is_blind(mixed: Tensor, order: Tensor) -> bool:
             moved = self(given, x.flatten(1, -2)[:, order].view_as(x))
             return same(moved.flatten(1, -2), mixed.flatten(1, -2)[:, order])
 
@@ -97,7 +96,7 @@ class OwnForward:
             parameter.copy_(value)
             _forget_caches(self.attention)
             mixed = self(given, x)
-            if positions > 2 and not same(mixed, own) and all(follows(mixed, order) for order in orders):
+            if positions > 2 and not same(mixed, own) and all(is_blind(mixed, order) for order in orders):
                 raise ValueError(f"they leave out {name}, which does not depend on positions")
             parameter.zero_()
         _forget_caches(self.attention)
@@ -106,7 +105,7 @@ class OwnForward:
 def _calls(
     attention: nn.Module, shape: tuple, arguments: dict[str, Any], channels: int
 ) -> Iterator[tuple[tuple[int, ...], Arguments]]:
-    """Iterate over positions of tokens, and other arguments, to call an attention on; the largest come last."""
+    """Iterate over grids of positions, and other arguments, to call an attention on; the largest comes last."""
     given = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
     own = shape[1:-1] if channels == -1 else shape[2:]
 
@@ -120,7 +119,7 @@ def _calls(
         grid = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
         for positions in [grid] if len(own) == 2 else [(grid[0] * grid[1],), grid[:1]]:
             yield on(grid, positions)
-    elif len(own) == 2:  # perhaps a window is one row
+    elif len(own) == 2:  # a window may be one row
         yield (1, own[1]), given
     if is_large:
         yield own, given
@@ -131,13 +130,13 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_wide(module: nn.Module) -> bool:
-    """Whether a module is a convolution over more than one pixel."""
+    """Whether a module is a convolution with a kernel larger than 1 x 1."""
     return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
 
 
 @contextmanager
 def _without_parameters(attention: nn.Module, kind: Projected) -> Iterator[dict[str, Tensor]]:
-    """Set the parameters that a kind leaves out to zero for a while; return what they were, by name."""
+    """Set the parameters that a kind leaves out to zero, and restore them at the end; yield their values by name."""
     used = kind.used_parameters(attention)
     left_out = {name: p.clone() for name, p in attention.named_parameters() if id(p) not in used}
     for name in left_out:
@@ -153,7 +152,7 @@ def _without_parameters(attention: nn.Module, kind: Projected) -> Iterator[dict[
 
 @contextmanager
 def _without_layers(attention: nn.Module, kind: Projected) -> Iterator[dict[str, Tensor]]:
-    """Replace by the identity, besides, what pools over an image."""
+    """Replace pooling layers by the identity as well."""
     used = kind.used_parameters(attention)
     width = next(attention.get_submodule(kind.inner[0]).parameters()).shape[1]
     spatial = {
@@ -174,11 +173,11 @@ def _without_layers(attention: nn.Module, kind: Projected) -> Iterator[dict[str,
 
 
 def _forget_caches(attention: nn.Module) -> None:
-    """Make an attention forget a bias that it has cached for evaluation (LeViT)."""
+    """Clear a bias that an attention has cached for evaluation (LeViT)."""
     attention.train()
     attention.eval()
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether results agree, up to the softmax in float32 that many attentions insist on."""
+    """Whether results agree, up to the float32 softmax of many attentions."""
     return torch.allclose(a, b, rtol=0, atol=1e-4)

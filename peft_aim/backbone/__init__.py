@@ -1,6 +1,6 @@
-"""What an image model is made of: its blocks and their parts, where tokens enter, and the head.
+"""Inspects a backbone: its blocks and their parts, where tokens enter, the final norms and the head.
 
-Found by structure, then checked by running; :func:`inspect_backbone` is the way in.
+Everything is found by structure and checked by running it; :func:`inspect_backbone` is the entry point.
 """
 
 from peft_aim.backbone.anatomy import Anatomy, PartNames

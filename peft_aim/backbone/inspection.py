@@ -1,4 +1,4 @@
-"""Inspects an image model: where images go in, which blocks they pass, and where class scores come out."""
+"""Inspects an image model: where images enter, which blocks they pass, and where the class scores come from."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ NO_NAMES = PartNames()
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an image model is made of.
+    """The structure of an image model.
 
     Attributes:
-        tower: Name of the part that takes images; "" is the whole model, something else the image tower of a model
-            that takes text as well.
-        image: Shape of an image, (C, H, W), or of the patches that it is given as, (N, F).
-        further: Further arguments that it needs with an image (mask and grid of patches), by name their axes.
+        tower: Name of the module that takes images: "" for the whole model, otherwise the image tower of a model that
+            takes text as well.
+        image: Shape of an image, (C, H, W), or of its patches, (N, F).
+        further: Other required arguments (mask and grid of patches): their number of axes, by name.
         blocks: The blocks that AIM can adapt, by name, in the order in which they run.
-        skipped: Blocks that it leaves out because they are something else (class attention, downsampling), or have
-            attention that cannot be run along time, by name, with the reason.
-        refused: Blocks with attention that it doesn't understand, by name, with the reason.
-        without_attention: What looks like a block, but has no attention, by name, with the reason.
-        entries: The blocks that tokens enter first, of which there are two where two trunks stand beside each other,
-            and the norm between position embedding and that block (CLIP), None if there is none.
+        skipped: Blocks that are skipped because they are something else (class attention, downsampling), or because
+            their attention cannot be used as temporal attention: the reason by name.
+        refused: Other blocks with attention that AIM cannot adapt: the reason by name.
+        without_attention: Modules that resemble a block but have no attention: the reason by name.
+        entries: The blocks that tokens enter first, one per parallel trunk, each with the name of the norm between
+            the position embedding and the block (CLIP), or None.
         head: Name of the last layer, whose output is the class scores, if there is one.
-        features: Width of what the head takes.
-        final_norms: The norms behind the last block.
+        features: Input width of the head.
+        final_norms: Names of the norms after the last block.
     """
 
     tower: str
@@ -55,19 +55,19 @@ class Inspection:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """All blocks with attention that are not adapted, by name, with the reason."""
+        """All blocks with attention that cannot be adapted: the reason by name."""
         return {**self.skipped, **self.refused}
 
 
 def inspect_backbone(model: nn.Module, names: PartNames = NO_NAMES) -> Inspection:
-    """Run a model once on two blank images and find its blocks by how they are called.
+    """Run a model once on two blank images, and find its blocks by how they are called.
 
-    Of blocks that are copies of each other one runs. A model that is inspected again, and hasn't changed, does not
-    run at all: what was found is remembered for as long as the model lives.
+    Of blocks that are copies of each other, only one runs. The result is cached for as long as the model exists; the
+    model is inspected again only if its structure has changed.
 
     Args:
-        model: The image model, or one of image and text.
-        names: Names of parts inside the blocks that the user has given.
+        model: An image model, or a model of images and text.
+        names: Names of parts inside the blocks, given by the user.
 
     Raises:
         ValueError: If it takes no images, cannot be run on one, or has no block that AIM can adapt.
@@ -76,7 +76,7 @@ def inspect_backbone(model: nn.Module, names: PartNames = NO_NAMES) -> Inspectio
     before, found = _remembered.get(model, (None, None))
     if before != state:
         found = _inspect(model, names)
-        _remembered[model] = (traits(model), *state[1:]), found  # running may have changed its own notes
+        _remembered[model] = (traits(model), *state[1:]), found  # running it may have changed its own caches
     return found
 
 
@@ -87,7 +87,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     tower_name, tower = _tower(model)
     images, root, output = _trace(model, tower)
     calls = list(root.walk())
-    for call in calls:  # names as seen from the whole model
+    for call in calls:  # names from the root of the model
         call.name = ".".join(filter(None, (tower_name, call.name)))
     found = _Found()
     found.sort(calls, 2, names)
@@ -98,7 +98,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         check_positions_stay(tower, images, root, found.probed)
     if found.blocks and runs:
         found.refuse(scattered(tower, images, root, found.probed))
-    if found.blocks and runs and not (names.attention and names.mlp):  # the user's word counts
+    if found.blocks and runs and not (names.attention and names.mlp):  # the user has vouched for them
         found.refuse(misbuilt(found.probed))
     if not found.blocks:
         raise ValueError(found.nothing(model))
@@ -120,7 +120,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
 
 
 def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
-    """Run a model on two blank images; return these, the tree of calls, and what it returned."""
+    """Run a model on two blank images; return the images, the tree of calls and the output."""
     errors = []
     for images in blank_images(tower):
         try:
@@ -128,7 +128,7 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
         except Exception as error:
             errors.append((error, tuple(next(iter(images.values())).shape)))
     error, shape = errors[0]
-    size = "If its images have another size, say so with model.image_size = (H, W)."
+    size = "If its images have another size, set model.image_size = (H, W)."
     raise ValueError(
         f"{type(model).__name__} could not be run on a blank image {shape} to find its blocks: "
         f"{type(error).__name__}: {error}. {'' if isinstance(error, TypeError) else size}"
@@ -136,12 +136,12 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
 
 
 def _may_be_a_block(call: Call) -> bool:
-    """Whether a call's copies can be left out of a run: they would only pass tokens on, of the same shape."""
+    """Whether copies of this call need not run."""
     return looks_like_a_block(call) and call.given.shape == call.returned.shape
 
 
 def _tower(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return the outermost module that takes images and no text."""
+    """Return the name of the outermost module that takes images but no text, and the module."""
     path = next((name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)), "").split(".")
     for depth in range(len(path)):
         name = ".".join(path[:depth])
@@ -150,25 +150,25 @@ def _tower(model: nn.Module) -> tuple[str, nn.Module]:
         if callable_itself and not TEXT_ARGUMENTS & set(inspect.signature(module.forward).parameters):
             return name, module
     raise ValueError(
-        f"No module in {type(model).__name__} takes images alone: it has no Conv2d, by which AIM finds where images "
-        "become patches, or all that is around it takes text as well. Models of text or video cannot be adapted."
+        f"No module in {type(model).__name__} takes images only: it has no Conv2d, where images become patches, or "
+        "every module around it takes text as well. Models of text or video cannot be adapted; pass an image model."
     )
 
 
 class _Found:
-    """What looks like a block, sorted into what can be adapted, what is left out on purpose, and the rest."""
+    """Modules that resemble blocks, sorted into those that can be adapted, those to skip, and the rest."""
 
     def __init__(self) -> None:
         self.blocks: dict[str, Anatomy] = {}
         self.skipped: dict[str, str] = {}
         self.refused: dict[str, str] = {}
-        self.others: dict[str, str] = {}  # without attention, as far as names tell
+        self.others: dict[str, str] = {}  # without attention, judging by their names
         self._calls: dict[str, Call] = {}
         self._examined: dict[Call, Anatomy | NotABlock] = {}
 
     @property
     def probed(self) -> dict[str, tuple[Call, Anatomy]]:
-        """The blocks that can be adapted, with their calls."""
+        """The blocks that can be adapted, with their traced calls."""
         return {name: (self._calls[name], anatomy) for name, anatomy in self.blocks.items()}
 
     def sort(self, calls: list[Call], images: int, names: PartNames) -> None:
@@ -189,7 +189,7 @@ class _Found:
         called = [call.name for call in calls]
         twice = [name for name in self.blocks if called.count(name) > 1]
         self.refuse(dict.fromkeys(twice, "it runs more than once in a forward pass"))
-        for kind in (self.skipped, self.refused):  # stages, whose blocks count, and parts of blocks
+        for kind in (self.skipped, self.refused):  # stages, whose blocks are listed instead, and parts of blocks
             stages = [name for name in kind if any(within(block, [name]) for block in self.blocks)]
             for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
                 self.others[name] = kind.pop(name)
@@ -199,7 +199,7 @@ class _Found:
         self.blocks = {name: anatomy for name, anatomy in self.blocks.items() if name not in reasons}
 
     def without_attention(self) -> dict[str, str]:
-        """Return the innermost of what looks like a block, but has no attention."""
+        """Return the innermost modules that resemble a block but have no attention."""
         known = {*self.blocks, *self.skipped, *self.refused, *self.others}
         around = {name for name in self.others if any(within(other, [name]) for other in known)}
         return {name: reason for name, reason in self.others.items() if name not in around}
@@ -208,13 +208,12 @@ class _Found:
         seen = {**self.skipped, **self.refused} or self.others
         outermost = [name for name in seen if not within(name, seen)]
         reasons = listed({name: seen[name] for name in outermost})
-        found = f"These look like blocks, but:{reasons}" if seen else "Nothing in it looks like a block."
+        found = f"Candidates were:{reasons}" if seen else "None of its modules resembles such a block."
         return (
-            f"No block that AIM can adapt was found in {type(model).__name__}. AIM needs x + attention(norm1(x)) "
-            f"followed by x + mlp(norm2(x)), or the same with norms behind. {found}\nIf its parts are there under "
-            "unusual names, name them with norm1_module, attention_module, norm2_module and mlp_module; how an "
-            "attention is called along time can be taught by peft_aim.attention.along_time; a convolutional network "
-            "cannot be adapted."
+            f"{type(model).__name__} has no block that AIM can adapt. AIM needs x + attention(norm1(x)) followed by "
+            f"x + mlp(norm2(x)), pre-norm or post-norm. {found}\nIf the parts of a block have unusual names, pass "
+            "norm1_module, attention_module, norm2_module and mlp_module. If an attention needs special arguments, "
+            "register a function with peft_aim.attention.along_time. Convolutional networks cannot be adapted."
         )
 
 
@@ -226,7 +225,7 @@ def _examined(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatom
 
 
 def within(name: str, others: Iterable[str]) -> bool:
-    """Whether a module or parameter is a part of one of others, by their names.
+    """Whether a module or parameter is part of one of the other modules, by their names.
 
     Example:
         >>> within("blocks.1.attn", ["blocks.1"]), within("blocks.10", ["blocks.1"])
@@ -236,7 +235,7 @@ def within(name: str, others: Iterable[str]) -> bool:
 
 
 def listed(reasons: dict[str, str]) -> str:
-    """Return lines that name blocks and the reason that they share.
+    """Return lines with the names of blocks, grouped by reason.
 
     Example:
         >>> print(listed({"a": "too small", "b": "too small", "c": "too large"}))
@@ -256,7 +255,7 @@ def listed(reasons: dict[str, str]) -> str:
 
 
 def _pre_norm(calls: list[Call], first_block: str) -> str | None:
-    """Return the norm whose output enters the first block, if it belongs to the trunk, not to the patch embedding."""
+    """Return the norm whose output enters the first block, unless it is part of the patch embedding."""
     first = next(call for call in calls if call.name == first_block)
     for call in calls[: calls.index(first)]:
         parent = call.name.rpartition(".")[0]
@@ -267,7 +266,7 @@ def _pre_norm(calls: list[Call], first_block: str) -> str | None:
 
 
 def _head(calls: list[Call], output: Any) -> Call | None:
-    """Return the call of the last linear layer (or of an identity in its place) if the scores come right from it."""
+    """Return the call of the last linear layer, or an identity in its place, if the scores are its output."""
     scores = Handle.of(_scores(output))
     for kind in (nn.Linear, nn.Identity):
         made = [c for c in calls if isinstance(c.module, kind) and scores is not None and c.returned == scores]
@@ -283,7 +282,7 @@ def _scores(output: Any) -> Tensor | None:
 
 
 def _final_norms(calls: list[Call], blocks: set[str]) -> list[str]:
-    """Return the norms that learn and run behind the last block; statistics of images stay as they are."""
+    """Return the learned norms after the last block, without those that have running statistics."""
     last = max(position for position, call in enumerate(calls) if call.name in blocks)
     behind = [call for call in calls[last:] if is_norm(call.module) and not within(call.name, blocks)]
     return [c.name for c in behind if norm_width(c.module) is not None and not hasattr(c.module, "running_mean")]

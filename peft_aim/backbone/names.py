@@ -1,4 +1,4 @@
-"""Names of image models: which library has a model, and whether it has it at all."""
+"""Parses the names of image models, and checks that their library has them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ LIBRARIES = ("timm", "torchvision", "open_clip")
 
 
 def parse(name: str) -> tuple[str, str]:
-    """Tell which library has a model.
+    """Split the name of an image model into its library and its name there.
 
     Args:
-        name: A model of timm, be it as it is called on the Hub, "timm/NAME"; a folder or Hub id of transformers, with
-            a "/" in it; or a model of another library behind its name, "torchvision:swin_v2_t".
+        name: A timm model, "NAME" or "timm/NAME"; a transformers model, as a folder or a Hub id with a "/"; or a model
+            of another library, prefixed by its name: "torchvision:swin_v2_t", "open_clip:ViT-B-32".
 
     Returns:
-        The library, and the model's name there.
+        The library and the name.
 
     Raises:
-        ValueError: If the library is none of these.
+        ValueError: If the library is not supported.
 
     Example:
         >>> parse("vit_tiny_patch16_224"), parse("open_clip:ViT-B-32"), parse("google/vit-base-patch16-224")
@@ -29,7 +29,7 @@ def parse(name: str) -> tuple[str, str]:
     library, _, rest = name.rpartition(":")
     if library and not Path(name).exists():
         if library not in LIBRARIES:
-            raise ValueError(f"{name!r} is of a library that is not known here. Known are {', '.join(LIBRARIES)}.")
+            raise ValueError(f"{library!r} in {name!r} is not a supported library. Use one of {', '.join(LIBRARIES)}.")
         return library, rest
     if name.startswith("timm/") and not Path(name).exists():
         return "timm", name.removeprefix("timm/")
@@ -37,10 +37,10 @@ def parse(name: str) -> tuple[str, str]:
 
 
 def check_known(library: str, name: str) -> None:
-    """Check that a library has a model of a name.
+    """Check that a library has a model of this name.
 
     Raises:
-        ValueError: If it hasn't, or if it is not installed.
+        ValueError: If it has no such model, or is not installed.
     """
     try:
         module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
@@ -51,8 +51,8 @@ def check_known(library: str, name: str) -> None:
     if name not in known:
         similar = difflib.get_close_matches(name, known, n=3)
         others = (
-            " A model of transformers is given by its folder or by its Hub id, with a '/' in it; others by "
-            "torchvision:NAME and open_clip:NAME."
+            " Models of transformers are given by a folder or a Hub id with a '/', those of other libraries as "
+            "torchvision:NAME or open_clip:NAME."
         )
         raise ValueError(
             f"{library} has no model {name!r}{f', did you mean {similar}?' if similar else '.'}"

@@ -1,4 +1,4 @@
-"""Checks what the structure of an image model doesn't show: whether positions stay, and how blocks add up."""
+"""Checks what the structure of a model does not show: that tokens keep their positions, and how blocks add up."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ WHY_POSITIONS_MUST_STAY = (
 
 
 def check_alike(model: nn.Module, output: Any) -> None:
-    """Check that two copies of one image get the same results.
+    """Check that two copies of one image get the same outputs.
 
     Args:
         model: The image model.
-        output: What it returned, in evaluation mode, for a batch of the two.
+        output: Its output in evaluation mode for a batch of the two.
 
     Raises:
-        ValueError: If not: a model that masks patches at random (ViT-MAE) keeps other positions of each frame.
+        ValueError: If they differ: a model that masks random patches (ViT-MAE) keeps other positions in each frame.
     """
     for tensor in tensors_in(output):
         if tensor.device.type == "meta" or tensor.ndim < 2 or tensor.shape[0] != 2:
@@ -51,29 +51,29 @@ def check_alike(model: nn.Module, output: Any) -> None:
         spread = 0.02 * one.abs().max() if one.numel() else 0.0
         if not torch.allclose(one, other, rtol=0, atol=float(spread), equal_nan=True):
             raise ValueError(
-                f"{type(model).__name__} returns other values for one image than for its copy, "
+                f"{type(model).__name__} returns different outputs for two copies of one image, "
                 f"{WHY_POSITIONS_MUST_STAY}"
             )
 
 
 def check_positions_stay(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> None:
-    """Check that blocks see as many tokens in training as in evaluation.
+    """Check that blocks receive the same number of tokens in training as in evaluation.
 
     Args:
         tower: The part of the model that takes images.
-        images: What it takes.
+        images: Its arguments.
         root: Its traced call, in evaluation mode.
         blocks: Its blocks.
 
     Raises:
-        ValueError: If not: patches are dropped at random, others of each frame.
+        ValueError: If they don't: patches are dropped at random, different ones in each frame.
     """
     buffers = [(buffer, buffer.clone()) for buffer in tower.buffers()]
     try:
         with torch.random.fork_rng([p.device for p in tower.parameters() if p.is_cuda][:1]):
             arrived = run_skeleton(tower, images, root, blocks, training=True)
             left = {call: _probe(call, anatomy, training=True).returned for call, anatomy in _originals(blocks)}
-    except Exception:  # one that wants more than images in training shows nothing
+    except Exception:  # a model that needs more than images in training cannot be checked
         return
     finally:
         with torch.no_grad():
@@ -83,18 +83,18 @@ def check_positions_stay(tower: nn.Module, images: Images, root: Call, blocks: B
         seen = arrived[name].shape if name in arrived else call.given.shape
         kept = left[call.original].numel() == call.given.numel
         if seen != call.given.shape or not kept:
-            what = f"sees tokens {seen}" if kept else f"makes {tuple(left[call.original].shape)} of its tokens"
+            what = f"receives tokens {seen}" if kept else f"returns tokens {tuple(left[call.original].shape)}"
             raise ValueError(
-                f"{name} {what} in training where it sees {call.given.shape} in evaluation, {WHY_POSITIONS_MUST_STAY}"
+                f"{name} {what} in training, but {call.given.shape} in evaluation, {WHY_POSITIONS_MUST_STAY}"
             )
 
 
 def scattered(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> dict[str, str]:
-    """Find blocks that split images into patch groups but don't keep the groups of one image together.
+    """Find blocks that split images into patch groups and mix the order of images and groups.
 
     Args:
         tower: The part of the model that takes images.
-        images: What it takes.
+        images: Its arguments.
         root: Its traced call.
         blocks: Its blocks.
     """
@@ -106,15 +106,15 @@ def scattered(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> d
     marked[1] = torch.nan
     arrived = run_skeleton(tower, {**images, name: marked}, root, blocks)
     wrong = [name for name, groups in split.items() if arrived[name].marked != (False,) * groups + (True,) * groups]
-    return dict.fromkeys(wrong, "its tokens are in an order in which those of one image are not together")
+    return dict.fromkeys(wrong, "the patch groups of one image are not next to each other in its tokens")
 
 
 def entries(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> list[str]:
-    """Find the blocks that tokens enter first, one for each of the trunks that stand beside each other.
+    """Find the blocks that tokens enter first, one for each parallel trunk.
 
     Args:
         tower: The part of the model that takes images.
-        images: What it takes.
+        images: Its arguments.
         root: Its traced call.
         blocks: Its blocks.
     """
@@ -128,13 +128,13 @@ def entries(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> lis
 
 
 def misbuilt(blocks: Blocks) -> dict[str, str]:
-    """Find blocks that don't add up as a branch with attention and then one with an MLP, each beside a skip.
+    """Find blocks that are not an attention branch followed by an MLP branch, each with a skip connection.
 
     Args:
-        blocks: The blocks; copies are not probed once more.
+        blocks: The blocks. Of copies, one is probed.
 
     Returns:
-        What was observed, by the names of such blocks.
+        What was observed, by the names of these blocks.
     """
     faults = {call: _fault(call, anatomy) for call, anatomy in _originals(blocks)}
     found = {name: faults[call.original] for name, (call, _) in blocks.items()}
@@ -142,7 +142,7 @@ def misbuilt(blocks: Blocks) -> dict[str, str]:
 
 
 def _originals(blocks: Blocks) -> list[tuple[Call, Anatomy]]:
-    """Return the blocks that ran themselves, for themselves and their copies."""
+    """Return the blocks that ran, without their copies."""
     return list({call.original: anatomy for call, anatomy in blocks.values()}.items())
 
 
@@ -150,23 +150,31 @@ def _fault(call: Call, anatomy: Anatomy) -> str | None:
     quiet, loud = _probe(call, anatomy), _probe(call, anatomy, loud=True)
     if anatomy.mlp is None:
         quiet.between, loud.between = quiet.given, loud.returned
-    added = not _equal(loud.given, loud.returned)  # else a gate behind the attention is still closed
+    added = not _equal(loud.given, loud.returned)  # otherwise a gate after the attention is still closed
     if anatomy.norm_first and anatomy.norm1 and not _is_called_on(loud.normed, loud.attended):
-        return "its attention is not called on what its first norm returns"
+        return "its attention is not called on the output of its first norm"
     if not (anatomy.norm_first and anatomy.norm1) and not _is_called_on(quiet.given, quiet.attended):
-        return "its attention is called neither on its input nor on what a norm makes of it"
+        return "its attention is called neither on its input nor on the normalized input"
     if not _passes(quiet.given, quiet.between):
-        return "its MLP branch doesn't get its input plus what its attention branch returns"
+        return "the input of its MLP branch is not the input of the block plus the output of the attention branch"
     if not _passes(quiet.between, quiet.returned):
-        return "it doesn't return what its MLP branch got plus what that returns"
+        return "its output is not the input of the MLP branch plus the output of that branch"
     if added and _equal(loud.given, loud.between):
-        return "its MLP branch doesn't see what its attention adds, as in a parallel block"
+        return "its MLP branch runs in parallel to its attention, not after it"
     return None
 
 
 @dataclass
 class _Seen:
-    """What passed through a block: its input, what its first norm returned, what its attention got, and so on."""
+    """The tokens observed in a block, with the channels last.
+
+    Attributes:
+        given: Its input.
+        normed: The output of its first norm.
+        attended: The input of its attention.
+        between: The input of its MLP branch.
+        returned: Its output.
+    """
 
     given: Tensor
     normed: Tensor | None
@@ -177,14 +185,14 @@ class _Seen:
 
 @torch.no_grad()
 def _probe(call: Call, anatomy: Anatomy, loud: bool = False, training: bool = False) -> _Seen:
-    """Run a block alone on noise, with both branches silenced; nothing in them is computed.
+    """Run a block alone on random tokens, with stand-ins for its branches, which compute nothing.
 
     Args:
         call: The traced call of the block.
         anatomy: Its parts.
-        loud: Whether its first norm and its attention return noise instead of nothing. What else is in the block then
-            does what it does; otherwise it passes on what it gets.
-        training: Whether it runs as in training.
+        loud: If True, its first norm and its attention return noise, and its other parts run. If False, both branches
+            return zeros, and its other parts return their input.
+        training: Whether to run in training mode.
     """
     parts = {part.name.removeprefix(f"{call.name}."): part for part in call.walk()}
     stand_ins, noted = _silenced(parts, anatomy, loud), {}
@@ -210,7 +218,7 @@ def _probe(call: Call, anatomy: Anatomy, loud: bool = False, training: bool = Fa
 
 
 def _silenced(parts: dict[str, Call], anatomy: Anatomy, loud: bool) -> dict[nn.Module, Callable[..., Any]]:
-    """Return stand-ins that make both branches of a block add nothing, or its attention add noise."""
+    """Return stand-ins with which both branches of a block add zeros, or its attention branch adds noise."""
     silent = [layer for half in {anatomy.mlp, anatomy.mlp_end} - {None} for layer in parts[half].walk()]
     silent = [layer for layer in silent if isinstance(layer.module, MIXERS) or is_norm(layer.module)]
     if not anatomy.norm_first and anatomy.norm2:
@@ -254,7 +262,7 @@ def _noise(like: Handle, seed: int) -> Tensor:
 
 
 def _loud(like: Handle) -> Tensor:
-    """Return noise that is seen behind a LayerScale of 1e-5, too."""
+    """Return noise that is large enough to show after a LayerScale of 1e-5."""
     return 1000 * _noise(like, seed=0)
 
 
@@ -263,7 +271,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _is_called_on(made: Tensor, taken: Tensor) -> bool:
-    """Whether tokens are taken as they were made, in any order of positions; windows may be padded."""
+    """Whether two modules' output and input are the same tokens, in any order of positions; windows may be padded."""
     if made.shape[-1] != taken.shape[-1]:
         return False
     x, y = (tokens.reshape(-1, made.shape[-1]).sort(0).values for tokens in (made, taken))
@@ -271,7 +279,7 @@ def _is_called_on(made: Tensor, taken: Tensor) -> bool:
 
 
 def _passes(given: Tensor, taken: Tensor) -> bool:
-    """Whether tokens pass unchanged, but for a factor on each channel or another order of positions (windows)."""
+    """Whether tokens are the same, except for a factor per channel or the order of positions (windows)."""
     if given.numel() != taken.numel():
         return False
     x, y = (tokens.reshape(-1, given.shape[-1]).double() for tokens in (given, taken))

@@ -1,8 +1,8 @@
-"""Runs the skeleton of an image model, to see where tokens go without computing them.
+"""Runs the skeleton of an image model, to observe where tokens go without computing them.
 
-Blocks return what they get, and layers that mix features return zeros of the shape that they are known to return, so
-hardly any arithmetic is left. Not-a-number marks what comes from one image or one block: it spreads to all that
-depends on it.
+Blocks return their input, and layers outside of blocks return zeros of their traced output shape, so almost no
+arithmetic is left. NaN marks the tokens of one image, or the output of one block: it propagates to everything that
+depends on them.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Blocks = dict[str, tuple[Call, Anatomy]]
 
 @dataclass(frozen=True)
 class Arrived:
-    """What arrives at a block.
+    """The tokens that a block receives.
 
     Attributes:
-        shape: Shape of the tokens.
-        marked: Which of them, along the leading axis, have a mark.
+        shape: Their shape.
+        marked: For each entry of the leading axis, whether it contains NaN.
     """
 
     shape: tuple[int, ...]
@@ -51,18 +51,18 @@ class Arrived:
 def run_skeleton(
     tower: nn.Module, images: Images, root: Call, blocks: Blocks, training: bool = False, source: str | None = None
 ) -> dict[str, Arrived]:
-    """Run the skeleton of an image model on the images that it was traced on, or on others of their shape.
+    """Run the skeleton of an image model on the images that it was traced on, or on others of the same shape.
 
     Args:
         tower: The part of the model that takes images.
-        images: What it takes; what is not a number marks an image.
+        images: Its arguments; an image of NaN is marked.
         root: Its traced call.
         blocks: Its blocks.
-        training: Whether it runs as in training.
-        source: Name of a block whose tokens are marked when they leave it.
+        training: Whether to run in training mode.
+        source: Name of a block whose output is marked.
 
     Returns:
-        What arrives at each block, by name.
+        The tokens that each block receives, by name.
     """
     arrived: dict[str, Arrived] = {}
     stand_ins: dict[nn.Module, Callable[..., Any]] = {
@@ -76,7 +76,7 @@ def run_skeleton(
 
 
 def _layers_outside(root: Call, blocks: set[Call]) -> dict[nn.Module, list[Call]]:
-    """Return the calls of layers that mix features, outside of blocks, by the layer."""
+    """Return the calls of layers that mix features outside of blocks, by layer."""
     found: dict[nn.Module, list[Call]] = defaultdict(list)
 
     def collect(call: Call) -> None:
@@ -91,7 +91,7 @@ def _layers_outside(root: Call, blocks: set[Call]) -> dict[nn.Module, list[Call]
 
 
 def _pass_on(call: Call, arrived: dict[str, Arrived], is_source: bool, *args: Any, **kwargs: Any) -> Any:
-    """Return what a block gets, in the form of what it returns."""
+    """Return a block's input, in the form of its output."""
     tokens = first_tensor(first_argument(first_parameter(call.module), args, kwargs))
     arrived[call.name] = Arrived(tuple(tokens.shape), tuple(_marked(tokens).tolist()) if tokens.numel() else ())
     tokens = tokens.clone(memory_format=torch.contiguous_format)
@@ -99,7 +99,7 @@ def _pass_on(call: Call, arrived: dict[str, Arrived], is_source: bool, *args: An
 
 
 def _blank(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return zeros, and marks where there are some, if a layer is called as it was before; else run it."""
+    """Return zeros with the marks of the input if the layer was traced on this shape; run it otherwise."""
     given = [tensor for tensor in tensors_in((args, kwargs)) if tensor.is_floating_point()]
     known = next((call for call in calls if given and call.given and call.given.shape == given[0].shape), None)
     if known is None:
@@ -112,5 +112,5 @@ def _blank(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs:
 
 
 def _marked(tensor: Tensor) -> Tensor:
-    """Return which entries of the leading axis hold anything that is not a number."""
+    """Return for each entry of the leading axis whether it contains NaN."""
     return tensor.isnan().flatten(1).any(1) if tensor.ndim > 1 else tensor.isnan()

@@ -1,4 +1,4 @@
-"""Builds an image model by name, with random weights: to look at what it is made of."""
+"""Builds an image model by name with random weights, for inspection."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from peft_aim.backbone.names import check_known, parse
 
 
 def build_untrained(name: str) -> nn.Module:
-    """Build an image model without its weights.
+    """Build an image model with random weights.
 
     Args:
-        name: Its name, see :func:`peft_aim.backbone.names.parse`.
+        name: The name, see :func:`peft_aim.backbone.names.parse`.
 
     Raises:
         ValueError: If there is no such model.
@@ -39,6 +39,6 @@ def _transformers(name: str) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"transformers has no config {name!r}: {error}") from error
+        raise ValueError(f"transformers cannot load the config of {name!r}: {error}") from error
     classifies = type(config) in AutoModelForImageClassification._model_mapping
     return (AutoModelForImageClassification if classifies else AutoModel).from_config(config).eval()

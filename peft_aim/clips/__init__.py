@@ -1,6 +1,6 @@
-"""One call of an image model on clips: frames folded into the batch, outputs averaged, the loss per clip.
+"""Runs an image model on clips: folds frames into the batch, averages outputs over frames, adds one loss per clip.
 
-Layers ask :class:`Frames` which tokens are frames of one clip.
+Layers look up the number of frames per clip in :class:`Frames`.
 """
 
 from peft_aim.clips.fold import Clips, mixed_batch_message, per_clip

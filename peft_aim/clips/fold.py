@@ -1,4 +1,4 @@
-"""Clips in, one result per clip out: hooks around an image model that fold frames into the batch and average them."""
+"""Hooks around an image model that fold the frames of clips into the batch, and average the outputs over frames."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from peft_aim.tracing import first_argument, map_tensors, with_first_argument
 
 
 class Clips:
-    """Lets an image model take clips ``(B, T, C, H, W)``.
+    """Hooks with which an image model takes clips ``(B, T, C, H, W)``.
 
-    Images ``(B, C, H, W)`` are clips of one frame. The model sees ``(B*T, C, H, W)``; of what it returns, scores and
+    Images ``(B, C, H, W)`` are clips of one frame. The model receives ``(B*T, C, H, W)``. Of its outputs, scores and
     pooled features ``(B*T, D)`` are averaged over frames, tokens ``(B*T, N, D)`` become ``(B, T*N, D)``, and tensors
-    of more axes ``(B, T, ...)``.
+    with more axes ``(B, T, ...)``.
 
     Args:
-        inspection: What the model is made of.
+        inspection: The structure of the model.
     """
 
     def __init__(self, inspection: Inspection) -> None:
@@ -32,9 +32,9 @@ class Clips:
         self._labels = PerThread()
 
     def attach(self, model: nn.Module) -> None:
-        """Put the hooks around the part of a model that takes images.
+        """Register the hooks on the part of a model that takes images.
 
-        Bound methods, unlike closures, survive deepcopy and pickle.
+        They are bound methods, which, unlike closures, can be copied and pickled.
         """
         tower = model.get_submodule(self.inspection.tower)
         self._arguments = list(inspect.signature(tower.forward).parameters)
@@ -46,7 +46,7 @@ class Clips:
         ]
 
     def detach(self, model: nn.Module) -> None:
-        """Take the hooks off a model from which all adapters are gone, and let train again what did before."""
+        """Remove the hooks from a model without adapters, and restore which of its parameters are trainable."""
         for handle in self._handles:
             handle.remove()
         for norm in self._frozen_norms:
@@ -58,7 +58,7 @@ class Clips:
         self.frames.begin(None)
         if getattr(model, "_is_replica", False):
             raise ValueError(
-                "nn.DataParallel copies a model without its adapters' hooks. Use one process per device instead "
+                "nn.DataParallel copies a model without the hooks of its adapters. Use one process per device instead "
                 "(accelerate launch, torchrun), or a single device (CUDA_VISIBLE_DEVICES=0)."
             )
         if kwargs.get("adapter_names") is not None:
@@ -66,8 +66,9 @@ class Clips:
         clips = first_argument(self._arguments[0], args, kwargs)
         if not isinstance(clips, Tensor):
             raise ValueError(
-                f"{type(model).__name__} got {type(clips).__name__} where clips belong. Pass a tensor "
-                f"(B, T, {', '.join(map(str, self.inspection.image))}) first, or as {self._arguments[0]}=."
+                f"{type(model).__name__} got a {type(clips).__name__} instead of clips. Pass a tensor "
+                f"(B, T, {', '.join(map(str, self.inspection.image))}) as the first argument, or as "
+                f"{self._arguments[0]}=."
             )
         if clips.ndim == len(self.inspection.image) + 1:
             clips = clips.unsqueeze(1)
@@ -77,7 +78,7 @@ class Clips:
         shape = ClipShape(*clips.shape[:2])
         images = clips.flatten(0, 1)
         if not images.requires_grad and _checkpoints(model):
-            # A reentrant checkpoint drops all gradients of a function none of whose inputs require one.
+            # Reentrant checkpointing drops all gradients of a function if none of its inputs requires one.
             images = images.detach().requires_grad_()
         args, kwargs = with_first_argument(images, self._arguments[0], args, kwargs)
         args, kwargs = self._fold_further(args, kwargs)
@@ -90,13 +91,13 @@ class Clips:
     def _leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         shape, labels = self.frames.end(output), self._labels.get()
         self._labels.set(None)
-        if shape is None or output is None:  # the call has failed
+        if shape is None or output is None:  # the call failed
             return None
         output = map_tensors(lambda t: per_clip(t, shape.clips, shape.frames), output)
         return output if labels.labels is None else add_loss(model, self.inspection.head, labels, output)
 
     def _fold_further(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Fold masks and grids of patches, ``(B, T, ...)``, as the patches were."""
+        """Fold masks and grids of patches, ``(B, T, ...)``, as the patches are folded."""
 
         def fold(name: str, value: Any) -> Any:
             per_frame = isinstance(value, Tensor) and value.ndim == self.inspection.further.get(name, value.ndim) + 1
@@ -112,12 +113,12 @@ class Clips:
         else:
             self._check_images(shape)
         if 0 in shape[:2]:
-            raise ValueError(f"Got clips {shape}: there is no frame in them.")
+            raise ValueError(f"Got clips {shape}, which contain no frames. Pass at least one clip of one frame.")
         if not clips.is_floating_point():
             raise ValueError(
-                f"Got clips of {clips.dtype}. Pass floats, normalized as the backbone's images were: clips / 255, "
-                "less the mean, over the deviation of each channel (timm.data.resolve_model_data_config, or "
-                "transformers.AutoImageProcessor, has them)."
+                f"Got clips of {clips.dtype}. Pass floats, normalized like the backbone's images: "
+                "(clips / 255 - mean) / std per channel, with mean and std from timm.data.resolve_model_data_config "
+                "or transformers.AutoImageProcessor."
             )
 
     def _check_images(self, shape: tuple[int, ...]) -> None:
@@ -130,11 +131,11 @@ class Clips:
         if shape[2] != channels:
             if shape[1] == channels:
                 raise ValueError(
-                    f"Got clips {shape}, which look like (B, C, T, H, W). Frames come before channels here: pass "
-                    "clips.transpose(1, 2)."
+                    f"Got clips {shape}, which look like (B, C, T, H, W), but frames have to come before channels. "
+                    "Pass clips.transpose(1, 2)."
                 )
             raise ValueError(
-                f"Got clips {shape} with {shape[2]} channels where the model takes {channels}: clips are "
+                f"Got clips {shape} with {shape[2]} channels where the model takes {channels}. Pass clips "
                 f"(B, T, {channels}, H, W)."
             )
 
@@ -142,26 +143,26 @@ class Clips:
         width = self.inspection.image[-1]
         if len(shape) != 4 or shape[-1] != width:
             raise ValueError(
-                f"Got a tensor {shape}, but this model takes clips as patches (B, T, N, {width}), as its image "
-                f"processor makes them of each frame, and {', '.join(self.inspection.further)} with the axes (B, T) "
-                "first."
+                f"Got a tensor {shape}, but this model takes clips as patches (B, T, N, {width}). Run its image "
+                f"processor on each frame, and pass {', '.join(self.inspection.further)} with the leading axes (B, T) "
+                "as well."
             )
 
 
 def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
-    """Turn what a model returned for B*T images into what it is for B clips.
+    """Convert an output for B*T images to one for B clips.
 
     Args:
-        tensor: One of the model's outputs.
+        tensor: A tensor of the model's output.
         clips: Number of clips B.
         frames: Number of frames T per clip.
 
     Shape:
         ``(B*T,)`` and ``(B*T, D)`` are averaged, to ``(B,)`` and ``(B, D)``; ``(B*T, N, D) -> (B, T*N, D)``;
-        ``(B*T, ...) -> (B, T, ...)``, as are integers, of which there is no average; a scalar stays.
+        ``(B*T, ...) -> (B, T, ...)``, also for integers, which have no average; a scalar stays as it is.
 
     Raises:
-        ValueError: If the tensor does not lead with the batch of images.
+        ValueError: If the leading axis of the tensor is not the batch of images.
 
     Example:
         >>> per_clip(torch.tensor([[1.0], [3.0]]), clips=1, frames=2)
@@ -172,7 +173,8 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
     if tensor.shape[0] % (clips * frames):
         raise ValueError(
             f"The model returned a tensor {tuple(tensor.shape)} for {clips * frames} images ({clips} clips of "
-            f"{frames} frames): its first axis is not the batch, so it cannot be averaged over frames."
+            f"{frames} frames). Its leading axis is not the batch, so it cannot be averaged over frames. Use a model "
+            "whose outputs all start with the batch."
         )
     tensor = tensor.unflatten(0, (clips, -1))
     if tensor.ndim <= 3 and tensor.is_floating_point():
@@ -181,27 +183,28 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
 
 
 def _check_per_image(shape: ClipShape, given: dict[str, Any]) -> None:
-    """Refuse masks and the like that have one entry per clip: the model would read them as per image."""
+    """Check that masks and the like have one entry per image, which the model expects, rather than one per clip."""
     for name, value in given.items():
         is_mask = isinstance(value, Tensor) and value.ndim > 1 and not value.is_floating_point()
         if is_mask and value.shape[0] == shape.clips and shape.frames > 1:
             raise ValueError(
-                f"{name} has the shape {tuple(value.shape)}, one entry per clip, but the model takes one per image. "
-                f"Repeat it for the {shape.frames} frames of a clip: "
+                f"{name} has the shape {tuple(value.shape)}, with one entry per clip, but the model takes one per "
+                f"image. Repeat each entry for the {shape.frames} frames of its clip: "
                 f"{name}.repeat_interleave({shape.frames}, dim=0)."
             )
 
 
 def mixed_batch_message(adapter_names: list[str]) -> str:
-    """Return why ``adapter_names`` is refused."""
+    """Return the error message for calls with ``adapter_names``."""
     return (
-        f"adapter_names={adapter_names!r}: AIM cannot run different adapters in one batch, since each may have its "
-        "own number of frames and classes. Call model.set_adapter(name) and the model, once per adapter."
+        f"adapter_names={adapter_names!r} is not supported: AIM cannot run different adapters in one batch, since "
+        "each may have its own number of frames and classes. Call model.set_adapter(name) and the model, once per "
+        "adapter."
     )
 
 
 def _checkpoints(model: nn.Module) -> bool:
-    """Whether gradients are being recorded through a model, some part of which is to be recomputed."""
+    """Whether a call records gradients in a model that has gradient checkpointing switched on in some part."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     names = ("gradient_checkpointing", "grad_checkpointing")  # transformers, timm

@@ -1,4 +1,4 @@
-"""Tells which tokens are frames of one clip: how many frames each clip has in the call that is running."""
+"""Keeps track of the number of frames per clip, by call and by tokens."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ class ClipShape:
         return self.clips * self.frames
 
     def check(self, tokens: Tensor, groups: int) -> None:
-        """Check that tokens ``(B*T*G, *N, D)`` lead with the batch of frames, of G patch groups each.
+        """Check that the leading axis of tokens ``(B*T*G, *N, D)`` is the batch of frames, of G patch groups each.
 
         Raises:
-            ValueError: If they don't, as in a block that takes as many patch groups of an image as it finds.
+            ValueError: If it is not, for example in a block whose number of patch groups depends on the image size.
         """
         if tokens.shape[0] != self.images * groups:
             images = f"{self.images} images{f' of {groups} patch groups' if groups > 1 else ''}"
             raise ValueError(
                 f"A block got tokens {tuple(tokens.shape)} in a call on {self.clips} clips of {self.frames} frames: "
-                f"its batch is not {images}, so "
-                "frames cannot be told from one another. Exclude this block with exclude_modules."
+                f"its batch is not {images}, so frames cannot be distinguished. Exclude this block with "
+                "exclude_modules."
             )
 
 
 class Frames:
-    """Knows T, the number of frames of a clip, for any tokens that a block may get.
+    """Maps tokens to T, the number of frames of their clips.
 
-    While the model runs, that is the T of the thread's call. In backward, when gradient checkpointing runs a block
-    again, the call is over and others may have come since; then T is what these very tokens had, or, where a whole
-    stage is run again, what all calls had that still wait for their backward pass and fit.
+    While the model runs, T is that of the current call in this thread. When gradient checkpointing runs a block again
+    in backward, the call is over and others may have followed. T is then the value recorded for these tokens or, if a
+    whole stage is run again, the common value of all calls that still await backward and fit the tokens.
     """
 
     def __init__(self) -> None:
@@ -60,13 +60,13 @@ class Frames:
         self._await_backward: WeakSet[_Waiting] = WeakSet()
 
     def begin(self, shape: ClipShape | None) -> None:
-        """Note that this thread begins a call on clips of a shape; None if it doesn't know yet."""
+        """Record that this thread starts a call on clips of a shape; None if the shape is not known yet."""
         self._running.set(shape)
         if not torch.compiler.is_compiling():
             self._forget_the_dead()
 
     def end(self, output: Any = None) -> ClipShape | None:
-        """Note that this thread's call is over; return its shape, None if it had not come so far."""
+        """Record that this thread's call is over; return its shape, None if the call failed before it was known."""
         shape = self._running.get()
         self._running.set(None)
         if shape is not None and not torch.compiler.is_compiling():
@@ -80,7 +80,7 @@ class Frames:
         """Return the number of frames T of the clips that a block's tokens ``(B*T*G, *N, D)`` belong to.
 
         Raises:
-            ValueError: If the tokens don't lead with the batch of frames, or if no call of the model is running.
+            ValueError: If the leading axis of the tokens is not the batch of frames, or if no call is running.
         """
         traced = self._running.traced
         if traced is None:
@@ -89,7 +89,7 @@ class Frames:
         return traced.frames
 
     def remember(self, tokens: Tensor, frames: int) -> None:
-        """Note T of some tokens, for as long as their memory lives."""
+        """Record T for tokens, for as long as their memory lives."""
         if self._running.traced is None:
             self._remember_now(tokens, frames)
 
@@ -110,14 +110,14 @@ class Frames:
         if len(fitting) > 1:
             raise ValueError(
                 f"A stage of the model is run again in backward on tokens {tuple(tokens.shape)}, while calls on clips "
-                f"of {sorted(fitting)} frames wait for theirs, so nothing tells which frames belong together. Call "
-                "backward() after each call, or switch gradient checkpointing off."
+                f"of {sorted(fitting)} frames still await backward, so the number of frames per clip is ambiguous. "
+                "Call backward() after each call, or switch gradient checkpointing off."
             )
         if not fitting:
             raise ValueError(
-                f"A block with AIM adapters got tokens {tuple(tokens.shape)} outside of a call of the model, so "
-                "nothing tells which frames belong together. Call the model itself on clips (B, T, C, H, W), not "
-                "a part or a method of it."
+                f"A block with AIM adapters got tokens {tuple(tokens.shape)} outside of a call of the model, so the "
+                "number of frames per clip is unknown. Call the model itself on clips (B, T, C, H, W), not a part or "
+                "a method of it."
             )
         return fitting.pop()
 
@@ -132,13 +132,13 @@ class Frames:
                 self._of_storage.pop(storage, None)
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles know nothing of running calls."""
+        """Create copies and pickles empty, without running calls."""
         return Frames, ()
 
 
 @dataclass(eq=False)
 class _Waiting:
-    """A call whose backward pass is still to come."""
+    """A call that still awaits backward."""
 
     shape: ClipShape
 

@@ -1,4 +1,4 @@
-"""Labels per clip: kept from a model that would compare them with the scores of single frames, until these are one."""
+"""The loss per clip: labels are withheld from the model, and compared with the scores averaged over frames."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Labels:
-    """What a call brings along for the loss.
+    """The arguments of a call that concern the loss.
 
     Attributes:
-        labels: Labels (B,); None if there are none.
-        options: Further arguments that the model would hand to its loss function.
+        labels: Labels (B,), None if there are none.
+        options: Other arguments that the model would pass to its loss function.
     """
 
     labels: Tensor | None = None
@@ -23,7 +23,7 @@ class Labels:
 
 
 def take_labels(names: list[str], clips: int, args: tuple, kwargs: dict[str, Any]) -> tuple[Labels, tuple, dict]:
-    """Take the labels out of the arguments of a call.
+    """Remove the labels from the arguments of a call.
 
     Args:
         names: Names of the model's parameters, in order.
@@ -32,7 +32,7 @@ def take_labels(names: list[str], clips: int, args: tuple, kwargs: dict[str, Any
         kwargs: Keyword arguments.
 
     Returns:
-        The labels, and the arguments without them.
+        The labels, and the positional and keyword arguments without them.
 
     Raises:
         ValueError: If there is not one label per clip.
@@ -57,25 +57,25 @@ def take_labels(names: list[str], clips: int, args: tuple, kwargs: dict[str, Any
 
 
 def add_loss(model: nn.Module, head: str | None, given: Labels, output: Any) -> Any:
-    """Add the loss that a model's own function gives for scores per clip.
+    """Add the loss to the output of a model, computed by the model's own loss function on the scores per clip.
 
     Args:
-        model: A model of transformers.
-        head: Name of its classification head, if it has one.
+        model: A transformers model.
+        head: Name of its classification head, None if it has none.
         given: The labels.
-        output: What it returned, as scores ``(B, classes)`` per clip.
+        output: The model's output, with scores ``(B, classes)`` per clip.
 
     Raises:
-        ValueError: If it returned something else than class scores.
+        ValueError: If the output contains no class scores.
     """
     scores = output[0] if isinstance(output, (tuple, list)) else output["logits"]
     if scores.ndim != 2:
         raise ValueError(
-            f"labels= is for models that return class scores (B, classes); {type(model).__name__} returned "
-            f"{tuple(scores.shape)}. Leave labels out and compute the loss from the output."
+            f"labels= is for models that return class scores (B, classes), but {type(model).__name__} returned a "
+            f"tensor {tuple(scores.shape)}. Leave labels out, and compute the loss from the output."
         )
     config = copy.copy(model.config)
-    if head and getattr(model.get_submodule(head), "current", None) is not None:  # the adapter's own head and classes
+    if head and getattr(model.get_submodule(head), "current", None) is not None:  # the adapter has its own classes
         config.num_labels, config.problem_type = scores.shape[-1], None
     loss = model.loss_function(given.labels, scores, config, **given.options)
     if isinstance(output, (tuple, list)):

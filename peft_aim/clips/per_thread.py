@@ -1,4 +1,4 @@
-"""A value that each thread sees as its own, and that torch.compile can trace."""
+"""A thread-local value that torch.compile can trace."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 class PerThread:
-    """Holds one value per thread; None until the thread has set it.
+    """One value per thread, None until the thread has set it.
 
     ``torch.compile`` can trace neither a ``threading.local`` nor a ``ContextVar``. Code that is traced together with
-    what set the value (a whole model) finds it in a plain attribute; code that is traced alone (a block of a model
-    that runs eagerly) leaves the graph to ask. Threads that run one whole model, compiled with graph breaks, at the
-    same time share the attribute: compile with ``fullgraph=True``, or give each thread a model of its own.
+    the code that sets the value (a whole model) reads it from a plain attribute; code that is traced alone (a block of
+    a model that runs eagerly) reads it with a graph break. Threads that concurrently run a whole model compiled with
+    graph breaks share the attribute: compile with ``fullgraph=True``, or give each thread its own model.
 
     Example:
         >>> value = PerThread()
@@ -31,12 +31,12 @@ class PerThread:
         self._traced: Any = None
 
     def get(self) -> Any:
-        """Return what this thread has set."""
+        """Return the value of this thread."""
         return self._get_own() if self.traced is None else self.traced
 
     @property
     def traced(self) -> Any:
-        """What was set by the code that is being traced right now, None if nothing was or if nothing is traced."""
+        """The value set by the code that is being traced, None if it set none or if nothing is being traced."""
         return self._traced if torch.compiler.is_compiling() else None
 
     def set(self, value: Any) -> None:
@@ -44,7 +44,7 @@ class PerThread:
         if torch.compiler.is_compiling():
             self._traced = value
         else:
-            self._traced = None  # an earlier trace may have failed half way
+            self._traced = None  # an earlier trace may have failed midway
             self._own.value = value
 
     @torch.compiler.disable
@@ -52,5 +52,5 @@ class PerThread:
         return getattr(self._own, "value", None)
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles start empty: a value belongs to a running call."""
+        """Create copies and pickles empty: a value belongs to a running call."""
         return PerThread, ()

@@ -1,4 +1,4 @@
-"""The commands of ``peft-aim``, one file each: ``add`` declares the arguments, ``run`` runs the command.
+"""The commands of ``peft-aim``, one module each: ``add`` declares the arguments, ``run`` runs the command.
 
-Imports are deferred to ``run``, so that ``--help`` and the other commands work without the extra "video".
+``run`` imports what it needs itself, so that ``--help`` and the other commands work without the extra "video".
 """

@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-Commands = Any  # what argparse returns for subcommands has no public name
+Commands = Any  # argparse has no public name for the type that add_subparsers returns
 
 
 def new_command(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """Add a command with a summary and an example in its help."""
+    """Add a command whose help shows a summary and an example."""
     return commands.add_parser(
         name,
         help=summary[0].lower() + summary[1:].rstrip("."),
@@ -20,44 +20,58 @@ def new_command(commands: Commands, name: str, summary: str, example: str) -> ar
 
 
 def add_backbone(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Add what says where the image model comes from."""
-    name = "name of timm, folder or Hub id of transformers, torchvision:NAME or open_clip:NAME/WEIGHTS"
-    default = "" if required else "; by default what the adapter names"
-    group = parser.add_argument_group("image model")
-    group.add_argument("--model", required=required, metavar="NAME", help=name + default)
-    group.add_argument("--weights", metavar="FILE", help="file of weights, instead of downloading them")
-    group.add_argument("--model-class", metavar="CLASS", help="class of transformers to load it with")
-    group.add_argument("--revision", help="state of its Hub repository")
+    """Add the arguments that select the backbone."""
+    name = "timm model name, folder or Hub id of a transformers model, torchvision:NAME or open_clip:NAME/WEIGHTS"
+    recorded = "as recorded in the adapter"
+    group = parser.add_argument_group("backbone")
     group.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="images of another size than it was trained on"
+        "--model", required=required, metavar="NAME", help=name if required else f"{name} (default: {recorded})"
+    )
+    group.add_argument("--weights", metavar="FILE", help="load the weights from this file instead of downloading them")
+    group.add_argument(
+        "--model-class",
+        metavar="CLASS",
+        help="transformers class to load the backbone with (default: "
+        f"{'AutoModelForImageClassification' if required else recorded})",
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a transformers Hub repository")
+    group.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help=f"height and width of the images (default: {'as in pretraining' if required else recorded})",
     )
 
 
 def source(arguments: argparse.Namespace) -> Any:
-    """Return where the image model comes from, None if no model is given."""
+    """Return where to load the backbone from, None if ``--model`` is not given."""
     from peft_aim.video.backbones import Source
 
     if arguments.model is None:
         if arguments.weights or arguments.model_class or arguments.revision or arguments.image_size:
             raise ValueError(
-                "--weights, --model-class, --revision and --image-size go with --model. Name the image model, too."
+                "--weights, --model-class, --revision and --image-size need --model. Give the backbone with --model "
+                "NAME."
             )
         return None
-    names = [option.name for option in fields(Source) if option.name in arguments]  # some cannot be random
+    names = [option.name for option in fields(Source) if option.name in arguments]  # only train has --random-weights
     return Source(**{name: getattr(arguments, name) for name in names})
 
 
 def add_videos(parser: argparse.ArgumentParser) -> None:
-    """Add what says where labelled videos are."""
+    """Add the arguments that locate labeled videos."""
     parser.add_argument(
         "videos",
-        help="folder with SPLIT/<class>/*; or list with lines 'path label'; or .csv with path, label (, split)",
+        help="folder with SPLIT/<class>/*, text file with lines 'path label', or .csv with columns path, label and, "
+        "optionally, split",
     )
-    parser.add_argument("--root", help="where the paths in a list begin; by default its own folder")
+    parser.add_argument(
+        "--root", metavar="DIR", help="folder that paths in a list or .csv are relative to (default: that of the file)"
+    )
 
 
 def views(text: str) -> tuple[int, int]:
-    """Read a number of clips and crops, "3x3".
+    """Parse the number of clips and crops, "3x3".
 
     Example:
         >>> views("3x1")
@@ -65,5 +79,5 @@ def views(text: str) -> tuple[int, int]:
     """
     clips, _, crops = text.partition("x")
     if not (clips.isdecimal() and crops.isdecimal() and int(clips) and int(crops)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not CLIPSxCROPS, 3x1 for example")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLIPSxCROPS. Give 3x1, for example")
     return int(clips), int(crops)

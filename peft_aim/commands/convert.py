@@ -1,4 +1,4 @@
-"""``peft-aim convert``: an adapter from a checkpoint of the official code."""
+"""``peft-aim convert``: convert a checkpoint of the official code to an adapter."""
 
 from __future__ import annotations
 
@@ -12,40 +12,47 @@ from peft_aim.video.recipe import PRESETS, Recipe
 
 
 def add(commands: Commands) -> None:
-    """Say what it takes."""
+    """Add the command and its arguments."""
     parser = new_command(
         commands,
         "convert",
-        "Turn a checkpoint of the official AIM code into an adapter.",
+        "Convert a checkpoint of the official AIM code to a PEFT adapter.",
         "peft-aim convert vit_b_clip_8frame_k400.pth k400 --model vit_base_patch16_clip_quickgelu_224.openai "
         "--recipe kinetics400",
     )
-    parser.add_argument("checkpoint", help="the .pth file; it is read without running what may be in it")
+    parser.add_argument("checkpoint", help="the .pth file; it is loaded without running any code it may contain")
     parser.add_argument("output", metavar="OUT", help="new or empty folder for the adapter")
-    parser.add_argument("--scale", type=float, help="factor on the joint adapter: 0.5 (default), or 1.0 for SSv2")
-    parser.add_argument("--recipe", choices=PRESETS, help="how it was trained: says sampling, views and scale")
-    parser.add_argument("--classes", metavar="FILE", help="names of the classes, one in each line; else 0, 1 ...")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        metavar="X",
+        help="factor on the joint adapter (default: 1.0 for --recipe ssv2, else 0.5)",
+    )
+    parser.add_argument(
+        "--recipe", choices=PRESETS, help="recipe it was trained with: sets frame sampling, views and scale"
+    )
+    parser.add_argument("--classes", metavar="FILE", help="class names, one per line (default: 0, 1, ...)")
     add_backbone(parser, required=True)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, and say what was found."""
+    """Convert the checkpoint, save the adapter and print its settings."""
     from peft_aim.convert import from_official
     from peft_aim.video.backbones import load_backbone
     from peft_aim.video.data import read_names
     from peft_aim.video.description import Description
     from peft_aim.video.training import check_output
 
-    check_output(Path(arguments.output), overwrite=False)
+    check_output(Path(arguments.output))
     recipe = PRESETS[arguments.recipe] if arguments.recipe else Recipe()
     origin = source(arguments)
     backbone, preprocessing = load_backbone(origin)
     scale = recipe.scale if arguments.scale is None else arguments.scale
     if not arguments.recipe:
         print(
-            "Note: the file doesn't say how it was trained. Assumed: one frame per segment, 1 x 1 views, scale "
-            f"{scale}. Better say it with --recipe, {', '.join(PRESETS)}.",
+            "Note: the checkpoint does not record how it was trained. Assuming one frame per segment, 1 x 1 views "
+            f"(clips x crops) and scale {scale}. Better name its recipe with --recipe: {', '.join(PRESETS)}.",
             file=sys.stderr,
         )
     model = from_official(arguments.checkpoint, backbone, scale)
@@ -53,16 +60,18 @@ def run(arguments: argparse.Namespace) -> int:
     names = read_names(arguments.classes) if arguments.classes else [str(i) for i in range(config.num_labels)]
     if len(names) != config.num_labels:
         raise ValueError(
-            f"{arguments.classes} names {len(names)} classes, but the checkpoint has {config.num_labels}."
+            f"{arguments.classes} lists {len(names)} class name(s), but the checkpoint has {config.num_labels} "
+            "classes. Give one name per line."
         )
     config.id2label = dict(enumerate(names))
     if recipe.stride:
         recipe = replace(recipe, stride=max(1, recipe.stride * recipe.frames // config.num_frames))
     recipe = replace(recipe, frames=config.num_frames)
     Description.new(recipe, preprocessing, origin.resolved(backbone), names, trained=False).write(config)
-    model.save_pretrained(arguments.output, save_embedding_layers=False)  # of text: PEFT would ask the Hub
+    model.save_pretrained(arguments.output, save_embedding_layers=False)  # else PEFT asks the Hub for text embeddings
     print(
         f"{config.num_frames} frames, {config.num_labels} classes, {config.temporal_adapters} temporal adapter(s), "
-        f"scale {config.scale}: {model.get_nb_trainable_parameters()[0]:,} parameters, in {arguments.output}"
+        f"scale {config.scale}, {model.get_nb_trainable_parameters()[0]:,} trainable parameters; "
+        f"saved to {arguments.output}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""``peft-aim demo``: the whole way, on videos that it draws itself."""
+"""``peft-aim demo``: train, evaluate and swap adapters on generated videos."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from peft_aim.commands.arguments import Commands, new_command
 
 
 def add(commands: Commands) -> None:
-    """Say what it takes."""
+    """Add the command and its arguments."""
     parser = new_command(
         commands,
         "demo",
-        "Draw videos of two tasks that need time, adapt a small image transformer to both, swap the adapters.",
+        "Generate videos for two tasks that no single frame solves, train an adapter for each on a small image "
+        "transformer, and swap the adapters.",
         "peft-aim demo --output peft-aim-demo",
     )
-    parser.add_argument("--output", default="peft-aim-demo", help="folder for all that it makes")
+    parser.add_argument(
+        "--output", default="peft-aim-demo", metavar="DIR", help="folder for all files (default: peft-aim-demo)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""``peft-aim inspect``: which blocks of a model get which adapters, before any weights are loaded."""
+"""``peft-aim inspect``: show which blocks of a model get which adapters, without loading its weights."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from peft_aim.commands.arguments import Commands, new_command
 
 
 def add(commands: Commands) -> None:
-    """Say what it takes."""
+    """Add the command and its arguments."""
     parser = new_command(
         commands,
         "inspect",
-        "Show which blocks of an image model AIM adapts, how they attend along time, what is left out.",
+        "Show which blocks of a backbone AIM adapts or skips, and how they run temporal attention, without loading "
+        "weights.",
         "peft-aim inspect swinv2_tiny_window8_256",
     )
     parser.add_argument(
         "model",
-        help="a name of timm, a folder or id of transformers, torchvision:NAME or open_clip:NAME; without weights",
+        help="timm model name, folder or Hub id of a transformers model, torchvision:NAME or open_clip:NAME",
     )
-    parser.add_argument("--frames", type=int, default=8, help="frames per clip (default: 8)")
-    parser.add_argument("--temporal-adapters", type=int, default=1, help="1 (default) or 2, as in AIMConfig")
+    parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames per clip (default: 8)")
+    parser.add_argument(
+        "--temporal-adapters", type=int, default=1, metavar="N", help="temporal adapters per block: 1 (default) or 2"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the map."""
+    """Print the adapted blocks."""
     from peft import get_peft_model
 
     from peft_aim import AIMConfig
     from peft_aim.backbone import build_untrained
 
-    warnings.filterwarnings("ignore", "AIM adapts")  # the map says it, too
+    warnings.filterwarnings("ignore", "AIM adapts")  # the printed table lists skipped blocks, too
     config = AIMConfig(num_frames=arguments.frames, temporal_adapters=arguments.temporal_adapters)
     get_peft_model(build_untrained(arguments.model), config).print_adapted_blocks()
     return 0

@@ -1,4 +1,4 @@
-"""``peft-aim predict``: what videos show, by one adapter or several."""
+"""``peft-aim predict``: classify videos with one or several adapters."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from peft_aim.commands.arguments import Commands, add_backbone, new_command, sou
 
 
 def add(commands: Commands) -> None:
-    """Say what it takes."""
+    """Add the command and its arguments."""
     parser = new_command(
         commands,
         "predict",
-        "Predict the classes of videos; nothing is needed but the adapter.",
+        "Classify videos with one or several adapters, on the backbone recorded in them.",
         "peft-aim predict my-task video.mp4 --adapter other-task",
     )
-    parser.add_argument(
-        "paths", nargs="+", metavar="ADAPTER VIDEO", help="folder or Hub id of the adapter, then videos"
-    )
+    parser.add_argument("first", metavar="ADAPTER", help="folder or Hub id of the adapter (optional with --adapter)")
+    parser.add_argument("others", nargs="*", metavar="VIDEO", help="video files to classify")
     parser.add_argument(
         "--adapter",
         action="append",
         default=[],
-        help="a further adapter of the same backbone; can be given repeatedly",
+        help="another adapter for the same backbone; can be repeated",
     )
-    parser.add_argument("--top-k", type=int, default=5, help="classes to tell (default: 5)")
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show per video (default: 5)")
     parser.add_argument(
         "--window",
         type=float,
         metavar="SECONDS",
-        help="window over long videos; by default the typical length of a training video; 0: each video as a whole",
+        help="length of the sliding window over long videos, 0 to classify each video as a whole (default: the "
+        "typical length of the training videos)",
     )
-    parser.add_argument("--output", default="predictions", metavar="DIR", help="folder for strips of frames")
-    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.add_argument(
+        "--output", default="predictions", metavar="DIR", help="folder for film strips (default: predictions)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the predictions as JSON")
     add_backbone(parser, required=False)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict; return 1 if no video could be read."""
+    """Print the predictions; return 1 if no video can be read."""
     from peft_aim.video.predict import predict
 
-    adapters, videos = _sorted(arguments.paths, arguments.adapter)
+    adapters, videos = _sorted([arguments.first, *arguments.others], arguments.adapter)
     options = {name: getattr(arguments, name) for name in ("top_k", "window", "output")}
     found = predict(adapters, videos, source=source(arguments), **options)
     readable = [prediction for prediction in found if not prediction.broken]
@@ -58,18 +60,20 @@ def run(arguments: argparse.Namespace) -> int:
         for prediction in readable:
             print(f"{prediction.adapter}: {prediction}" if len(adapters) > 1 else prediction)
         if readable:
-            print(f"Pictures: {Path(arguments.output).resolve()}")
+            print(f"Film strips saved to {Path(arguments.output).resolve()}")
     return 0 if readable else 1
 
 
 def _sorted(paths: list[str], further: list[str]) -> tuple[list[str], list[str]]:
-    """Tell adapters from videos: the first path is an adapter, unless it is a file and others are given.
+    """Separate adapters from videos: the first path is an adapter, unless it is a file and ``--adapter`` is given.
 
     Raises:
-        ValueError: If there is no video.
+        ValueError: If no video is given.
     """
     if further and Path(paths[0]).is_file():
         return further, paths
     if len(paths) < 2:
-        raise ValueError(f"{paths[0]} is taken for the adapter. Give it first, then one video or several.")
+        raise ValueError(
+            f"{paths[0]} is read as the adapter, and no video follows. Give the adapter, then one or more videos."
+        )
     return [paths[0], *further], paths[1:]

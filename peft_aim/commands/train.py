@@ -1,4 +1,4 @@
-"""``peft-aim train``: an adapter from a folder of videos."""
+"""``peft-aim train``: train an adapter on labeled videos."""
 
 from __future__ import annotations
 
@@ -13,36 +13,40 @@ from peft_aim.video.recipe import CHOICES, PRESETS, Recipe, preset
 
 
 def add(commands: Commands) -> None:
-    """Say what it takes: an option for each field of a recipe, and some more."""
+    """Add the command and its arguments: one option for each field of a recipe, and some more."""
     parser = new_command(
         commands,
         "train",
-        "Train an adapter on videos.",
+        "Train an adapter on labeled videos, evaluate it and save it.",
         "peft-aim train videos --model vit_base_patch16_clip_quickgelu_224.openai --output my-task",
     )
     add_videos(parser)
-    parser.add_argument("--val", metavar="LIST", help="list or .csv of the videos to evaluate on, if VIDEOS is a list")
     parser.add_argument(
-        "--classes", metavar="FILE", help="names of the classes, one in each line, for labels 0, 1 ..."
+        "--val", metavar="LIST", help="text file or .csv of the videos to evaluate on, if videos has no val split"
     )
-    parser.add_argument("--output", metavar="DIR", help="folder for the adapter, report.json and confusion.png")
+    parser.add_argument("--classes", metavar="FILE", help="class names, one per line, for videos labeled 0, 1, ...")
+    parser.add_argument("--output", metavar="DIR", help="folder for the adapter, its model card and the results")
+    parser.add_argument("--check", action="store_true", help="open all videos before training and report broken ones")
+    parser.add_argument("--resume", action="store_true", help="resume from the last complete checkpoint in --output")
+    parser.add_argument("--overwrite", action="store_true", help="write to --output even if it is not empty")
     parser.add_argument(
-        "--check", action="store_true", help="open all videos before training, to know the broken ones"
+        "--synthetic", action="store_true", help="measure training speed on random clips; nothing is saved"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT")
-    parser.add_argument("--overwrite", action="store_true", help="write to OUTPUT although something is in it")
-    parser.add_argument("--synthetic", action="store_true", help="only see how fast the model trains, on noise")
     add_backbone(parser, required=True)
-    parser.add_argument("--random-weights", action="store_true", help="freeze a backbone of noise, for trying out")
-    group = parser.add_argument_group("recipe", "defaults are those without --recipe")
-    group.add_argument("--recipe", choices=PRESETS, help="the paper's settings; the options below change them")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="freeze a backbone with random weights, to try things out"
+    )
+    group = parser.add_argument_group("recipe", "The defaults shown are those without --recipe.")
+    group.add_argument(
+        "--recipe", choices=PRESETS, help="start from the paper's settings; the options below override them"
+    )
     for option in fields(Recipe):
         group.add_argument(f"--{option.name.replace('_', '-')}", **_kind(option), help=_help(option))
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, and print what came out."""
+    """Train an adapter and print the report."""
     from peft_aim.video.data import Data, read_names
     from peft_aim.video.processes import say
     from peft_aim.video.training import measure_speed, train
@@ -50,29 +54,29 @@ def run(arguments: argparse.Namespace) -> int:
     changes = {option.name: getattr(arguments, option.name) for option in fields(Recipe) if option.name in arguments}
     recipe = preset(arguments.recipe, **changes) if arguments.recipe else Recipe(**changes)
     if "flip_pairs" in changes and not recipe.flip:
-        raise ValueError("--flip-pairs says what mirrored clips show, but none is mirrored. Give --flip, too.")
+        raise ValueError("--flip-pairs is given without --flip, so no clip is flipped. Give --flip, too.")
     names = read_names(arguments.classes) if arguments.classes else None
     data = Data.find(arguments.videos, arguments.val, arguments.root, names)
     if arguments.synthetic:
-        say(f"On noise: {measure_speed(data, source(arguments), recipe)}")
+        say(f"On random clips: {measure_speed(data, source(arguments), recipe)}")
         return 0
     if arguments.output is None:
-        raise ValueError("Say where the adapter is to be saved with --output DIR.")
+        raise ValueError("--output is missing. Give the folder to save the adapter to with --output DIR.")
     flags = {"check": arguments.check, "resume": arguments.resume, "overwrite": arguments.overwrite}
     _, report = train(data, source(arguments), arguments.output, recipe, **flags)
-    say(f"\n{report}\n\nThe adapter is in {Path(arguments.output).resolve()}")
+    say(f"\n{report}\n\nAdapter saved to {Path(arguments.output).resolve()}")
     return 0
 
 
 def _kind(option: Field) -> dict[str, Any]:
-    """Return how an option of the recipe is read; what is not given is not there."""
+    """Return the argparse settings of a recipe option; one that is not given stays out of the namespace."""
     kinds: dict[str, dict[str, Any]] = {
-        "int": {"type": int},
-        "float": {"type": float},
+        "int": {"type": int, "metavar": "N"},
+        "float": {"type": float, "metavar": "X"},
         "bool": {"action": argparse.BooleanOptionalAction},
         "int | None": {"type": _int_or_none, "metavar": "N|none"},
-        "tuple[float, float]": {"type": float, "nargs": 2, "metavar": ("LEAST", "GREATEST")},
-        "tuple[int, int] | None": {"type": int, "nargs": 2, "metavar": ("NUMBER", "STRENGTH")},
+        "tuple[float, float]": {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")},
+        "tuple[int, int] | None": {"type": int, "nargs": 2, "metavar": ("NUMBER", "MAGNITUDE")},
         "tuple[int, int]": {"type": views, "metavar": "CLIPSxCROPS"},
         "tuple[tuple[int | str, int | str], ...]": {"type": _pair, "nargs": "+", "metavar": "LEFT=RIGHT"},
     }
@@ -81,10 +85,19 @@ def _kind(option: Field) -> dict[str, Any]:
 
 
 def _help(option: Field) -> str:
-    """Return what the recipe's docstring says of an option, and its default."""
+    """Return the description of an option in the recipe's docstring, and its default."""
     text = re.search(rf"^        {option.name}: (.*?)(?=^        \w+: |^    Raises)", Recipe.__doc__, re.M | re.S)[1]
-    default = "" if option.default in (MISSING, None, (), False) else f" (default: {option.default})"
-    return (" ".join(text.split()).rstrip(".") + default).replace("%", "%%")
+    text = text[0].lower() + " ".join(text.split())[1:].rstrip(".")
+    return (text + _default(option)).replace("%", "%%")
+
+
+def _default(option: Field) -> str:
+    """Return the default of an option as the command line takes it; none is shown for flags and pairs."""
+    if option.default is MISSING or option.default is None or option.default is False or option.default == ():
+        return ""
+    if isinstance(option.default, tuple):
+        return f" (default: {('x' if option.name == 'views' else ' ').join(map(str, option.default))})"
+    return f" (default: {option.default})"
 
 
 def _int_or_none(text: str) -> int | None:
@@ -94,5 +107,7 @@ def _int_or_none(text: str) -> int | None:
 def _pair(text: str) -> tuple[str, str]:
     left, equals, right = text.partition("=")
     if not (left and equals and right):
-        raise argparse.ArgumentTypeError(f"{text!r} is not LEFT=RIGHT, '86=87' or 'turn left=turn right' for example")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form LEFT=RIGHT. Give 'turn left=turn right' or 86=87, for example"
+        )
     return left, right

@@ -1,6 +1,6 @@
-"""Checkpoints of the official AIM code become adapters, after a check that the backbone is theirs.
+"""Converts checkpoints of the official AIM code to adapters, after checking that the backbone matches.
 
-:func:`from_official` does it; :func:`with_place_for_head` prepares image towers that end in a bare matrix.
+:func:`from_official` is the entry point; :func:`with_place_for_head` adds a head slot to image towers without one.
 """
 
 from peft_aim.convert.conversion import from_official

@@ -1,4 +1,4 @@
-"""Converts checkpoints of the official code of AIM into adapters of PEFT."""
+"""Converts checkpoints of the official AIM code to PEFT adapters."""
 
 from __future__ import annotations
 
@@ -25,26 +25,27 @@ ADAPTER = "default"
 def from_official(
     checkpoint: str | os.PathLike | Mapping[str, Any], backbone: nn.Module, scale: float = 0.5
 ) -> PeftModel:
-    """Put the adapter of an official checkpoint onto its image model.
+    """Add the adapter of an official checkpoint to its backbone.
 
-    Files in the layouts of CLIP and of ViT from IN-21K are known. They hold the frozen weights, too: these are
-    compared with the backbone's, and what weights don't tell (activation, number of heads, readout) by running both.
+    The layouts of CLIP and of ViT from IN-21K are supported. Official checkpoints contain the frozen weights, too:
+    these are compared with the backbone's. Everything that weights do not show (activation, number of heads, readout)
+    is compared by running both models.
 
     Args:
-        checkpoint: Path of the ``.pth`` file, or what it holds. Code in it is never run.
-        backbone: The image model that the file was trained on, with its pretrained weights, of timm, transformers
-            (``CLIPVisionModelWithProjection``, ``ViTForImageClassification``) or open_clip. It is modified, as by
-            ``get_peft_model``; if it has no place for a head, as by
-            :func:`~peft_aim.convert.place_for_head.with_place_for_head`, even if it is refused afterwards.
-        scale: Factor s on the joint adapter, which the file doesn't know: 0.5 in the paper, but 1.0 for
+        checkpoint: Path of the ``.pth`` file, or its content. Code in the file is never run.
+        backbone: The image model that the checkpoint was trained on, with its pretrained weights, from timm,
+            transformers (``CLIPVisionModelWithProjection``, ``ViTForImageClassification``) or open_clip. It is
+            modified, as by ``get_peft_model``. A backbone without a slot for a head is also modified by
+            :func:`~peft_aim.convert.place_for_head.with_place_for_head`, even if it is rejected afterwards.
+        scale: Factor s on the joint adapter, which is not stored in the checkpoint: 0.5 in the paper, and 1.0 for
             Something-Something v2.
 
     Returns:
-        The adapted model in evaluation mode, with the adapter "default", to be used or saved by ``save_pretrained``.
+        The adapted model in evaluation mode, with the adapter "default". Save the adapter with ``save_pretrained``.
 
     Raises:
-        ValueError: If the file cannot be read or is of another kind, or if the backbone is not the one it was trained
-            on, with what differs.
+        ValueError: If the file cannot be read or is not a supported checkpoint, or if the backbone is not the one it
+            was trained on, with what differs.
 
     Example:
         >>> import timm
@@ -75,7 +76,7 @@ def _config(file: Official, scale: float) -> AIMConfig:
 
 
 def _ratio(bottleneck: int, width: int) -> float:
-    """Return a ratio of which the product with the width, rounded down, is the bottleneck.
+    """Return a ratio whose product with the width, rounded down, is the bottleneck width.
 
     Example:
         >>> _ratio(192, 768), int(49 * (1 / 49)), int(49 * _ratio(1, 49))
@@ -86,19 +87,19 @@ def _ratio(bottleneck: int, width: int) -> float:
 
 
 def _check_backbone(file: Official, model: nn.Module, found: Inspection) -> None:
-    """Check that a backbone is the image model that a checkpoint was trained on."""
+    """Check that a backbone is the one that a checkpoint was trained on."""
     check_has_weights(model)
     check_same_size(file, model, found)
     pairs = pair_weights(file, model, found)
     layers = mlp_layers(pairs, file)
-    seen = observe(model, found, [name for pair in layers for name in pair])
-    check_nothing_else(file, model, found, pairs, seen.entering)
-    check_same_equations(file, model, found, seen, layers)
+    observed = observe(model, found, [name for pair in layers for name in pair])
+    check_nothing_else(file, model, found, pairs, observed.entering)
+    check_same_equations(file, model, found, observed, layers)
 
 
 @torch.no_grad()
 def _fill(adapted: PeftModel, file: Official, found: Inspection) -> None:
-    """Copy a checkpoint's trained weights into a fresh adapter."""
+    """Copy a checkpoint's trained weights into a new adapter."""
     model = adapted.base_model.model
     for name, adapters in zip(found.blocks, file.adapters, strict=True):
         layer = model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Runs an image model on one random image and records what enters and leaves some of its modules."""
+"""Runs an image model on one random image, and records the inputs and outputs of some of its modules."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from peft_aim.tracing import (
 
 @dataclass
 class Observed:
-    """What was seen in a run.
+    """The tensors observed in a run.
 
     Attributes:
         image: The image (1, C, H, W).
-        output: What the model returned.
-        given: First arguments, by the name of the module.
-        returned: First tensors of what they returned.
+        output: The output of the model.
+        given: First arguments of the recorded modules, by name.
+        returned: First tensors of their outputs, by name.
         entering: Names of the parameters outside of blocks that the tokens entering the first block depend on.
     """
 
@@ -46,32 +46,32 @@ def observe(model: nn.Module, found: Inspection, names: Iterable[str] = ()) -> O
     """Run a model on a random image.
 
     Args:
-        model: A model that takes images alone.
-        found: What it is made of.
-        names: Modules to record, besides blocks and head.
+        model: A model that takes only images.
+        found: Its structure.
+        names: Names of modules to record in addition to the blocks and the head.
 
     Raises:
-        ValueError: If it has no weights, so that it cannot be run.
+        ValueError: If it has no weights and so cannot be run.
     """
     check_has_weights(model)
     images = drawn(next(blank_images(model)))
     images = {name: argument[:1] for name, argument in images.items()}
-    seen = Observed(next(iter(images.values())))
+    observed = Observed(next(iter(images.values())))
     first = next(iter(found.blocks))
     recorded = dict.fromkeys([*found.blocks, *names, *filter(None, [found.head])])
     outside = {name: p for name, p in model.named_parameters() if not within(name, found.blocks)}
-    handles = [h for name in recorded for h in _recorders(model.get_submodule(name), name, seen)]
+    handles = [h for name in recorded for h in _recorders(model.get_submodule(name), name, observed)]
     handles.append(model.get_submodule(first).register_forward_pre_hook(_cut_graph, with_kwargs=True))
     try:
         with running(model, training=False), torch.enable_grad(), _requiring_grad(model, outside):
-            seen.output = run(model, images)
-            seen.entering = _depends_on(seen.given[first], outside)
+            observed.output = run(model, images)
+            observed.entering = _depends_on(observed.given[first], outside)
     finally:
         for handle in handles:
             handle.remove()
-    for record in (seen.given, seen.returned):
+    for record in (observed.given, observed.returned):
         record.update({name: tensor.detach() for name, tensor in record.items()})
-    return seen
+    return observed
 
 
 def check_has_weights(model: nn.Module) -> None:
@@ -82,13 +82,13 @@ def check_has_weights(model: nn.Module) -> None:
     """
     if any(tensor.device.type == "meta" for tensor in model.parameters()):
         raise ValueError(
-            f"This {type(model).__name__} is on the device 'meta', without weights, so it can be neither compared nor "
-            "run. Load its pretrained weights first."
+            f"This {type(model).__name__} is on the device 'meta', without weights, so it cannot be compared or run. "
+            "Load its pretrained weights first."
         )
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Return the root mean square of a difference, relative to that of the larger tensor; infinity if shapes differ.
+    """Return the root mean square of a difference relative to that of the larger tensor; infinity if shapes differ.
 
     Example:
         >>> relative_difference(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 4.0]))
@@ -104,27 +104,27 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     return float((x - y).norm()) / size if size else 0.0
 
 
-def _recorders(module: nn.Module, name: str, seen: Observed) -> list[Any]:
+def _recorders(module: nn.Module, name: str, observed: Observed) -> list[Any]:
     argument = first_parameter(module)
 
     def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        seen.given[name] = first_argument(argument, args, kwargs)
+        observed.given[name] = first_argument(argument, args, kwargs)
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
-        seen.returned[name] = first_tensor(output)
+        observed.returned[name] = first_tensor(output)
 
     return [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
 
 
 def _cut_graph(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Record no gradients from the first block on, which would take memory and tell nothing."""
+    """Stop recording gradients at the first block: after it they take memory, but are not needed."""
     argument = first_parameter(module)
     return with_first_argument(first_argument(argument, args, kwargs).detach(), argument, args, kwargs)
 
 
 @contextmanager
 def _requiring_grad(model: nn.Module, wanted: Iterable[str]) -> Iterator[None]:
-    """Let some parameters of a model, and only these, ask for gradients."""
+    """Require gradients for the given parameters of a model only, and restore the setting afterwards."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in wanted and parameter.is_floating_point())

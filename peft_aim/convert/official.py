@@ -1,4 +1,4 @@
-"""Reads the checkpoints of the official code of AIM, without running any code that may be in them."""
+"""Reads checkpoints of the official AIM code, without running any code that they may contain."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What the official code calls an adapter, and what this package does; then the same for its two layers.
+# Names of the adapters, and of their two layers, in the official code and in this package.
 ADAPTERS = {"T_Adapter_in": "temporal_in", "T_Adapter": "temporal", "S_Adapter": "spatial", "MLP_Adapter": "joint"}
 HALVES = {"D_fc1": "down", "D_fc2": "up"}
 
-# mmcv notes the best score so far with the weights, as a number of numpy's.
+# mmcv saves the best score so far with the weights, as a numpy scalar.
 NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 
 Weights = dict[str, Tensor]
@@ -25,7 +25,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the official code names and runs the frozen weights of an image model.
+    """Names of the frozen weights of an image model in the official code, and settings that it is run with.
 
     Attributes:
         name: Name of the layout.
@@ -33,11 +33,11 @@ class Layout:
         eps: Epsilon of the norms.
         class_token: Name of the class token.
         position: Name of the position embedding.
-        patches: Name of the convolution that makes patches.
+        patches: Name of the patch embedding's convolution.
         pre_norm: Name of the norm before the first block, None if there is none.
-        blocks: Name of the list of blocks; the names after it are those inside a block.
-        qkv: What the names of the fused projection's weight and bias start with.
-        proj: Name of the attention's second projection.
+        blocks: Name of the list of blocks. The following names are those inside a block.
+        qkv: Prefix of the names of the fused projection's weight and bias.
+        proj: Name of the output projection.
         norms: Names of the two norms.
         mlp: Names of the two layers of the MLP.
     """
@@ -56,12 +56,12 @@ class Layout:
     mlp: tuple[str, str]
 
     def outside(self) -> list[str]:
-        """Return the names of what the file must have outside of blocks."""
+        """Return the names of the tensors that a checkpoint must have outside of blocks."""
         norm = [f"{self.pre_norm}.weight", f"{self.pre_norm}.bias"] if self.pre_norm else []
         return [self.class_token, self.position, f"{self.patches}.weight", *norm]
 
     def inside(self) -> list[str]:
-        """Return the names of what the file must have in each block."""
+        """Return the names of the tensors that a checkpoint must have in each block."""
         layers = [self.qkv, *(f"{name}." for name in (self.proj, *self.norms, *self.mlp))]
         return [f"{layer}{kind}" for layer in layers for kind in ("weight", "bias")]
 
@@ -98,14 +98,14 @@ IMAGENET = Layout(
 
 @dataclass(frozen=True)
 class Official:
-    """What an official checkpoint holds.
+    """The content of an official checkpoint.
 
     Attributes:
-        source: The file, for messages.
-        layout: How its frozen weights are named.
-        outside: Frozen weights outside of blocks, by their names in the file less "backbone.".
+        source: The file, for error messages.
+        layout: The layout of its frozen weights.
+        outside: Frozen weights outside of blocks, by their names in the file without "backbone.".
         blocks: Frozen weights of each block, by their names inside it.
-        adapters: Adapters of each block, by names as "temporal_down.weight".
+        adapters: Adapters of each block, by names such as "temporal_down.weight".
         temporal_embedding: The temporal embedding (1, T, D).
         norm: Weight and bias of the final norm.
         head: Weight and bias of the head.
@@ -136,7 +136,7 @@ class Official:
         return 2 if "temporal_in_down.weight" in self.adapters[0] else 1
 
     def name_of(self, block: int | None, name: str) -> str:
-        """Return the name that a frozen tensor, of a block or from outside of them, has in the file."""
+        """Return the name in the file of a frozen tensor of a block, or outside of blocks if ``block`` is None."""
         return f"backbone.{name}" if block is None else f"backbone.{self.layout.blocks}.{block}.{name}"
 
 
@@ -144,14 +144,16 @@ def read_official(checkpoint: str | os.PathLike | Mapping[str, Any]) -> Official
     """Read a checkpoint of the official code.
 
     Args:
-        checkpoint: Path of the file, or what it holds: a state dict, or a dict with one as "state_dict".
+        checkpoint: Path of the file, or its content: a state dict, or a dict with one as "state_dict".
 
     Raises:
-        ValueError: If it cannot be read as tensors alone, is no checkpoint of AIM, or is not complete.
+        ValueError: If it cannot be read as plain tensors, is not an AIM checkpoint, or is incomplete.
     """
     in_memory = isinstance(checkpoint, Mapping)
     if not in_memory and not isinstance(checkpoint, (str, os.PathLike)):
-        raise ValueError(f"checkpoint={checkpoint!r} is neither a path nor a dict of tensors.")
+        raise ValueError(
+            f"checkpoint={checkpoint!r} is neither a path nor a dict of tensors. Give an official AIM checkpoint."
+        )
     source = "checkpoint={...}" if in_memory else os.fspath(checkpoint)
     weights = _state_dict(checkpoint if in_memory else _load(source), source)
     layout = _layout(weights, source)
@@ -172,7 +174,7 @@ def read_official(checkpoint: str | os.PathLike | Mapping[str, Any]) -> Official
 
 
 class _Unread:
-    """What stands in for notes with the weights, so that nothing but this is made of them."""
+    """Placeholder for metadata saved with the weights, which is unpickled to this class instead of its own."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -184,43 +186,43 @@ class _Unread:
 def _load(path: str) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([(_Unread, name) for name in NUMPY]):
-            warnings.simplefilter("ignore")  # of which kind a pickle is matters only if it cannot be read
+            warnings.simplefilter("ignore")  # the kind of pickle matters only if it cannot be read
             return torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}. Give the path of an official AIM checkpoint.") from error
-    except Exception as error:  # in a broken file anything can go wrong
+    except Exception as error:  # a broken file may raise anything
         classes = _unsafe_classes(path, error)
         if not classes:
             raise ValueError(
-                f"{path} is broken, or no file of torch.save ({_reason(error)}). Get the file again."
+                f"{path} is broken, or is not a torch.save file ({_reason(error)}). Get the file again."
             ) from error
         raise ValueError(
-            f"{path} holds more than tensors, and reading it would run code: {', '.join(classes)}. Nothing of it was "
-            "run. If you trust it, make a file of its tensors alone, on a machine that has nothing to lose: "
+            f"{path} contains more than tensors, and loading it would run code: {', '.join(classes)}. None of it was "
+            "run. If you trust the file, save only its tensors to a new one, on an isolated machine: "
             'torch.save({"state_dict": torch.load(path, weights_only=False)["state_dict"]}, new_path).'
         ) from error
 
 
 def _unsafe_classes(path: str, error: Exception) -> list[str]:
-    """Return classes and functions that reading a file would call, as far as can be told without reading it."""
+    """Return the classes and functions that loading a file would call, as far as they are known without loading it."""
     try:
         return sorted({*torch.serialization.get_unsafe_globals_in_checkpoint(path)} - {*NUMPY})
-    except Exception:  # it knows only today's format, and no broken files
+    except Exception:  # an older format or a broken file
         return sorted(set(re.findall(r"GLOBAL (\S+\.\S+)", str(error))))
 
 
 def _reason(error: Exception) -> str:
-    """Return what was wrong, without torch's advice to read it all the same."""
+    """Return the reason for an error, without torch's advice on how to load the file anyway."""
     reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
     return type(error).__name__ if "weights_only" in reason else f"{type(error).__name__}: {reason}".rstrip(". ")
 
 
 def _state_dict(loaded: Any, source: str) -> Weights:
-    """Return the floating-point tensors of a loaded checkpoint by name, less the prefix of a wrapper."""
+    """Return the floating-point tensors of a loaded checkpoint by name, without the prefix of a wrapper."""
     weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(weights, Mapping):
         raise ValueError(
-            f"{source} holds a {type(weights if weights is not None else loaded).__name__} where a state dict belongs."
+            f"{source} contains a {type(weights if weights is not None else loaded).__name__} instead of a state dict."
             " Give an official AIM checkpoint, a dict of tensors, or a dict with one as 'state_dict'."
         )
     tensors = {str(name): t for name, t in weights.items() if isinstance(t, Tensor) and t.is_floating_point()}
@@ -230,27 +232,29 @@ def _state_dict(loaded: Any, source: str) -> Weights:
 def _layout(weights: Weights, source: str) -> Layout:
     if not any(part in ADAPTERS for name in weights for part in name.split(".")):
         raise ValueError(
-            f"{source} is no checkpoint of AIM: none of its {len(weights)} tensors belongs to an S_Adapter, T_Adapter "
-            "or MLP_Adapter. For a pretrained image model use peft.get_peft_model(model, AIMConfig(...)) instead."
+            f"{source} is not an AIM checkpoint: none of its {len(weights)} tensors belongs to an S_Adapter, "
+            "T_Adapter or MLP_Adapter. For a pretrained image model, use peft.get_peft_model(model, AIMConfig(...)) "
+            "instead."
         )
     swin = next((name for name in weights if re.search(r"(^|\.)layers\.\d+\.blocks\.\d+\.", name)), None)
     if swin is not None:
         raise ValueError(
-            f"{source} is of a Swin ({swin}). Only the layouts of CLIP and of ViT from IN-21K are known: the official "
-            "Swin has a learned bias over time, which this package has not. Train an adapter for Swin anew."
+            f"{source} is the checkpoint of a Swin ({swin}). Only the layouts of CLIP and of ViT from IN-21K are "
+            "supported: the official Swin has a learned bias over time, which this package does not have. Train a new "
+            "adapter for Swin."
         )
     for layout in (CLIP, IMAGENET):
         if any(name.startswith(f"backbone.{layout.blocks}.") for name in weights):
             return layout
     raise ValueError(
-        f"{source} has adapters, as {next(n for n in weights if '_Adapter.' in n)}, but blocks neither as "
-        f"backbone.{CLIP.blocks}.N nor as backbone.{IMAGENET.blocks}.N. Only these layouts of the official code are "
-        "known: rename the tensors."
+        f"{source} has adapters, such as {next(n for n in weights if '_Adapter.' in n)}, but its blocks are named "
+        f"neither backbone.{CLIP.blocks}.N nor backbone.{IMAGENET.blocks}.N. Only these layouts of the official code "
+        "are supported: rename the tensors."
     )
 
 
 def _take_adapters(block: Weights) -> Weights:
-    """Take the adapters out of a block's weights and give them this package's names."""
+    """Remove the adapters from a block's weights, and return them with this package's names."""
     adapters = {}
     for name in list(block):
         adapter, _, rest = name.partition(".")
@@ -261,19 +265,19 @@ def _take_adapters(block: Weights) -> Weights:
 
 
 def _plain_head(head: Weights, source: str) -> Weights:
-    """Return weight and bias of a head that is one linear layer."""
+    """Return the weight and bias of a head that is one linear layer."""
     if head.keys() != {"fc_cls.weight", "fc_cls.bias"}:
         raise ValueError(
-            f"{source} has a head of {', '.join(sorted(head)) or 'no tensors'} where cls_head.fc_cls.weight and .bias "
-            "belong. Only the official code's linear head can be converted."
+            f"{source} has a head of {', '.join(sorted(head)) or 'no tensors'} instead of cls_head.fc_cls.weight and "
+            ".bias. Only the official code's linear head can be converted."
         )
     return {name.removeprefix("fc_cls."): tensor for name, tensor in head.items()}
 
 
 def _check_complete(file: Official, numbers: list[int]) -> None:
-    """Check that a checkpoint has all that a model needs, in shapes that fit each other."""
+    """Check that a checkpoint has all tensors of a model, with shapes that match each other."""
     if numbers != list(range(len(numbers))):
-        raise ValueError(f"{file.source} has the blocks {numbers}, with gaps. Get the file again.")
+        raise ValueError(f"{file.source} has gaps in its blocks {numbers}. Get the file again.")
     missing = [file.name_of(None, name) for name in file.layout.outside() if name not in file.outside]
     missing += ["backbone.temporal_embedding"] * (file.temporal_embedding is None)
     missing += [f"backbone.ln_post.{kind}" for kind in ("weight", "bias") if kind not in file.norm]
@@ -283,12 +287,12 @@ def _check_complete(file: Official, numbers: list[int]) -> None:
         missing += [file.name_of(i, name) for name in _missing_adapters(file.adapters[i], two)]
     if missing:
         more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
-        raise ValueError(f"{file.source} has no {', '.join(missing[:6])}{more}. Get the whole file again.")
+        raise ValueError(f"{file.source} lacks {', '.join(missing[:6])}{more}. Get the complete file again.")
     _check_shapes(file)
 
 
 def _missing_adapters(found: Weights, two: bool) -> list[str]:
-    """Return the official names of what a block lacks; a second temporal adapter is in all blocks or in none."""
+    """Return the official names of adapter tensors that a block lacks; all blocks need T_Adapter_in if ``two``."""
     wanted = [name for name in ADAPTERS if two or name != "T_Adapter_in"]
     names = {
         f"{a}.{h}.{k}": f"{ADAPTERS[a]}_{HALVES[h]}.{k}" for a in wanted for h in HALVES for k in ("weight", "bias")
@@ -297,7 +301,7 @@ def _missing_adapters(found: Weights, two: bool) -> list[str]:
 
 
 def _check_shapes(file: Official) -> None:
-    """Check that adapters, embedding, final norm and head are all of one width."""
+    """Check that adapters, temporal embedding, final norm and head have the same width."""
     width, hidden = file.width, file.bottleneck
     wrong = {}
     for i, adapters in enumerate(file.adapters):
@@ -314,6 +318,6 @@ def _check_shapes(file: Official) -> None:
     if wrong:
         listed = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(wrong.items())[:6])
         raise ValueError(
-            f"{file.source} has tensors that don't fit its width {width} and its bottlenecks of {hidden}: {listed}. "
-            "Get the file again."
+            f"{file.source} has tensors that do not match its width {width} and its bottleneck width {hidden}: "
+            f"{listed}. Get the file again."
         )

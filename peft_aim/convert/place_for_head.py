@@ -1,4 +1,4 @@
-"""Gives image towers that end in a bare matrix, as open_clip's do, a place where an adapter can put its head."""
+"""Adds a slot for an adapter's head to image towers that end in a bare projection matrix, such as open_clip's."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from peft_aim.tracing import image_size
 
 
 def with_place_for_head(model: nn.Module) -> nn.Module:
-    """Return an image model whose output comes straight from a linear layer, or from an identity in its place.
+    """Return an image model whose output is that of a linear layer, or of an identity in its place.
 
-    A model that has one is returned as it is. Of a model that takes text, too, it is the image tower. A tower without
-    one gets an identity behind it; a projection at its end, a parameter by which the class token behind the final norm
-    is multiplied, is switched off for good: the tower given is modified. Weights saved of an adapter on what is
-    returned are for ``with_place_for_head(tower)`` again.
+    A model that has such a slot for a head is returned unchanged. For a model of images and text, the image tower is
+    returned. An image tower without a slot is followed by an identity; if it ends in a projection, a parameter that
+    multiplies the class token after the final norm, the projection is removed permanently: the given tower is
+    modified. An adapter saved for the returned model has to be loaded onto ``with_place_for_head(tower)`` again.
 
     Args:
-        model: The image model, or one of image and text.
+        model: The image model, or a model of images and text.
 
     Raises:
-        ValueError: If it has no place for a head, and does not return the class token behind its final norm, with or
-            without projection.
+        ValueError: If it has no slot for a head, and does not return the class token after its final norm, with or
+            without a projection.
 
     Example:
         >>> import open_clip, torch
@@ -45,39 +45,43 @@ def with_place_for_head(model: nn.Module) -> nn.Module:
     _switch_off_projection(tower, found)
     wrapped = nn.Sequential(tower, nn.Identity())
     wrapped.image_size = size
-    wrapped.training = tower.training  # and not by train(), for parts of the tower may have modes of their own
+    wrapped.training = tower.training  # not by train(), since parts of the tower may have modes of their own
     return wrapped
 
 
 def _switch_off_projection(tower: nn.Module, found: Inspection) -> None:
-    """Let a tower return its class token behind the final norm, (B, D)."""
-    seen = observe(tower, found)
-    pooled = class_token(tower, found, seen)
-    if _returns(seen, pooled):
+    """Change a tower to return its class token after the final norm, (B, D)."""
+    observed = observe(tower, found)
+    pooled = class_token(tower, found, observed)
+    if _returns(observed, pooled):
         return
     for name, matrix in tower.named_parameters(recurse=False):
         projects = matrix.ndim == 2 and matrix.shape[0] == pooled.shape[-1]
-        if not projects or not _returns(seen, pooled @ matrix.detach()):
+        if not projects or not _returns(observed, pooled @ matrix.detach()):
             continue
         setattr(tower, name, None)
         if _still_returns(tower, found, pooled):
             return
         setattr(tower, name, matrix)
-    what = f"a tensor {tuple(seen.output.shape)}" if isinstance(seen.output, Tensor) else type(seen.output).__name__
+    what = (
+        f"a tensor {tuple(observed.output.shape)}"
+        if isinstance(observed.output, Tensor)
+        else type(observed.output).__name__
+    )
     raise ValueError(
-        f"{type(tower).__name__} returns {what}, which is neither the class token behind its final norm "
-        f"{found.final_norms[0]!r} nor a projection of it by one of its own parameters, so there is no place for a "
+        f"{type(tower).__name__} returns {what}, which is neither the class token after its final norm "
+        f"{found.final_norms[0]!r} nor a projection of it by one of its own parameters, so it has no slot for a "
         "head. Use a variant that ends in a linear layer (transformers: CLIPVisionModelWithProjection), or one whose "
         "output is the class token."
     )
 
 
-def _returns(seen: Observed, expected: Tensor) -> bool:
-    return isinstance(seen.output, Tensor) and relative_difference(seen.output, expected) <= TOLERANCE
+def _returns(observed: Observed, expected: Tensor) -> bool:
+    return isinstance(observed.output, Tensor) and relative_difference(observed.output, expected) <= TOLERANCE
 
 
 def _still_returns(tower: nn.Module, found: Inspection, expected: Tensor) -> bool:
     try:
         return _returns(observe(tower, found), expected)
-    except Exception:  # its forward cannot do without
+    except Exception:  # its forward needs the projection
         return False

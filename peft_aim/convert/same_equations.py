@@ -1,4 +1,4 @@
-"""Compares what a backbone computes with the official code's image model: weights alone don't tell activations."""
+"""Compares what a backbone computes with the official code's image model, since weights do not show activations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ACTIVATIONS = {
     "GELU by tanh": partial(F.gelu, approximate="tanh"),
     "ReLU": F.relu,
 }
-TOLERANCE = 0.02  # of half precision, and of norms' epsilons
-HEAD_WIDTH = 64  # of all official models, and in no file
-SMALLEST = 768  # width of the smallest official model; of own, smaller ones the heads are the backbone's
+TOLERANCE = 0.02  # for half precision and the epsilons of norms
+HEAD_WIDTH = 64  # of all official models; not stored in checkpoints
+SMALLEST = 768  # width of the smallest official model; for smaller ones, the backbone's number of heads is accepted
 
 
 def mlp_layers(pairs: Pairs, file: Official) -> list[tuple[str, str]]:
-    """Return the backbone's names of the two layers of each block's MLP."""
+    """Return the names in the backbone of the two layers of each block's MLP."""
     layers = []
     for i in range(len(file.blocks)):
         weights = [pairs[file.name_of(i, f"{name}.weight")] for name in file.layout.mlp]
@@ -36,66 +36,66 @@ def mlp_layers(pairs: Pairs, file: Official) -> list[tuple[str, str]]:
 
 
 def check_same_equations(
-    file: Official, backbone: nn.Module, found: Inspection, seen: Observed, layers: list[tuple[str, str]]
+    file: Official, backbone: nn.Module, found: Inspection, observed: Observed, layers: list[tuple[str, str]]
 ) -> None:
-    """Check that a backbone computes what the official code does, part by part, and so as a whole.
+    """Check that each part of a backbone, and therefore the whole, computes the same as the official code.
 
     Args:
         file: The checkpoint.
-        backbone: The image model, with the same weights.
-        found: What it is made of.
-        seen: A run in which blocks, the layers of their MLPs and the head were recorded.
+        backbone: The backbone, with the same weights.
+        found: Its structure.
+        observed: A run in which the blocks, the layers of their MLPs and the head were recorded.
         layers: Names of these layers.
 
     Raises:
-        ValueError: If it has another activation, number of heads or readout, or differs otherwise.
+        ValueError: If the backbone has another activation, number of heads or readout, or computes something else.
     """
     names = list(found.blocks)
-    embedded = _embed(file, seen.image.cpu().float())
-    _check("where patches become tokens", seen.given[names[0]], embedded, file, backbone)
+    embedded = _embed(file, observed.image.cpu().float())
+    _check("in the patch embedding", observed.given[names[0]], embedded, file, backbone)
     for i, name in enumerate(names):
-        _check_activation(file, backbone, *layers[i], seen)
+        _check_activation(file, backbone, *layers[i], observed)
         heads = _heads(file, i, backbone, name, found.blocks[name])
-        given = seen.given[name].cpu().float()
+        given = observed.given[name].cpu().float()
         update = _block(file.blocks[i], file.layout, given, heads) - given
-        rounding = 4 * torch.finfo(seen.given[name].dtype).eps * float(given.norm() / update.norm())
-        _check(f"in {name}", seen.returned[name].cpu().float() - given, update, file, backbone, rounding)
+        rounding = 4 * torch.finfo(observed.given[name].dtype).eps * float(given.norm() / update.norm())
+        _check(f"in {name}", observed.returned[name].cpu().float() - given, update, file, backbone, rounding)
         if i:
-            _check(f"before {name}", seen.given[name], seen.returned[names[i - 1]], file, backbone)
-    check_readout(backbone, found, seen)
+            _check(f"before {name}", observed.given[name], observed.returned[names[i - 1]], file, backbone)
+    check_readout(backbone, found, observed)
 
 
-def check_readout(backbone: nn.Module, found: Inspection, seen: Observed) -> None:
-    """Check that the head gets the class token behind the final norm.
+def check_readout(backbone: nn.Module, found: Inspection, observed: Observed) -> None:
+    """Check that the head is called on the class token after the final norm.
 
     Raises:
-        ValueError: If it gets something else.
+        ValueError: If it is called on anything else.
     """
-    expected = class_token(backbone, found, seen)
-    if not relative_difference(seen.given[found.head], expected) <= TOLERANCE:
+    expected = class_token(backbone, found, observed)
+    if not relative_difference(observed.given[found.head], expected) <= TOLERANCE:
         raise ValueError(
-            f"The head {found.head!r} of this {type(backbone).__name__} doesn't get the class token behind the final "
-            f"norm {found.final_norms[0]!r}, as the official model's does. It may average patches instead: give the "
-            "variant that reads the class token (transformers: CLIPVisionModelWithProjection, whose visual_projection "
-            "the adapter's head replaces and whose image_embeds are then the scores; timm: global_pool='token')."
+            f"The head {found.head!r} of this {type(backbone).__name__} is not called on the class token after the "
+            f"final norm {found.final_norms[0]!r}, unlike that of the official model; it may average patches. Give "
+            "the variant that uses the class token (transformers: CLIPVisionModelWithProjection, where the adapter's "
+            "head replaces visual_projection and the scores are image_embeds; timm: global_pool='token')."
         )
 
 
 @torch.no_grad()
-def class_token(model: nn.Module, found: Inspection, seen: Observed) -> Tensor:
-    """Compute the class token behind the final norm, (1, D), from what the last block returned.
+def class_token(model: nn.Module, found: Inspection, observed: Observed) -> Tensor:
+    """Compute the class token after the final norm, (1, D), from the output of the last block.
 
     Raises:
-        ValueError: If there are several norms behind the last block, or none.
+        ValueError: If there are several norms after the last block, or none.
     """
     if len(found.final_norms) != 1:
         raise ValueError(
-            f"This {type(model).__name__} has {len(found.final_norms)} norms behind its last block "
-            f"({', '.join(found.final_norms) or 'none'}), where the official model has one. Give the variant that "
-            "norms all tokens and reads the class token (timm: global_pool='token')."
+            f"This {type(model).__name__} has {len(found.final_norms)} norms after its last block "
+            f"({', '.join(found.final_norms) or 'none'}), but the official model has one. Give the variant that "
+            "normalizes all tokens and uses the class token (timm: global_pool='token')."
         )
     norm = model.get_submodule(found.final_norms[0])
-    return norm(seen.returned[list(found.blocks)[-1]][:, :1])[:, 0]
+    return norm(observed.returned[list(found.blocks)[-1]][:, :1])[:, 0]
 
 
 def _check(
@@ -105,18 +105,18 @@ def _check(
     if not difference <= TOLERANCE + rounding:
         raise ValueError(
             f"This {type(backbone).__name__} has the weights of {file.source}, but {where} it computes something else "
-            f"than the official {file.layout.name} model ({difference:.1%} apart on a random image). Give the image "
-            "model that the file was trained on."
+            f"than the official {file.layout.name} model ({difference:.1%} difference on a random image). Give the "
+            "image model that the checkpoint was trained on."
         )
 
 
-def _check_activation(file: Official, backbone: nn.Module, first: str, second: str, seen: Observed) -> None:
-    if first not in seen.returned or second not in seen.given:
+def _check_activation(file: Official, backbone: nn.Module, first: str, second: str, observed: Observed) -> None:
+    if first not in observed.returned or second not in observed.given:
         raise ValueError(
-            f"{first} and {second} of this {type(backbone).__name__} hold the weights of an MLP, but are not called, "
-            "so its activation cannot be seen. Build the model without fused MLPs."
+            f"{first} and {second} of this {type(backbone).__name__} have the weights of an MLP, but are not called, "
+            "so its activation cannot be observed. Build the model without fused MLPs."
         )
-    before, after = (tensor.cpu().float() for tensor in (seen.returned[first], seen.given[second]))
+    before, after = (tensor.cpu().float() for tensor in (observed.returned[first], observed.given[second]))
     differences = {name: relative_difference(function(before), after) for name, function in ACTIVATIONS.items()}
     expected = file.layout.activation
     if not _fits(differences, expected):
@@ -125,25 +125,25 @@ def _check_activation(file: Official, backbone: nn.Module, first: str, second: s
         raise ValueError(
             f"The activation between {first} and {second} of this {type(backbone).__name__} {instead}, but "
             f"{file.source}, in the layout of {file.layout.name}, was trained with {expected} "
-            f"({differences[expected]:.1%} apart). {_REMEDIES[expected]}"
+            f"({differences[expected]:.1%} difference). {_REMEDIES[expected]}"
         )
 
 
 _REMEDIES = {
-    "QuickGELU": "Take the variant with quickgelu in its name (timm: vit_base_patch16_clip_quickgelu_224.openai; "
+    "QuickGELU": "Use the variant with quickgelu in its name (timm: vit_base_patch16_clip_quickgelu_224.openai; "
     "open_clip: ViT-B-16-quickgelu), or hidden_act='quick_gelu' (transformers).",
-    "GELU": "Take the variant with plain GELU, hidden_act='gelu' in transformers.",
+    "GELU": "Use the variant with plain GELU, hidden_act='gelu' in transformers.",
 }
 
 
 def _fits(differences: Mapping[object, float], expected: object) -> bool:
-    """Whether a guess is right: within the tolerance, and no other clearly better."""
+    """Whether a candidate fits: its difference is within the tolerance, and no other is clearly smaller."""
     return differences[expected] <= min(TOLERANCE, 1.1 * min(differences.values()) + 1e-4)
 
 
 @torch.no_grad()
 def _heads(file: Official, index: int, backbone: nn.Module, name: str, anatomy: Anatomy) -> int:
-    """Return the number of heads of a block's attention, after a check that the official model has as many."""
+    """Return the number of heads of a block's attention, after checking that the official model has the same."""
     weights, width = file.blocks[index], file.width
     attention = backbone.get_submodule(f"{name}.{anatomy.attention}")
     x = torch.randn(2, 8, width, generator=torch.Generator().manual_seed(0))
@@ -155,10 +155,11 @@ def _heads(file: Official, index: int, backbone: nn.Module, name: str, anatomy: 
     best = min(differences, key=differences.__getitem__)
     expected = best if width < SMALLEST or width % HEAD_WIDTH else width // HEAD_WIDTH
     if not _fits(differences, expected):
-        seen = f"has {best} heads" if _fits(differences, best) else "is something else than plain softmax attention"
+        observed = f"has {best} heads" if _fits(differences, best) else "is not plain softmax attention"
         raise ValueError(
-            f"The attention of {name} of this {type(backbone).__name__} {seen}, but {file.source} was trained with "
-            f"{expected} heads, {width // expected} wide, as all official models are. Build the backbone so."
+            f"The attention of {name} of this {type(backbone).__name__} {observed}, but {file.source} was trained "
+            f"with {expected} heads of width {width // expected}, like all official models. Build the backbone with "
+            f"{expected} heads."
         )
     return expected
 

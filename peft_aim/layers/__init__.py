@@ -1,6 +1,6 @@
-"""The tuner layers: a block with its adapters, and the adapter's own head, final norm and temporal embedding.
+"""The tuner layers: a block with its adapters, and an adapter's own head, final norm and temporal embedding.
 
-:mod:`peft_aim.layers.adapter` holds their arithmetic on plain tensors.
+Their computations on plain tensors are in :mod:`peft_aim.layers.adapter`.
 """
 
 from peft_aim.layers.adapter import add_temporal_embedding, from_time, initialize, to_time

@@ -1,8 +1,8 @@
-"""The arithmetic of AIM on plain tensors: the bottleneck, and tokens regrouped from frames to time and back.
+"""AIM's computations on plain tensors: the bottleneck, and regrouping tokens from frames to time and back.
 
-Letters used throughout: B clips, T frames per clip, N tokens per frame, D their width. A block of an image model
-sees clips as images, ``(B*T, *N, D)``, where ``*N`` is one axis of tokens or several of places (height, width). A few
-split images into G patch groups with tokens of their own, ``(B*T*G, *N, D)``.
+Letters used throughout: B clips, T frames per clip, N tokens per frame, D token width. A block receives clips as
+images, ``(B*T, *N, D)``, where ``*N`` is one axis of tokens or two spatial axes (height, width). A few models split
+images into G patch groups, ``(B*T*G, *N, D)``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def bottleneck(x: Tensor, down: nn.Module, up: nn.Module, channels: int = -1) -> Tensor:
-    r"""Apply an adapter, ``up(gelu(down(x)))``, in the adapter's precision (paper, figure 2a).
+    r"""Apply an adapter, ``up(gelu(down(x)))``, in the adapter's dtype (paper, figure 2a).
 
     Args:
         x: Tokens, in the backbone's dtype.
@@ -22,7 +22,7 @@ def bottleneck(x: Tensor, down: nn.Module, up: nn.Module, channels: int = -1) ->
         channels: Axis of the channels, -1 or 1.
 
     Shape:
-        ``(*, D) -> (*, D)``, the result in the dtype of ``x``.
+        ``(*, D) -> (*, D)``, in the dtype of ``x``.
 
     Example:
         >>> half = torch.ones(2, 4, dtype=torch.bfloat16)
@@ -33,7 +33,7 @@ def bottleneck(x: Tensor, down: nn.Module, up: nn.Module, channels: int = -1) ->
 
 
 def narrow(x: Tensor, down: nn.Module) -> Tensor:
-    """Apply the first half of a bottleneck, ``down(x)``, in the adapter's precision.
+    """Apply the first half of a bottleneck, ``down(x)``, in the adapter's dtype.
 
     Shape:
         ``(*, D) -> (*, r D)``
@@ -42,7 +42,7 @@ def narrow(x: Tensor, down: nn.Module) -> Tensor:
 
 
 def widen(z: Tensor, up: nn.Module) -> Tensor:
-    """Apply its second half, ``up(gelu(z))``.
+    """Apply the second half of a bottleneck, ``up(gelu(z))``.
 
     Shape:
         ``(*, r D) -> (*, D)``
@@ -51,12 +51,12 @@ def widen(z: Tensor, up: nn.Module) -> Tensor:
 
 
 def _on_rows(linear: nn.Module, x: Tensor) -> Tensor:
-    """Apply a layer to one matrix: how torch multiplies others depends on whether gradients are asked for."""
+    """Apply a layer to a matrix: for other shapes, torch's kernel depends on whether gradients are required."""
     return linear(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
 
 
 def to_time(tokens: Tensor, frames: int, groups: int = 1) -> Tensor:
-    """Regroup tokens so that each place of a clip becomes one sequence over time.
+    """Regroup tokens into one sequence over time for each spatial position of a clip.
 
     Args:
         tokens: Tokens of B clips.
@@ -71,14 +71,14 @@ def to_time(tokens: Tensor, frames: int, groups: int = 1) -> Tensor:
         torch.Size([10, 3, 8])
     """
     clips = tokens.unflatten(0, (-1, frames, groups)).flatten(2, -2)  # (B, T, G*N, D)
-    return clips.transpose(1, 2).flatten(0, 1).contiguous()  # of one clip it were a view, which projections copy
+    return clips.transpose(1, 2).flatten(0, 1).contiguous()  # for one clip a view, which every projection would copy
 
 
 def from_time(sequences: Tensor, like: Tensor, groups: int = 1) -> Tensor:
     """Undo :func:`to_time`.
 
     Args:
-        sequences: One sequence over time per place of a clip, of any width R.
+        sequences: One sequence over time per spatial position of a clip, of any width R.
         like: Tokens ``(B*T*G, *N, D)`` of the clips.
         groups: Patch groups G per frame.
 
@@ -95,11 +95,11 @@ def from_time(sequences: Tensor, like: Tensor, groups: int = 1) -> Tensor:
 
 
 def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, groups: int = 1) -> Tensor:
-    """Add the embedding of its frame's index to every token.
+    """Add to every token the embedding of its frame.
 
     Args:
         tokens: Tokens of B clips.
-        embedding: Temporal embedding for T' frames; interpolated linearly where T differs from T'.
+        embedding: Temporal embedding for T' frames, interpolated linearly if T differs from T'.
         frames: Frames T per clip.
         groups: Patch groups G per frame.
 
@@ -112,18 +112,18 @@ def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, group
     """
     if embedding.shape[1] != frames:
         embedding = F.interpolate(embedding.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
-    places = [1] * (tokens.ndim - 2)
+    axes = [1] * (tokens.ndim - 2)
     embedding = embedding.transpose(0, 1).expand(-1, groups, -1).flatten(0, 1)  # (T*G, D)
     embedding = embedding.expand(tokens.shape[0] // (frames * groups), -1, -1)  # (B, T*G, D)
-    return tokens + embedding.reshape(tokens.shape[0], *places, -1).to(tokens.dtype)
+    return tokens + embedding.reshape(tokens.shape[0], *axes, -1).to(tokens.dtype)
 
 
 def drop_path(branch: Tensor, rate: float) -> Tensor:
-    """Drop a residual branch for a random part of the images (stochastic depth, arXiv 1603.09382).
+    """Drop a residual branch for randomly chosen images (stochastic depth, arXiv 1603.09382).
 
     Args:
-        branch: What the branch would add to the tokens.
-        rate: Probability of dropping an image's branch; the others are scaled up by ``1 / (1 - rate)``.
+        branch: Output of the branch, to be added to the tokens.
+        rate: Probability of dropping an image's branch; the others are scaled by ``1 / (1 - rate)``.
 
     Shape:
         ``(B*T, *) -> (B*T, *)``
@@ -139,11 +139,11 @@ def drop_path(branch: Tensor, rate: float) -> Tensor:
 
 
 def same_in_all_frames(features: Tensor, rate: float, frames: int) -> Tensor:
-    """Drop features at random, in all frames of a clip the same: so dropping comes before averaging or after it.
+    """Apply dropout to the same features in all frames of a clip, as if it were applied to the average over frames.
 
     Args:
         features: Features of B clips.
-        rate: Probability of dropping a feature; the others are scaled up by ``1 / (1 - rate)``.
+        rate: Probability of dropping a feature; the others are scaled by ``1 / (1 - rate)``.
         frames: Frames T per clip.
 
     Shape:
@@ -159,6 +159,6 @@ def same_in_all_frames(features: Tensor, rate: float, frames: int) -> Tensor:
 
 
 def initialize(linear: nn.Linear) -> None:
-    """Fill a new layer as the official code does: weights normal with deviation 0.02, no bias."""
+    """Initialize a layer as the official code does: normal weights with standard deviation 0.02, zero bias."""
     nn.init.trunc_normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)

@@ -1,4 +1,4 @@
-"""What AIM's tuner layers have in common: one active adapter, no merging, and the wrapped module's attributes."""
+"""The base class of AIM's tuner layers: one active adapter, no merging, access to the wrapped module's attributes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from peft_aim.config import AIMConfig
 
 WHY_NO_MERGE = (
-    "AIM adapters cannot be merged: they are nonlinear and the temporal one runs the attention once more, so no "
-    "change of the backbone's weights does the same. Keep the adapter beside the backbone, or remove it by unload()."
+    "AIM adapters cannot be merged: they are nonlinear, and the temporal one runs the attention a second time, so no "
+    "weights of the backbone are equivalent. Keep the adapter separate, or remove it with unload()."
 )
 
 
 class AIMTunerLayer(nn.Module, BaseTunerLayer):
-    """A module of the backbone, with what each adapter has for it.
+    """A module of the backbone, with the weights that adapters add to it.
 
-    Heirs name the containers of weights in ``adapter_layer_names``, and make those of a fresh adapter in
-    :meth:`new_weights`. Containers are flat, by adapter: PEFT finds an adapter's name in a key only there.
+    Subclasses list the containers of weights in ``adapter_layer_names``, and create the weights of a new adapter in
+    :meth:`new_weights`. Containers map adapter names to weights directly: PEFT finds an adapter's name in a key only
+    at this level.
 
     Args:
         base_layer: The module to wrap.
@@ -30,46 +31,50 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.training = base_layer.training
         self.merged_adapters: list[str] = []
         for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict() if name.endswith("embedding") else nn.ModuleDict())
+            container = nn.ParameterDict() if name.endswith("embedding") else nn.ModuleDict()
+            setattr(self, name, container.train(self.training))
 
     @property
     def adapters(self) -> Mapping[str, Any]:
-        """The adapters that this layer has, by name."""
+        """The adapters of this layer, by name."""
         return getattr(self, self.adapter_layer_names[0])
 
     @property
     def current(self) -> str | None:
-        """Name of the adapter in use, None if there is none here or adapters are disabled."""
+        """Name of the active adapter, None if it is not in this layer or if adapters are disabled."""
         if self.disable_adapters:
             return None
         return next((name for name in self.active_adapters if name in self.adapters), None)
 
     def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module | nn.Parameter]:
-        """Make the weights of a fresh adapter, by container.
+        """Create the weights of a new adapter, by container.
 
         Args:
             config: The adapter's options.
-            branches: What the adapter has here, of "temporal_embedding", "temporal_in", "temporal", "spatial",
-                "joint", "norm" and "head".
+            branches: What the adapter adds here: "temporal_embedding", "temporal_in", "temporal", "spatial", "joint",
+                "norm" or "head".
         """
         raise NotImplementedError
 
     def configure(self, adapter_name: str, config: AIMConfig) -> None:
-        """Take over those options of an adapter that are no weights."""
+        """Apply the options of an adapter that are not weights."""
 
     def update_layer(self, adapter_name: str, config: AIMConfig, branches: list[str], like: Tensor) -> None:
-        """Add a fresh adapter.
+        """Add a new adapter.
 
         Args:
             adapter_name: Its name.
             config: Its options.
             branches: See :meth:`new_weights`.
-            like: Its weights get the device and dtype of this one where the wrapped module has none.
+            like: A tensor with the device and dtype of the adapter's weights, used if the wrapped module has no
+                floating-point weights.
         """
         for container, weights in self.new_weights(config, branches).items():
             getattr(self, container)[adapter_name] = weights
+            getattr(self, container).train(self.training)
         self.configure(adapter_name, config)
         self._move(adapter_name, self._own_weight(like))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -78,28 +83,28 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
         """Activate one adapter.
 
         Raises:
-            ValueError: If there are several: which clip length and head should count?
+            ValueError: If several are given, since each may have its own number of frames and head.
         """
         if not isinstance(adapter_names, str) and len(adapter_names) > 1:
-            raise ValueError(f"AIM runs one adapter at a time, got {list(adapter_names)}. Activate one of them.")
+            raise ValueError(f"AIM runs one adapter at a time, but got {list(adapter_names)}. Activate one of them.")
         super().set_adapter(adapter_names, inference_mode)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raise an error: see the message."""
+        """Raise a ValueError: AIM adapters cannot be merged."""
         raise ValueError(WHY_NO_MERGE)
 
     def unmerge(self) -> None:
-        """Raise an error: nothing can have been merged."""
+        """Raise a ValueError: AIM adapters are never merged."""
         raise ValueError(WHY_NO_MERGE)
 
     def detach(self) -> None:
-        """Remove the hooks that the layer has put on other modules."""
+        """Remove the hooks that the layer has registered on other modules."""
 
     def _own_weight(self, otherwise: Tensor | None = None) -> Tensor | None:
         return next((p for p in self.base_layer.parameters() if p.is_floating_point()), otherwise)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Give an adapter the device and dtype of the wrapped module, which has no ``weight`` that PEFT could ask."""
+        """Move an adapter to the wrapped module's device and dtype; PEFT's own method would look for a ``weight``."""
         self._move(adapter_name, self._own_weight(), device)
 
     def _move(self, adapter_name: str, like: Tensor | None, device: torch.device | None = None) -> None:
@@ -112,11 +117,11 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
                     parameter.data = parameter.data.to(device or like.device, like.dtype)
 
     def __getattr__(self, name: str) -> Any:
-        """Parents read attributes of their blocks."""
+        """Look up attributes in the wrapped module, too: parents read attributes of their blocks."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "base_layer":  # not there yet: a copy is being made
+            if name == "base_layer":  # not set yet, while the layer is being copied
                 raise
             return getattr(self.base_layer, name)
 

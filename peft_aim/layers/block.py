@@ -20,17 +20,17 @@ from peft_aim.layers.embedding import embed, new_embedding
 from peft_aim.recompute import Widths, cheap_from, hidden_widths, recomputing
 from peft_aim.tracing import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 
-BRANCHES = ("temporal_in", "temporal", "spatial", "joint")  # each is a bottleneck; in the order of the equations
+BRANCHES = ("temporal_in", "temporal", "spatial", "joint")  # the bottlenecks, in the order in which they run
 
 
 @dataclass(frozen=True)
 class BranchSettings:
-    """Settings of one adapter in one block that are no weights.
+    """Settings of one adapter in one block, besides its weights.
 
     Attributes:
         scale: Factor s on the joint adapter.
-        drop_path: Rate of stochastic depth in this block.
-        recompute: What is computed again in backward.
+        drop_path: Stochastic depth rate of this block.
+        recompute: The setting of activation checkpointing.
     """
 
     scale: float
@@ -39,30 +39,30 @@ class BranchSettings:
 
     @classmethod
     def of(cls, config: AIMConfig, depth: float) -> BranchSettings:
-        """Take from an adapter's options what concerns a block."""
+        """Return the settings for a block from an adapter's options."""
         return cls(config.scale, config.drop_path * depth, config.recompute)
 
 
 class AIMLayer(AIMTunerLayer):
     r"""A block of an image transformer with AIM's adapters (paper, figure 2e).
 
-    The block's own forward runs, with the adapters attached to its parts:
+    The block runs its own forward, with the adapters attached to its parts:
 
     .. math::
         x &\leftarrow x + \mathrm{DropPath}(T(\mathrm{attn}_T(\mathrm{norm}_1(x)))) \\
         x &\leftarrow x + a + S(a), \quad a = \mathrm{attn}(\mathrm{norm}_1(x)) \\
         x &\leftarrow x + \mathrm{mlp}(h) + \mathrm{DropPath}(s\,J(h)), \quad h = \mathrm{norm}_2(x)
 
-    The first line comes before the block; :math:`\mathrm{attn}_T` is its attention along time. S and J are hooks on
-    the block's attention and MLP, so what the block does to their results (LayerScale, windows, a norm) it does to S
-    and J. Where norms come behind, the first line is :math:`x + \mathrm{DropPath}(T(\mathrm{norm}_1(
-    \mathrm{attn}_T(x))))`.
+    The first line runs before the block; :math:`\mathrm{attn}_T` is its temporal attention. S and J are added by hooks
+    on the block's attention and MLP, so everything that the block applies to their outputs (LayerScale, windows, a
+    norm) also applies to S and J. In post-norm blocks, the first line is
+    :math:`x + \mathrm{DropPath}(T(\mathrm{norm}_1(\mathrm{attn}_T(x))))`.
 
     Args:
         block: The block.
         anatomy: Its parts.
-        frames: Tells how many frames the clips have that tokens belong to.
-        depth: Position of the block, 0 for the first to 1 for the last.
+        frames: Maps tokens to the number of frames of their clips.
+        depth: Position of the block, from 0 for the first to 1 for the last.
     """
 
     adapter_layer_names = (
@@ -80,9 +80,9 @@ class AIMLayer(AIMTunerLayer):
         attention = block.get_submodule(anatomy.attention)
         self._block_input, self._mlp_argument = first_parameter(block), ""
         self._hidden: Widths = frozenset()
-        self._mlp_input = PerThread()  # of an MLP that is called in two halves, between these
+        self._mlp_input = PerThread()  # set between the calls of the halves of an MLP that consists of two
         self._handles = []
-        if isinstance(attention, nn.MultiheadAttention):  # its record ends before what follows adds to its output
+        if isinstance(attention, nn.MultiheadAttention):  # first, so that its output is detached before S is added
             self._handles += [
                 attention.register_forward_pre_hook(_leave_the_fast_path, with_kwargs=True),
                 attention.register_forward_hook(_forget_the_record, with_kwargs=True),
@@ -98,11 +98,11 @@ class AIMLayer(AIMTunerLayer):
 
     @property
     def adapters(self) -> Mapping[str, BranchSettings]:
-        """The adapters that this block has, even if only an embedding."""
+        """The adapters of this block, including those with only a temporal embedding here."""
         return self.aim_settings
 
     def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module | nn.Parameter]:
-        """Make a bottleneck for each branch, and the temporal embedding where it belongs."""
+        """Create a bottleneck for each branch, and the temporal embedding if it is among the branches."""
         found: dict[str, nn.Module | nn.Parameter] = {}
         for branch in branches:
             if branch == "temporal_embedding":
@@ -112,11 +112,11 @@ class AIMLayer(AIMTunerLayer):
         return found
 
     def configure(self, adapter_name: str, config: AIMConfig) -> None:
-        """Take over scale, drop path and recomputation."""
+        """Apply scale, drop path and activation checkpointing."""
         self.aim_settings[adapter_name] = BranchSettings.of(config, self.depth)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the block on tokens ``(B*T, *N, D)``, after attention along time; the arguments are the block's own."""
+        """Run temporal attention, then the block, on tokens ``(B*T, *N, D)``; the arguments are the block's own."""
         adapter = self.current
         if adapter is None:
             return self.base_layer(*args, **kwargs)
@@ -128,15 +128,15 @@ class AIMLayer(AIMTunerLayer):
         else:
             run = partial(self._run_unless_changed, adapter, settings, frames)
             output = recomputing(settings.recompute, self._hidden, run, *args, **kwargs)
-        self.frames.remember(first_tensor(output), frames)  # a recomputed segment may go on to the next block
+        self.frames.remember(first_tensor(output), frames)  # for the next block of a recomputed segment
         return output
 
     def _run_unless_changed(
         self, adapter: str, settings: BranchSettings, frames: int, *args: Any, **kwargs: Any
     ) -> Any:
-        """Run, and once more in backward, which has to be with the same adapter."""
+        """Run in forward and again in backward, where the same adapter has to be active."""
         if self.current != adapter or self.aim_settings[adapter] is not settings:
-            now = f"{self.current!r} is in use" if self.current != adapter else "another was swapped in"
+            now = f"{self.current!r} is active" if self.current != adapter else "another one has been swapped in"
             raise RuntimeError(
                 f"A block with recompute={settings.recompute!r} is run again in backward for the adapter {adapter!r}, "
                 f"but now {now}. Call backward() before you switch, swap or disable adapters."
@@ -154,16 +154,16 @@ class AIMLayer(AIMTunerLayer):
         return self.base_layer(*args, **kwargs)
 
     def has(self, adapter_name: str, branch: str) -> bool:
-        """Whether an adapter has a bottleneck here, of one of the :data:`BRANCHES`."""
+        """Whether an adapter has a bottleneck for one of the :data:`BRANCHES` here."""
         return adapter_name in getattr(self, f"aim_{branch}_up")
 
     def detach(self) -> None:
-        """Take the hooks off the block's parts."""
+        """Remove the hooks from the block's parts."""
         for handle in self._handles:
             handle.remove()
 
     def _attend_along_time(self, adapter: str, frames: int, tokens: Tensor) -> Tensor:
-        """Compute the temporal branch, of the tokens' own shape."""
+        """Compute the temporal branch, in the shape of the tokens."""
         anatomy = self.anatomy
         h = tokens.movedim(anatomy.channels, -1)  # (B*T, *N, D)
         like = h
@@ -179,7 +179,7 @@ class AIMLayer(AIMTunerLayer):
         return self._drop(mixed, adapter)
 
     def _mix(self, adapter: str, h: Tensor, like: Tensor) -> Tensor:
-        """Attend along ``(B*N, T, D)`` and go into the bottleneck, ``(B*T, *N, r D)``."""
+        """Run temporal attention and the bottleneck's first layer, ``(B*N, T, D) -> (B*T, *N, r D)``."""
         anatomy, down = self.anatomy, self.aim_temporal_down[adapter]
         attention = self.base_layer.get_submodule(anatomy.attention)
         ending = ending_in(attention, anatomy.output, down) if anatomy.output and anatomy.norm_first else None
@@ -220,19 +220,19 @@ class AIMLayer(AIMTunerLayer):
             h = self._mlp_input.get()
             self._mlp_input.set(None)
         settings, axis = self.aim_settings[adapter], self.anatomy.mlp_channels
-        # What is added at the end nobody needs in backward, so torch stops before; only behind LayerScale it goes on.
+        # The last output is only added, so torch stops recomputing before it, unless LayerScale follows.
         with cheap_from("pointwise"):
             joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
         return replace_first(output, first_tensor(output) + self._drop(joint, adapter))
 
     def _drop(self, branch: Tensor, adapter: str) -> Tensor:
-        """Drop a branch at random where the model trains; elsewhere its rate is not even read, for the compiler."""
+        """Apply stochastic depth in training; in evaluation the rate is not read, so that torch.compile ignores it."""
         return drop_path(branch, self.aim_settings[adapter].drop_path) if self.training else branch
 
     def _checkpointed(self, function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-        """Recompute in backward what runs before the block, if the block recomputes itself.
+        """Recompute a function in backward if the block itself has gradient checkpointing switched on.
 
-        timm checkpoints this layer with all that is in it, but transformers' blocks checkpoint their own forward.
+        timm checkpoints this whole layer, but transformers' blocks checkpoint only their own forward.
         """
         wanted = self.training and getattr(self.base_layer, "gradient_checkpointing", False)
         if wanted and torch.is_grad_enabled():
@@ -251,17 +251,18 @@ class AIMLayer(AIMTunerLayer):
 
 
 def _leave_the_fast_path(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Keep torch's own attention off another kernel in the block's call, as :func:`multihead` does along time."""
+    """Keep torch's own attention off the fast path in the block's call, as :func:`multihead` does over time."""
     query = first_argument("query", args, kwargs)
     recorded = off_the_fast_path(attention, query)
     if recorded is query:
         return args, kwargs
-    # It tells self-attention by identity.
+    # torch recognizes self-attention by the identity of its arguments.
     args = tuple(recorded if value is query else value for value in args)
     return args, {name: recorded if value is query else value for name, value in kwargs.items()}
 
 
 def _forget_the_record(attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    """Detach the output again if the query requires gradients only to avoid the fast path."""
     query = first_argument("query", args, kwargs)
     recorded = query.is_leaf and query.requires_grad
     return replace_first(output, first_tensor(output).detach()) if recorded else None

@@ -1,4 +1,4 @@
-"""The temporal embedding, and AIMEmbedding, which adds it where a norm stands before the first block."""
+"""The temporal embedding, and AIMEmbedding, which adds it in models with a norm before the first block."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from peft_aim.layers.base import AIMTunerLayer
 
 
 class AIMEmbedding(AIMTunerLayer):
-    """The norm between position embedding and first block (CLIP), with temporal embeddings that are added before it.
+    """The norm between position embedding and first block (CLIP), with temporal embeddings added to its input.
 
-    They are no part of the first block: what shards a model block by block (FSDP) has a block's weights at hand only
-    while that runs.
+    The embeddings are not stored in the first block, since FSDP, which shards a model block by block, has a block's
+    weights available only while the block runs.
 
     Args:
         norm: The norm.
-        anatomy: Of the first block, which gets the norm's tokens.
-        frames: Tells how many frames the clips have that tokens belong to.
+        anatomy: The parts of the first block, which receives the norm's output.
+        frames: Maps tokens to the number of frames of their clips.
     """
 
     adapter_layer_names = ("aim_temporal_embedding",)
@@ -34,11 +34,11 @@ class AIMEmbedding(AIMTunerLayer):
         self.frames = frames
 
     def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Parameter]:
-        """Make a temporal embedding."""
+        """Create a temporal embedding."""
         return {"aim_temporal_embedding": new_embedding(config, self.anatomy.width)}
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Normalize tokens ``(B*T, *N, D)`` to which the embedding of their frame's index was added."""
+        """Add the temporal embedding to tokens ``(B*T, *N, D)`` and normalize them."""
         adapter = self.current
         if adapter is not None:
             frames = self.frames.of(tokens, self.anatomy.groups)
@@ -47,13 +47,13 @@ class AIMEmbedding(AIMTunerLayer):
 
 
 def new_embedding(config: AIMConfig, width: int) -> nn.Parameter:
-    """Return a fresh temporal embedding (1, T, D)."""
+    """Return a new temporal embedding (1, T, D)."""
     draw = torch.zeros if config.init_weights else torch.randn
     return nn.Parameter(draw(1, config.num_frames, width))
 
 
 def embed(tokens: Tensor, embedding: Tensor, frames: int, anatomy: Anatomy) -> Tensor:
-    """Add a temporal embedding to tokens whose channels are where a block has them.
+    """Add a temporal embedding to tokens in the layout of a block.
 
     Args:
         tokens: Tokens ``(B*T, *N, D)`` or ``(B*T, D, *N)``.

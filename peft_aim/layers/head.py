@@ -1,4 +1,4 @@
-"""AIMHead: the classification head that belongs to an adapter."""
+"""AIMHead: the classification head of an adapter."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from peft_aim.layers.base import AIMTunerLayer
 
 
 class AIMHead(AIMTunerLayer):
-    """The model's classification head, replaced by the active adapter's own if it has one.
+    """The model's classification head, replaced by that of the active adapter if the adapter has one.
 
     Args:
         head: The model's head, or the identity in its place.
-        features: Width of what it takes.
-        frames: Tells how many frames the clips have that features belong to.
+        features: Input width of the head.
+        frames: Maps features to the number of frames of their clips.
     """
 
     adapter_layer_names = ("aim_head",)
@@ -31,13 +31,13 @@ class AIMHead(AIMTunerLayer):
         self.aim_dropout: dict[str, float] = {}
 
     def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module]:
-        """Make a head with the adapter's number of classes."""
+        """Create a head with the adapter's number of classes."""
         head = nn.Linear(self.features, config.num_labels)
         initialize(head)
         return {"aim_head": head}
 
     def configure(self, adapter_name: str, config: AIMConfig) -> None:
-        """Take over the rate of dropout."""
+        """Apply the dropout rate."""
         self.aim_dropout[adapter_name] = config.head_dropout
 
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -48,5 +48,5 @@ class AIMHead(AIMTunerLayer):
         head = self.aim_head[adapter]
         if self.training and self.aim_dropout[adapter]:
             features = same_in_all_frames(features, self.aim_dropout[adapter], self.frames.of(features))
-        # A class token alone would keep all other tokens in memory until backward.
+        # A view of the class token would keep all other tokens in memory until backward.
         return head(features.to(head.weight.dtype).contiguous())

@@ -1,4 +1,4 @@
-"""AIMNorm: a norm behind the last block that an adapter has trained a copy of."""
+"""AIMNorm: a norm after the last block, of which adapters train their own copies."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from peft_aim.layers.base import AIMTunerLayer
 
 
 class AIMNorm(AIMTunerLayer):
-    """A final norm of the model, replaced by the active adapter's own copy if it has one."""
+    """A final norm of the model, replaced by the active adapter's copy if the adapter has one."""
 
     adapter_layer_names = ("aim_norm",)
 
     def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module]:
-        """Make a copy of the norm."""
+        """Create a copy of the norm."""
         return {"aim_norm": copy.deepcopy(self.base_layer)}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,12 +1,13 @@
-"""What is saved of an adapter, what a file must hold to be loaded, and swapping one for another in place.
+"""Saves and loads adapters: checks saved weights, fingerprints frozen ones, and hot-swaps adapters.
 
-The fingerprint of the frozen weights goes with every saved adapter.
+Every adapter is saved with the fingerprint of the frozen weights that it was trained on.
 """
 
 from peft_aim.saving.fingerprint import fingerprint_of, same_weights
 from peft_aim.saving.hotswap import hotswap_adapter
 from peft_aim.saving.weights import (
     adapter_weights,
+    check_complete,
     check_shapes,
     frozen_weights,
     in_precision,
@@ -16,6 +17,7 @@ from peft_aim.saving.weights import (
 
 __all__ = [
     "adapter_weights",
+    "check_complete",
     "check_shapes",
     "fingerprint_of",
     "frozen_weights",

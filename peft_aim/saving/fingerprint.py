@@ -1,4 +1,4 @@
-"""A short name for frozen weights, so that an adapter can tell the backbone it was trained on from another."""
+"""Fingerprints of frozen weights, to check that an adapter is loaded onto the backbone it was trained on."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # weights that are projected at a time
+CHUNK = 4096  # weights projected at a time
 PROJECTIONS = 8
-TOLERANCE = 0.004  # bfloat16 moves the projections by 0.001, weights that differ by 1 % by 0.007
-INDICES = (torch.int64, torch.int32, torch.bool)  # what buffers hold that are no weights
+TOLERANCE = (
+    0.004  # rounding to bfloat16 changes the projections by 0.001, a change of the weights by 1 % does by 0.007
+)
+INDICES = (torch.int64, torch.int32, torch.bool)  # dtypes of buffers that are not weights
 
 
 @torch.no_grad()
 def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     """Compute the fingerprint of named weights.
 
-    Casting to half precision and back must not change it, so it holds numbers to be compared with a tolerance: random
-    projections of each tensor, relative to its root mean square, plus the logarithm of that, added up over tensors.
+    Fingerprints have to match after casting to half precision and back, so they consist of numbers that are compared
+    with a tolerance: random projections of each tensor divided by its root mean square, plus or minus the logarithm of
+    the latter, summed over tensors.
 
     Args:
-        weights: Names and tensors, in any order, dtype and device.
+        weights: Names and tensors, in any order, of any dtype and on any device.
 
     Returns:
-        ``"<hash of names and shapes>:<projections>"``, or None if there are no weights, or if they are not here as
-        plain tensors: on "meta", in shards, quantized.
+        ``"<hash of names and shapes>:<projections>"``, or None if there are no weights, or if they are not plain
+        tensors in memory: on "meta", in shards, quantized.
 
     Example:
         >>> fingerprint_of([("w", torch.ones(3))]) == fingerprint_of([("w", torch.ones(3).bfloat16())])
@@ -39,14 +42,14 @@ def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str | None:
         return None
     for name, tensor in sorted(found, key=lambda item: item[0]):
         names.update(f"{name}{tuple(tensor.shape)}".encode())
-        # Limits may be infinite, and what is not a number is no news.
+        # Buffers with limits may contain infinity; NaN carries no information.
         total += _project(name, torch.nan_to_num(tensor.float(), 0.0, 0.0, 0.0).flatten())
     total /= len(found) ** 0.5
     return f"{names.hexdigest()[:16]}:{','.join(f'{value:.4f}' for value in total)}"
 
 
 def same_weights(one: str, other: str) -> bool:
-    """Whether two fingerprints are of the same weights, up to rounding.
+    """Whether two fingerprints belong to the same weights, up to rounding.
 
     Example:
         >>> same_weights("ab:1.000,2.000", "ab:1.001,2.000")
@@ -65,8 +68,8 @@ def _is_elsewhere(weight: Tensor) -> bool:
 
 
 def _project(name: str, weights: Tensor) -> Tensor:
-    """Return random projections, each of about unit variance, drawn from the tensor's name."""
-    scale = weights.square().mean().sqrt() + 1e-4  # what underflows in half precision counts as 0
+    """Return random projections of about unit variance; the tensor's name is the seed."""
+    scale = weights.square().mean().sqrt() + 1e-4  # values that underflow in half precision count as 0
     chunks = torch.nn.functional.pad(weights, (0, -len(weights) % CHUNK)).view(-1, CHUNK)
     within = _signs("within a chunk", CHUNK).to(weights.device)
     among = _signs(name, len(chunks) + 1).double()
@@ -76,7 +79,7 @@ def _project(name: str, weights: Tensor) -> Tensor:
 
 
 def _signs(seed: str, count: int) -> Tensor:
-    """Return random signs ``(count, PROJECTIONS)``, alike on all machines."""
+    """Return random signs ``(count, PROJECTIONS)``, the same on all machines."""
     drawn = torch.frombuffer(bytearray(hashlib.shake_256(seed.encode()).digest(count)), dtype=torch.uint8)
     bits = drawn[:, None] >> torch.arange(PROJECTIONS, dtype=torch.uint8) & 1
     return 2.0 * bits - 1

@@ -1,4 +1,4 @@
-"""Another adapter's weights in the place of one that is in use: nothing is built, so nothing is compiled again."""
+"""Hot swapping: replace the weights of a loaded adapter in place, without recompiling the model."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ def hotswap_adapter(
     revision: str | None = None,
     token: str | None = None,
 ) -> None:
-    """Load a saved adapter into the place of a loaded one, as ``peft.utils.hotswap`` does for LoRA.
+    """Replace a loaded adapter by a saved one in place, as ``peft.utils.hotswap`` does for LoRA.
 
-    Modules and parameters stay where they are, so that a compiled model is not compiled again, unless the new adapter
-    has another ``scale`` or, where it trains, another ``drop_path``, ``head_dropout`` or ``recompute``.
+    Modules and parameters are kept, so a compiled model is not recompiled, unless the new adapter has another
+    ``scale`` or, in training, another ``drop_path``, ``head_dropout`` or ``recompute``.
 
     Args:
-        model: What ``get_peft_model`` or ``PeftModel.from_pretrained`` made, or that compiled.
-        model_name_or_path: Folder of the adapter, or its name on the Hub.
-        adapter_name: The loaded adapter whose place it takes, and whose name it then goes by.
-        torch_device: Where its weights are read to; by default where the adapter is.
-        subfolder: Where in the folder or repository it is.
+        model: A PeftModel from ``get_peft_model`` or ``PeftModel.from_pretrained``; it may be compiled.
+        model_name_or_path: Folder or Hub id of the saved adapter.
+        adapter_name: Name of the loaded adapter to replace; the new adapter gets this name.
+        torch_device: Device to load the weights to, by default that of the loaded adapter.
+        subfolder: Subfolder of the folder or repository.
         revision: Branch, tag or commit on the Hub.
-        token: For private repositories on the Hub.
+        token: Access token for private repositories on the Hub.
 
     Raises:
-        ValueError: If the weights have other names or shapes than those in place (other blocks, bottlenecks, number of
-            frames or classes), if it is no AIM adapter, or if there is none of this name. Nothing is changed then.
+        ValueError: If the saved weights differ from the loaded ones in names or shapes (other blocks, bottlenecks,
+            number of frames or classes), if they are not of an AIM adapter, or if the model has no adapter of this
+            name. The model is then unchanged.
 
     Warns:
-        UserWarning: If it was trained on another backbone.
+        UserWarning: If the saved adapter was trained on another backbone.
 
     Example:
         >>> import tempfile
@@ -56,49 +57,51 @@ def hotswap_adapter(
         ...     hotswap_adapter(model, folder)
     """
     model = getattr(model, "_orig_mod", model)
-    place = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
-    if not isinstance(place, AIMConfig):
+    loaded = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
+    if not isinstance(loaded, AIMConfig):
         kinds = {name: config.peft_type.value for name, config in getattr(model, "peft_config", {}).items()}
         raise ValueError(
-            f"{type(model).__name__} has no AIM adapter {adapter_name!r} whose place another could take, but {kinds}. "
-            "Name one of AIM's with adapter_name=, or make a PeftModel with PeftModel.from_pretrained first."
+            f"{type(model).__name__} has no AIM adapter {adapter_name!r} to replace; its adapters are {kinds}. Pass "
+            "the name of an AIM adapter as adapter_name, or load one with PeftModel.from_pretrained first."
         )
     hub = {"subfolder": subfolder, "revision": revision, "token": token}
     hub = {name: value for name, value in hub.items() if value is not None}
     config = PeftConfig.from_pretrained(model_name_or_path, **hub)
     if not isinstance(config, AIMConfig):
-        raise ValueError(f"{model_name_or_path} is an adapter of {config.peft_type.value}, not of AIM.")
-    places = adapter_weights(model, adapter_name)
-    device = next(iter(places.values())).device
+        raise ValueError(
+            f"{model_name_or_path} is an adapter of {config.peft_type.value}, not of AIM. Give a saved AIM adapter."
+        )
+    tensors = adapter_weights(model, adapter_name)
+    device = next(iter(tensors.values())).device
     if device.type == "meta":
-        raise ValueError(f"The adapter {adapter_name!r} has no memory yet: it is on 'meta'. Load its weights first.")
-    check_fits(places, saved_shapes(os.path.join(model_name_or_path, subfolder or "")), model_name_or_path)
+        raise ValueError(f"The adapter {adapter_name!r} is on the device 'meta'. Load its weights first.")
+    check_fits(tensors, saved_shapes(os.path.join(model_name_or_path, subfolder or "")), model_name_or_path)
     weights = load_peft_weights(model_name_or_path, torch_device or str(device), **hub)
-    check_fits(places, shapes_of(weights), model_name_or_path)
+    check_fits(tensors, shapes_of(weights), model_name_or_path)
     with torch.no_grad():
         for name, tensor in weights.items():
-            places[plain(name)].copy_(tensor)
-    config.inference_mode, config.branches = place.inference_mode, place.branches
+            tensors[plain(name)].copy_(tensor)
+    config.inference_mode, config.branches = loaded.inference_mode, loaded.branches
     model.peft_config[adapter_name] = config
     for module in model.modules():
         if isinstance(module, AIMTunerLayer) and adapter_name in module.adapters:
             module.configure(adapter_name, config)
-    if config.backbone_fingerprint != place.backbone_fingerprint:
-        model.base_model.compare_backbone(adapter_name)  # last: it may warn, and warnings be errors
+    if config.backbone_fingerprint != loaded.backbone_fingerprint:
+        model.base_model.compare_backbone(adapter_name)  # last, since its warning may be turned into an error
 
 
-def check_fits(places: dict[str, Tensor], found: Shapes | None, source: str) -> None:
-    """Check that saved weights, if they are on this machine, fit into the place of others.
+def check_fits(tensors: dict[str, Tensor], found: Shapes | None, source: str) -> None:
+    """Check that saved weights, if they are on this machine, have the names and shapes of loaded ones.
 
     Raises:
-        ValueError: If not, or if the file is broken or not there.
+        ValueError: If they do not.
     """
     if found is None:
         return
     try:
-        check_shapes(shapes_of(places), found, source)
+        check_shapes(shapes_of(tensors), found, source)
     except ValueError as error:
         raise ValueError(
-            f"{error} A hot swap takes the same blocks, widths, frames and classes; others can be loaded beside it: "
+            f"{error} A hot swap needs the same blocks, widths, frames and classes. Load other adapters in addition: "
             f"model.load_adapter({str(source)!r}, 'other'), model.set_adapter('other')."
         ) from None

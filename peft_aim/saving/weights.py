@@ -1,4 +1,4 @@
-"""What a saved adapter must hold to be loaded, and what it says of the backbone it was trained on."""
+"""The weights of an adapter: their names and shapes in a model and in files, and the frozen weights it relies on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peft_aim.layers import AIMHead, AIMNorm, AIMTunerLayer
 
 Shapes = dict[str, tuple[int, ...]]
 
-# What wrapping puts into the names of weights.
+# Parts of parameter names that wrappers add.
 WRAPPERS = ("base_model.model.", "_orig_mod.", "_fsdp_wrapped_module.", "base_layer.", "original_module.")
 
 
@@ -24,16 +24,16 @@ def check_shapes(expected: Shapes, found: Shapes, source: str) -> None:
     Args:
         expected: Names and shapes of the adapter's weights in the model.
         found: Names and shapes of the saved weights.
-        source: Where they were saved, for the message.
+        source: Where they were saved, for the error message.
 
     Raises:
-        ValueError: With the names of what is missing, unexpected or of another shape.
+        ValueError: If weights are missing, unexpected or of another shape, with their names.
 
     Example:
         >>> check_shapes({"a": (1,), "b": (2,)}, {"b": (3,)}, "my-task")
         Traceback (most recent call last):
         ...
-        ValueError: my-task does not hold this adapter's weights, nothing was loaded.
+        ValueError: my-task does not contain exactly this adapter's weights, so nothing was loaded.
           missing (1): a
           of another shape (1): b, (3,) instead of (2,)
         Check that the adapter belongs to this backbone, and that the file is complete.
@@ -54,22 +54,22 @@ def check_shapes(expected: Shapes, found: Shapes, source: str) -> None:
     ]
     if lines:
         raise ValueError(
-            f"{source} does not hold this adapter's weights, nothing was loaded.{''.join(lines)}\n"
+            f"{source} does not contain exactly this adapter's weights, so nothing was loaded.{''.join(lines)}\n"
             "Check that the adapter belongs to this backbone, and that the file is complete."
         )
 
 
 def saved_shapes(folder: str) -> Shapes | None:
-    """Read names and shapes of the weights in an adapter's folder, without the weights.
+    """Read the names and shapes of the weights in an adapter's folder, without loading the weights.
 
     Args:
-        folder: A folder made by ``save_pretrained``.
+        folder: A folder written by ``save_pretrained``.
 
     Returns:
-        None if it is no folder on this machine.
+        Shapes by name, None if it is not a folder on this machine.
 
     Raises:
-        ValueError: If there is no file of weights in it, or if it is broken.
+        ValueError: If the folder contains no file of weights, or a broken one.
     """
     path = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
     if os.path.isfile(path):
@@ -77,46 +77,50 @@ def saved_shapes(folder: str) -> Shapes | None:
             with safe_open(path, framework="pt") as file:
                 return {plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{path} is broken ({error}), nothing was loaded. Get the file again.") from error
+            raise ValueError(f"{path} is broken ({error}), so nothing was loaded. Get the file again.") from error
     path = os.path.join(folder, WEIGHTS_NAME)
     if os.path.isfile(path):
         return shapes_of(torch.load(path, map_location="meta", weights_only=True))
     if os.path.isdir(folder):
         raise ValueError(
-            f"{folder} has no {SAFETENSORS_WEIGHTS_NAME} in it, nothing was loaded. Get the file again; to start a "
-            "fresh adapter from these options, pass dataclasses.replace(config, backbone_fingerprint=None)."
+            f"{folder} contains no {SAFETENSORS_WEIGHTS_NAME}, so nothing was loaded. Get the file again; to start a "
+            "new adapter from these options, pass dataclasses.replace(config, backbone_fingerprint=None)."
         )
     return None
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
-    """Return names, as they are saved but without PEFT's prefix, and shapes of weights."""
+    """Return the shapes of weights by name, as in a file but without PEFT's prefix."""
     return {plain(name): tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
-    """Return an adapter's own tensors in a model, by the names under which :func:`saved_shapes` finds them in a file.
+    """Return an adapter's own tensors in a model, by the names that :func:`saved_shapes` returns.
 
     Args:
-        model: The model with its adapters.
+        model: The adapted model.
         adapter_name: The adapter.
     """
     found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            containers = {"": module.modules_to_save}
-        elif isinstance(module, AIMTunerLayer):
-            containers = {f".{container}": getattr(module, container) for container in module.adapter_layer_names}
-        else:
-            continue
-        for container, content in containers.items():
-            if adapter_name in content:
-                found |= {plain(f"{name}{container}{key}"): t for key, t in _tensors(content[adapter_name])}
+    for name, container in _containers(model):
+        if adapter_name in container:
+            name = name.removesuffix(".modules_to_save")
+            found |= {plain(f"{name}{key}"): tensor for key, tensor in _tensors(container[adapter_name])}
     return found
 
 
+def _containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict | nn.ParameterDict]]:
+    """Iterate over everything that contains weights by the names of adapters, with its own name."""
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            yield f"{name}.modules_to_save", module.modules_to_save
+        elif isinstance(module, AIMTunerLayer):
+            for container in module.adapter_layer_names:
+                yield f"{name}.{container}", getattr(module, container)
+
+
 def _tensors(content: nn.Parameter | nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Iterate over what a file holds of a parameter or a module."""
+    """Iterate over the saved tensors of a parameter or a module, with the ends of their names."""
     if isinstance(content, nn.Parameter):
         yield "", content
         return
@@ -124,21 +128,45 @@ def _tensors(content: nn.Parameter | nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield f".{name}", tensor
 
 
-def frozen_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Pick the backbone's weights that an adapter relies on: all but those of which it has its own.
+def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> None:
+    """Check that PEFT has left out the weights of other adapters, and no others that have their names in theirs.
 
     Args:
-        model: The model with its adapters.
+        model: The adapted model.
+        adapter_name: The adapter to save.
+        weights: The weights that PEFT passes to a tuner.
+
+    Raises:
+        ValueError: If modules have the same name as another adapter.
+    """
+    containers = dict(_containers(model))
+    by_adapter = {id(container) for container in containers.values()}
+    modules = [module for module in model.modules() if id(module) not in by_adapter]
+    names = {name for module in modules for name in (*module._modules, *module._parameters, *module._buffers)}
+    keys = [plain(key) for key in weights]
+    parts = {part for key in weights for part in key.split(".")}
+    for other in sorted(model.peft_config.keys() & names - {adapter_name}):
+        foreign = tuple(f"{plain(name)}.{other}" for name, container in containers.items() if other in container)
+        if other not in parts or any(key.startswith(foreign) for key in keys):
+            raise ValueError(
+                f"{adapter_name!r} cannot be saved completely: another adapter is named {other!r}, as some modules "
+                "are, and PEFT tells them apart by their names. Delete that adapter, or save it and load it under "
+                f"another name, then save {adapter_name!r}."
+            )
+
+
+def frozen_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Select the frozen weights that an adapter relies on: all of the backbone's, except those that it replaces.
+
+    Args:
+        model: The adapted model.
         adapter_name: The adapter.
         weights: The model's ``state_dict()``.
     """
-    own = {name for name, module in model.named_modules() if _replaces(module, adapter_name)}
-    picked = []
-    for name, tensor in weights.items():
-        added = ".aim_" in f".{name}" or ".modules_to_save." in name
-        if not added and not any(name.startswith(f"{prefix}.") for prefix in own):
-            picked.append((plain(name), tensor))
-    return picked
+    added = [f"{plain(name)}." for name, _ in _containers(model)]
+    replaced = [f"{plain(name)}." for name, module in model.named_modules() if _replaces(module, adapter_name)]
+    named = [(plain(name), tensor) for name, tensor in weights.items()]
+    return [(name, tensor) for name, tensor in named if not name.startswith((*added, *replaced))]
 
 
 def _replaces(module: nn.Module, adapter_name: str) -> bool:
@@ -148,23 +176,23 @@ def _replaces(module: nn.Module, adapter_name: str) -> bool:
 
 
 def in_precision(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Return weights in a precision, "float16" say, and what is no number with a fraction as it is.
+    """Cast floating-point weights to a dtype, such as "float16"; other tensors stay as they are.
 
     Raises:
-        ValueError: If one of them is too large for it.
+        ValueError: If a value is too large for the dtype.
     """
     cast = {name: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for name, t in weights.items()}
     lost = [name for name, tensor in cast.items() if (tensor.isfinite() != weights[name].isfinite()).any()]
     if lost:
         raise ValueError(
             f"save_dtype={dtype!r} cannot hold all of {', '.join(lost[:3])}, whose values reach up to "
-            f"{max(weights[name].abs().max().item() for name in lost):.3g}. Use 'bfloat16', or None."
+            f"{max(weights[name].abs().max().item() for name in lost):.3g}. Use 'bfloat16' or None."
         )
     return cast
 
 
 def plain(name: str) -> str:
-    """Return a weight's name without what wrapping puts into it."""
+    """Return a weight's name without the parts that wrappers add."""
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     return name

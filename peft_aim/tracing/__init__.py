@@ -1,6 +1,6 @@
-"""What a foreign module does, seen from outside: its calls, what passes them, and example images to run it on.
+"""Observes a module that somebody else wrote: which modules it calls, on what, and whether two are copies.
 
-Knows nothing of attention, of blocks or of adapters.
+The lowest room: it knows no attention, blocks or adapters.
 """
 
 from peft_aim.tracing.calls import Call, Handle, running, trace

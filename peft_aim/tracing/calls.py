@@ -1,4 +1,4 @@
-"""Records which module a model calls, on what, and within which other, during one forward pass."""
+"""Records the tree of module calls of one forward pass."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from peft_aim.tracing.stand_ins import standing_in
 
 @dataclass(frozen=True)
 class Handle:
-    """Tells whether two calls saw the same tensor, up to its shape, without keeping its memory."""
+    """Identifies a tensor, up to its shape, without holding its memory."""
 
-    storage: StorageWeakRef  # as long as the reference lives, no other storage gets its address
+    storage: StorageWeakRef  # while this reference lives, no other storage gets its address
     offset: int
     numel: int
     shape: tuple[int, ...] = field(compare=False)
@@ -40,7 +40,7 @@ class Handle:
 
     @classmethod
     def of(cls, value: Any) -> Handle | None:
-        """Return the handle of a tensor, or of the one that a tuple starts with; None where there is none."""
+        """Return the handle of an output's first tensor, None if it has none."""
         tensor = first_tensor(value)
         if not isinstance(tensor, Tensor):
             return None
@@ -60,14 +60,14 @@ class Call:
     Attributes:
         name: Name of the module in the model, "" for the model itself.
         module: The module.
-        given: Its first argument.
-        arguments: Its other arguments, by name.
-        args: Its arguments by position; the first tensor is left out, whether it is there or among ``kwargs``.
-        kwargs: Its arguments by keyword.
-        children: Calls made while it ran, by the module itself.
-        returned: What it returned, or the first of it.
-        form: What it returned, with the first tensor left out.
-        copy_of: The call that this one is a copy of, if the module did not run itself.
+        given: The first argument.
+        arguments: The other arguments, by name.
+        args: The positional arguments. The first tensor, here or in ``kwargs``, is replaced by None.
+        kwargs: The keyword arguments.
+        children: The calls that the module made itself.
+        returned: The first tensor of the output.
+        form: The output with its first tensor replaced by None.
+        copy_of: The call that stands for this one, if the module is a copy and did not run.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Call:
 
     @classmethod
     def begun(cls, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Call:
-        """Record a call that is about to run."""
+        """Record the start of a call."""
         first = first_parameter(module)
         given = first_argument(first, args, kwargs)
         others = {key: value for key, value in named_arguments(module, args, kwargs).items() if key != first}
@@ -93,12 +93,12 @@ class Call:
 
     @property
     def original(self) -> Call:
-        """The call itself, or the one that it is a copy of."""
+        """The call itself, or the one that stands for it."""
         return self.copy_of or self
 
     @property
     def parts(self) -> list[Call]:
-        """Calls made by the module itself, or by a ``Sequential`` of a norm and what follows it in its stead."""
+        """The calls that the module made itself; a ``Sequential`` that starts with a norm counts as its contents."""
         return [part for child in self.children for part in (child.children if child.is_branch else [child])]
 
     @property
@@ -107,20 +107,20 @@ class Call:
         return isinstance(self.module, nn.Sequential) and bool(self.children) and is_norm(self.children[0].module)
 
     def walk(self) -> Iterator[Call]:
-        """Iterate over this call and all below it, in the order in which they began."""
+        """Iterate over this call and all calls below it, in the order in which they started."""
         yield self
         for child in self.children:
             yield from child.walk()
 
     def again(self, tokens: Tensor) -> Any:
-        """Call the module once more, on other tokens but with the same further arguments."""
+        """Call the module again, on other tokens but with the same other arguments."""
         first = first_parameter(self.module)
         given = replace_first(first_argument(first, self.args, self.kwargs), tokens)
         args, kwargs = with_first_argument(given, first, self.args, self.kwargs)
         return self.module(*args, **kwargs)
 
     def is_like(self, other: Call) -> bool:
-        """Whether a copy of the module was called in the same way: on the same shapes, with equal other arguments."""
+        """Whether two calls of copies have the same shapes and equal other arguments."""
         return self._way() == other._way()
 
     def _way(self) -> Hashable:
@@ -140,39 +140,37 @@ def trace(model: nn.Module, images: Images, once: Callable[[Call], bool] = lambd
     Args:
         model: The model.
         images: What it takes.
-        once: Tells of which calls the copies need not run: modules with the same :func:`traits
-            <peft_aim.tracing.copies.traits>` that are called in the same way. Such a copy returns what it gets, so
-            the call must return tensors of the shape that it gets, and the calls below it are recorded as if they
-            had been made.
+        once: Returns True for calls whose copies need not run: modules with the same :func:`traits
+            <peft_aim.tracing.copies.traits>` that are called alike. A copy returns its input instead, so the call
+            must preserve the shape of its input. The calls below a copy are recorded as if they had been made.
 
     Returns:
-        The call of the model itself, and what it returned.
+        The call of the model itself, and its output.
 
     Example:
         >>> call, _ = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), {"input": torch.zeros(1, 1, 2, 2)})
         >>> [(child.name, child.returned.shape) for child in call.children]
         [('0', (1, 4)), ('1', (1, 2))]
     """
-    with ExitStack() as stack:
+    with running(model, training=False), ExitStack() as stack:
         recorder = _Recorder(model, once, stack)
-        stack.enter_context(running(model, training=False))
-        stack.enter_context(recorder.attached(model))
-        output = run(model, images)
+        with recorder.attached():
+            output = run(model, images)
     return recorder.root, output
 
 
 class _Recorder:
-    """Builds the tree of calls from hooks on every module, and keeps copies from running."""
+    """Builds the tree of calls with hooks on every module, and keeps copies from running."""
 
     def __init__(self, model: nn.Module, once: Callable[[Call], bool], stack: ExitStack) -> None:
         self.root: Call | None = None
         self._running: list[Call] = []
         self._modules = dict(model.named_modules())
         self._once, self._stack = once, stack
-        self._copies: dict[nn.Module, list[Call]] = {}  # of modules that are copies, the calls that have run
+        self._copies: dict[nn.Module, list[Call]] = {}  # by copy, the calls that may stand for it
 
     @contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
+    def attached(self) -> Iterator[None]:
         handles = []
         for name, module in self._modules.items():
             handles.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
@@ -198,7 +196,7 @@ class _Recorder:
             self._keep_copies_from_running(call)
 
     def _keep_copies_from_running(self, call: Call) -> None:
-        if call.module in self._copies:  # one that is called in another way than those before
+        if call.module in self._copies:  # a copy that was called in another way
             self._copies[call.module].append(call)
             return
         have_run, own, parts = [call], traits(call.module), {*call.module.modules()}
@@ -226,20 +224,25 @@ class _Recorder:
 
 @contextmanager
 def running(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation mode, and every module back into its own mode afterwards.
+    """Set a model to training or evaluation mode and freeze it, and restore every module and parameter afterwards.
 
-    In training, too, running statistics stay as they are, and nothing is checkpointed.
+    Running statistics stay as they are and gradient checkpointing stays off, in training mode too.
     """
     modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for module, _ in modes:
         changes = hasattr(module, "running_mean") or getattr(module, "gradient_checkpointing", False)
         module.training = training and not changes
+    for parameter in trained:  # torch's counters stumble over their views under no_grad
+        parameter.requires_grad_(False)
     try:
-        with torch.compiler.set_stance("force_eager"):  # hooks are to run, not to be compiled
+        with torch.compiler.set_stance("force_eager"):  # so that hooks run
             yield
     finally:
+        for parameter in trained:
+            parameter.requires_grad_()
         for module, _ in modes:
-            if type(module).train is not nn.Module.train:  # it forgets a bias cached for evaluation (LeViT)
+            if type(module).train is not nn.Module.train:  # clears a bias cached for evaluation (LeViT)
                 module.train()
         for module, mode in modes:
             module.training = mode

@@ -1,4 +1,4 @@
-"""Tells whether two modules are copies of each other but for their weights: what holds for one holds for the other."""
+"""Compares modules: copies of each other differ in their weights only, so inspecting one of them is enough."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(
 def traits(module: nn.Module) -> Hashable:
     """Return what copies of a module have in common: classes, attributes, shapes, and the content of buffers.
 
-    Weights are no trait, nor is the mode (training or evaluation); of dropout and drop path it is one whether they
-    drop at all. Attributes that cannot be compared by their value count as equal only if they are the same object.
+    Not compared are weights, the mode (training or evaluation), and the rates of dropout and drop path, as long as
+    they are not 0. Attributes without a comparable value are equal only if they are the same object.
 
     Example:
         >>> traits(nn.MultiheadAttention(8, 2)) == traits(nn.MultiheadAttention(8, 2))
@@ -48,7 +48,7 @@ def _own_traits(module: nn.Module) -> tuple:
 
 
 def trait(value: Any) -> Hashable:
-    """Return what is compared of an attribute or an argument.
+    """Return a comparable, hashable form of an attribute or an argument.
 
     Example:
         >>> trait([1, {"a": None}]) == trait([1, {"a": None}]), trait(1) == trait(1.0), trait(object()) == trait(1)

@@ -1,4 +1,4 @@
-"""Makes pictures to survey a model with: images, or what transformers' own preprocessing makes of them."""
+"""Makes the example images on which a model is inspected, preprocessed by transformers where a model needs it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from peft_aim.tracing.outputs import Images, first_parameter
 
 
 def blank_images(model: nn.Module) -> Iterator[Images]:
-    """Iterate over what two blank images may be for a model, as its arguments by name.
+    """Iterate over candidates for the arguments that pass two blank images to a model, by name.
 
-    Most take ``(2, C, H, W)``. A few want patches, and a mask and a grid that belong to them (SigLIP 2).
+    Most models take ``(2, C, H, W)``; a few take patches with a mask and a grid (SigLIP 2).
     """
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     height, width = image_size(model)
@@ -25,14 +25,14 @@ def blank_images(model: nn.Module) -> Iterator[Images]:
 
 
 def drawn(images: Images) -> Images:
-    """Return the arguments for two random images in place of blank ones."""
+    """Return the same arguments for random images."""
     name, first = next(iter(images.items()))
     noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
     return {**images, name: noise}
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:
-    """Return the height and width of the images that a model is made for, 224 x 224 where it doesn't say."""
+    """Return the image height and width that a model declares, 224 x 224 if it declares none."""
     found = [getattr(module, name, None) for module in model.modules() for name in ("img_size", "image_size")]
     found.append(getattr(getattr(model, "config", None), "image_size", None))
     found.append((getattr(model, "pretrained_cfg", None) or {}).get("input_size"))
@@ -45,7 +45,7 @@ def image_size(model: nn.Module) -> tuple[int, int]:
 
 
 def _channels(model: nn.Module) -> list[int]:
-    """Return how many channels an image may have: as many as the first convolution takes, or what the model says."""
+    """Return candidates for the number of channels: that of the first convolution, and what the model declares."""
     stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     declared = getattr(model, "in_chans", getattr(getattr(model, "config", None), "num_channels", None))
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
@@ -54,7 +54,7 @@ def _channels(model: nn.Module) -> list[int]:
 
 
 def _preprocessed(model: nn.Module, like: Tensor) -> Iterator[Images]:
-    """Iterate over what transformers' image processor for a model makes of two pictures."""
+    """Preprocess two blank images with transformers' image processor for the model, if it has one."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     config = getattr(model, "config", None)
@@ -70,5 +70,5 @@ def _preprocessed(model: nn.Module, like: Tensor) -> Iterator[Images]:
 
 
 def _vision_config(config_class: type) -> type | None:
-    """Return the class of the config of a model's image tower."""
+    """Return the config class of a model's image tower."""
     return getattr(config_class, "sub_configs", {}).get("vision_config")

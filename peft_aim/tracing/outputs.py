@@ -1,4 +1,4 @@
-"""What modules take and return: tensors, alone or in tuples, lists, dicts and ModelOutputs."""
+"""Reads and changes the arguments and outputs of modules: tensors, tuples, lists, dicts and ModelOutputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Images = Mapping[str, Tensor]  # images as a model takes them, by name: the first argument, and what belongs to it
+Images = Mapping[str, Tensor]  # a model's arguments for images, by name; the images come first
 
 
 def run(model: nn.Module, images: Images) -> Any:
@@ -34,7 +34,7 @@ def first_parameter(module: nn.Module) -> str:
 
 
 def named_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by the names that the module's forward has for them.
+    """Return the arguments of a call by the names of the parameters of the module's forward.
 
     Example:
         >>> named_arguments(nn.Bilinear(1, 1, 1), (1,), {"input2": 2})
@@ -44,7 +44,7 @@ def named_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> d
 
 
 def first_argument(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Return the first argument of a call, by position or else by its name.
+    """Return the first argument of a call, given by position or by name.
 
     Example:
         >>> first_argument("pixel_values", (), {"labels": 1, "pixel_values": 2})
@@ -54,7 +54,7 @@ def first_argument(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 def with_first_argument(value: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Return the arguments of a call with another first one.
+    """Return the arguments of a call with the first one replaced.
 
     Example:
         >>> with_first_argument(3, "pixel_values", (), {"labels": 1, "pixel_values": 2})
@@ -64,7 +64,7 @@ def with_first_argument(value: Any, name: str, args: tuple, kwargs: dict[str, An
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Return the tensor that an output is, or starts with.
+    """Return an output's first tensor: the output itself, or the first item of a tuple.
 
     Example:
         >>> import torch
@@ -75,7 +75,7 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def replace_first(output: Any, tensor: Tensor) -> Any:
-    """Return the same kind of output with another first tensor.
+    """Return an output of the same type with the first tensor replaced.
 
     Example:
         >>> replace_first(("old", None), "new")
@@ -91,7 +91,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], output: Any) -> Any:
 
     Args:
         function: What to do with a tensor.
-        output: The nested output; what is neither tensor nor container passes unchanged.
+        output: The nested output; anything that is neither a tensor nor a container stays as it is.
 
     Example:
         >>> map_tensors(lambda t: t, {"a": (1, [])})

@@ -1,8 +1,9 @@
-"""What a module of a block is, by its class: a norm, or a layer that mixes features."""
+"""Classifies the modules of a block: norms, dropout, and layers that mix features."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ MIXERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm: one says so in its class name, LayerNorm, BatchNormAct2d, and holds no layers.
+    """Whether a module is a norm: its class name contains "norm" (LayerNorm, BatchNormAct2d), and it has no layers.
 
     Example:
         >>> is_norm(nn.LayerNorm(4)), is_norm(nn.Linear(4, 4))
@@ -22,7 +23,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_dropout(module: nn.Module) -> bool:
-    """Whether a module drops at random in training: one says so in its class name, Dropout, DropPath, StochasticDepth.
+    """Whether a module drops at random in training, by its class name: Dropout, DropPath, StochasticDepth.
 
     Example:
         >>> is_dropout(nn.Dropout(0.1)), is_dropout(nn.Identity())
@@ -33,7 +34,7 @@ def is_dropout(module: nn.Module) -> bool:
 
 
 def mixes(module: nn.Module) -> bool:
-    """Whether a module has a layer that mixes features, be it itself.
+    """Whether a module is, or contains, a layer that mixes features.
 
     Example:
         >>> mixes(nn.Sequential(nn.Linear(4, 4))), mixes(nn.GELU())
@@ -43,14 +44,19 @@ def mixes(module: nn.Module) -> bool:
 
 
 def norm_width(norm: nn.Module) -> int | None:
-    """Return how many channels a norm has, None if it doesn't learn a scale for each."""
+    """Return the number of channels of a norm, None if it has no scale per channel."""
     weight = getattr(norm, "weight", None)
     return None if weight is None else weight.numel()
 
 
-def copy_without_hooks(module: nn.Module) -> nn.Module:
-    """Return a copy that calls nobody: hooks are others' business."""
-    twin = copy.deepcopy(module)
+def copy_without_hooks(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy without the hooks that somebody has registered.
+
+    Args:
+        module: The module.
+        memo: Copies to use for tensors, by their id, as in ``copy.deepcopy``.
+    """
+    twin = copy.deepcopy(module, memo)
     for part in twin.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
@@ -58,7 +64,7 @@ def copy_without_hooks(module: nn.Module) -> nn.Module:
 
 
 def channel_axis(module: nn.Module, shape: tuple[int, ...], width: int) -> int | None:
-    """Return on which axis a norm, an attention or an MLP that is called on a shape has its channels.
+    """Return the channel axis of the tokens that a norm, an attention or an MLP is called on.
 
     Args:
         module: The module.
@@ -66,7 +72,7 @@ def channel_axis(module: nn.Module, shape: tuple[int, ...], width: int) -> int |
         width: Token width D.
 
     Returns:
-        -1 for ``(B, *N, D)``, 1 for ``(B, D, *N)``, None if it is neither.
+        -1 for ``(B, *N, D)``, 1 for ``(B, D, *N)``, None for any other layout.
 
     Example:
         >>> channel_axis(nn.LayerNorm(8), (2, 8, 8), 8), channel_axis(nn.Conv2d(8, 8, 1), (2, 8, 4, 4), 8)
@@ -83,7 +89,7 @@ def channel_axis(module: nn.Module, shape: tuple[int, ...], width: int) -> int |
 
 @torch.no_grad()
 def acts_on_each_position(norm: nn.Module, shape: tuple[int, ...], width: int) -> bool:
-    """Whether a norm treats each place of tokens alone, as LayerNorm does and GroupNorm doesn't.
+    """Whether a norm normalizes each spatial position on its own, as LayerNorm does and GroupNorm does not.
 
     Args:
         norm: The norm.
@@ -105,7 +111,7 @@ def acts_on_each_position(norm: nn.Module, shape: tuple[int, ...], width: int) -
 
 @torch.no_grad()
 def _axis_of_scale(norm: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return along which axis a norm's scale acts: where the result changes if that of one channel does."""
+    """Return the axis of a norm's scale, observed by changing the scale of one channel."""
     twin, x = _twin_and_tokens(norm, shape)
     before = twin(x)
     if norm_width(norm) is None:
@@ -117,7 +123,7 @@ def _axis_of_scale(norm: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _twin_and_tokens(norm: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, torch.Tensor]:
-    """Return a copy of a norm, with all that it has learned put to 1, and tokens of one image."""
+    """Return a copy of a norm with all parameters and buffers set to 1, and random tokens of one image."""
     twin = copy_without_hooks(norm).to_empty(device="cpu").float().eval()
     for tensor in (*twin.parameters(), *twin.buffers()):
         tensor.fill_(1)

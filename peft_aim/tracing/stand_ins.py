@@ -1,4 +1,4 @@
-"""Lets functions run for a while in place of modules' own forward."""
+"""Replaces the forward of modules by functions, for a while."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 
 @contextmanager
 def standing_in(functions: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Run functions in place of the forward of modules, whose hooks run as ever.
+    """Replace the forward of modules by functions; hooks still run.
 
     Args:
-        functions: By module, what is called with its arguments.
+        functions: The functions by module; each is called with the module's arguments.
 
     Example:
         >>> layer = nn.Identity()

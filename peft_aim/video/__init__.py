@@ -1,4 +1,4 @@
-"""From videos to an adapter that others can use: what ``pip install "peft-aim[video]"`` adds to the core.
+"""Training, evaluation and prediction on video files: what ``pip install "peft-aim[video]"`` adds to the core.
 
-Import its modules (``evaluate``, ``predict``, ``pipeline`` ...) by name: each loads only the packages that it needs.
+Import its modules (``evaluate``, ``predict``, ``pipeline``, ...) by name: each imports only the packages it needs.
 """

@@ -1,4 +1,4 @@
-"""Loads saved adapters onto the backbone that they name: once, however many there are."""
+"""Load one or several saved adapters onto a single copy of their backbone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from peft_aim.video.description import Description
 
 @dataclass(frozen=True)
 class Loaded:
-    """Adapters on one backbone.
+    """Adapters loaded onto one backbone.
 
     Attributes:
         model: The model, in evaluation mode; the first adapter is active.
-        names: Folder or Hub id of each adapter; its name in the model is that of its position, "adapter0".
-        descriptions: What each says of itself.
+        names: Folder or Hub id of each adapter. Its name in the model follows from its position, "adapter0".
+        descriptions: Description of each adapter.
     """
 
     model: PeftModel
@@ -30,7 +30,7 @@ class Loaded:
     descriptions: list[Description]
 
     def activate(self, position: int) -> Description:
-        """Switch to an adapter, and return what it says of itself."""
+        """Activate the adapter at a position and return its description."""
         self.model.set_adapter(_name(position))
         return self.descriptions[position]
 
@@ -39,12 +39,12 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
     """Load adapters that share a backbone.
 
     Args:
-        names: Their folders or Hub ids.
-        source: Where to load the backbone from, if not from where they say.
+        names: Folders or Hub ids of the adapters.
+        source: Where to load the backbone from; None uses the source recorded in the first adapter.
 
     Raises:
-        ValueError: If one is no adapter, doesn't say how its clips are made, names another backbone than the others,
-            or was trained on other frozen weights than those that are loaded.
+        ValueError: If one of them is not an adapter, has no description of how to make its clips, was trained on
+            another backbone than the others, or on other frozen weights than those loaded.
     """
     configs = [_config(name) for name in names]
     descriptions = [Description.read(config, name) for config, name in zip(configs, names, strict=True)]
@@ -52,13 +52,16 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
     for name, other in zip(names, sources, strict=True):
         if (other.model, other.image_size) != (sources[0].model, sources[0].image_size):
             raise ValueError(
-                f"{name} was trained on {other.model}, but {names[0]} on {sources[0].model}. Predict with adapters of "
-                "one backbone at a time."
+                f"{name} was trained on the backbone {_named(other)}, but {names[0]} on {_named(sources[0])}. Load "
+                "adapters of one backbone at a time."
             )
     if source is None and sources[0].random_weights:
-        raise ValueError(f"{names[0]} was trained on a backbone of random weights, which nobody has any more.")
+        raise ValueError(
+            f"{names[0]} was trained on a backbone with random weights, which were not saved. Train it again on "
+            "pretrained weights."
+        )
     wanted = sources[0]
-    if source is not None:  # of it, what is not said is as the adapter has it
+    if source is not None:  # what it leaves open is as recorded in the adapter
         size, kind = source.image_size or wanted.image_size, source.model_class or wanted.model_class
         wanted = replace(source, image_size=size, model_class=kind)
     backbone, _ = load_backbone(wanted)
@@ -68,9 +71,9 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
             model = PeftModel.from_pretrained(backbone, names[0], adapter_name=_name(0))
             for position, name in enumerate(names[1:], 1):
                 model.load_adapter(name, _name(position))
-        except (UserWarning, ValueError) as trouble:
+        except (UserWarning, ValueError) as error:
             raise ValueError(
-                f"{trouble} The backbone here is {wanted.model}, {names[0]} was trained on {sources[0].model}."
+                f"{error} The backbone loaded here is {wanted.model}; {names[0]} was trained on {sources[0].model}."
             ) from None
     return Loaded(model.eval(), list(names), descriptions)
 
@@ -78,14 +81,25 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
 def _config(name: str) -> AIMConfig:
     path = Path(name)
     if path.exists() and not (path / CONFIG_NAME).is_file():
-        raise ValueError(f"{name} is no AIM adapter: there is no {CONFIG_NAME} in it. The adapter is given first.")
+        raise ValueError(
+            f"{name} is not an AIM adapter: it has no {CONFIG_NAME}. Give the adapter first, then the videos."
+        )
     if not path.exists() and len(path.parts) != 2:  # a Hub id has an owner and a name
-        raise ValueError(f"There is no folder {name}, and it is no Hub id, OWNER/NAME, of an AIM adapter.")
+        raise ValueError(
+            f"{name} is neither a folder nor a Hub id, OWNER/NAME. Give the folder or Hub id of an AIM adapter."
+        )
     try:
         return AIMConfig.from_pretrained(name)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{name} is no AIM adapter, neither as a folder nor on the Hub: {error}") from error
+        raise ValueError(
+            f"{name} cannot be loaded as an AIM adapter, from a folder or from the Hub: {error}"
+        ) from error
 
 
 def _name(position: int) -> str:
     return f"adapter{position}"
+
+
+def _named(source: Source) -> str:
+    """Return the name of a backbone, with the size of its images if it is not its own."""
+    return f"{source.model}{f' at {source.image_size} px' if source.image_size else ''}"

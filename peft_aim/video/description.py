@@ -1,6 +1,6 @@
-"""What an adapter says of itself: how to make clips of a video file, where its backbone is from, how well it does.
+"""Description of a video adapter: how to make clips from a video file, where to load its backbone from, its results.
 
-It stands in ``AIMConfig.video``, so PEFT saves, pushes and loads it with all else.
+It is stored in ``AIMConfig.video``, so PEFT saves, pushes and loads it with the config.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from peft_aim.config import AIMConfig
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import ForEvaluation, Preprocessing, Video, evaluation_frames, read_views
+from peft_aim.video.data import Preprocessing, Video, Views
 from peft_aim.video.recipe import Recipe
 
 PACKAGES = ("peft-aim", "torch", "peft", "transformers", "timm", "torchvision", "av")
@@ -23,19 +22,20 @@ PACKAGES = ("peft-aim", "torch", "peft", "transformers", "timm", "torchvision", 
 
 @dataclass(frozen=True)
 class Description:
-    """What there is to know of an adapter for videos.
+    """Description of a video adapter.
 
     Attributes:
-        frames: Frames T per clip.
-        stride: Distance of the frames; None takes one of each of T equal segments.
-        views: Clips per video and crops per frame in evaluation.
-        preprocessing: How the backbone wants its images.
-        source: Where the backbone is from.
-        classes: Names of the classes.
-        seconds: Typical length of the videos that it was trained on; of longer ones it predicts over time.
-        recipe: How it was trained, if that is known.
-        results: Results by the name of the split, see :class:`peft_aim.video.metrics.Metrics`.
-        versions: Versions of the packages it was made with.
+        frames: Number of frames T per clip.
+        stride: Distance between the frames of a clip; None samples one from each of T equal segments.
+        views: Views in evaluation: clips per video and crops per frame.
+        preprocessing: Preprocessing of the backbone's images.
+        source: Where to load the backbone from.
+        classes: Class names.
+        seconds: Typical length of the training videos in seconds, the default length of the prediction window over
+            longer ones.
+        recipe: Training recipe, if known.
+        results: Results by split, see :class:`peft_aim.video.metrics.Metrics`.
+        versions: Versions of Python and of the packages used.
     """
 
     frames: int
@@ -56,11 +56,11 @@ class Description:
         """Describe an adapter that has no results yet.
 
         Args:
-            recipe: How it is to be trained, or, if it was trained elsewhere, how its clips are made.
-            preprocessing: How the backbone wants its images.
-            source: Where the backbone is from.
-            classes: Names of the classes.
-            trained: Whether it is trained by this recipe.
+            recipe: Training recipe; for an adapter that was trained elsewhere, only its clip sampling and views count.
+            preprocessing: Preprocessing of the backbone's images.
+            source: Where to load the backbone from.
+            classes: Class names.
+            trained: Whether the adapter is trained with this recipe.
         """
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         how = asdict(recipe) if trained else None
@@ -69,33 +69,39 @@ class Description:
             *made, seconds=None, recipe=how, results={}, versions={"python": platform.python_version()} | versions
         )
 
+    def views_with(self, clips: int, crops: int) -> Views:
+        """Return how to make views with another number of clips and crops."""
+        return Views(self.frames, self.stride, clips, crops, self.preprocessing)
+
     def views_of(self, video: Video, part: range | None = None) -> Tensor:
-        """Read all views of a video, or of the frames of a part of it, ``(V, T, 3, H, W)``."""
-        clips, crops = self.views
-        sample = partial(evaluation_frames, frames=self.frames, stride=self.stride, clips=clips)
-        return read_views(video, part or range(len(video.seconds)), sample, ForEvaluation(self.preprocessing, crops))
+        """Return all views of a video, or of a range of its frames.
+
+        Shape:
+            ``(V, T, 3, H, W)``
+        """
+        return self.views_with(*self.views).of(video, part)
 
     def write(self, config: AIMConfig) -> None:
-        """Note it in an adapter's config."""
+        """Store the description in an adapter's config."""
         facts = asdict(self)
-        for name in ("frames", "classes"):  # which the config has already
+        for name in ("frames", "classes"):  # the config already has them
             del facts[name]
         config.video = facts
 
     @classmethod
     def read(cls, config: AIMConfig, name: str) -> Description:
-        """Read it from an adapter's config.
+        """Read the description from an adapter's config.
 
         Args:
             config: The config.
-            name: The adapter's folder or Hub id, for the message.
+            name: The adapter's folder or Hub id, for the error message.
 
         Raises:
-            ValueError: If the adapter doesn't say how its clips are made.
+            ValueError: If the config has no description or no class names.
         """
         if config.video is None or config.id2label is None:
             raise ValueError(
-                f"The adapter {name} doesn't say how clips of a video file are made for it: it was not trained by "
+                f"The adapter {name} does not describe how to make clips from a video file: it was not trained with "
                 "peft-aim train. Load it with PeftModel.from_pretrained, and make the clips yourself."
             )
         facts = dict(config.video)

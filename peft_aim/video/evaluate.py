@@ -1,4 +1,4 @@
-"""Evaluates an adapter on labelled videos: one view of each, and the average over several clips and crops."""
+"""Evaluate an adapter on labeled videos, with a single view per video and averaged over several clips and crops."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from peft_aim.video.picture import draw_confusion
 from peft_aim.video.processes import gather, on_cpu, processes, say
 
 
-class NothingToEvaluate(ValueError):  # noqa: N818 (nothing is wrong but the videos)
-    """Raised if no video can be read."""
+class NothingToEvaluate(ValueError):  # noqa: N818 (only the videos are at fault)
+    """Raised if none of the videos can be read."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Evaluation:
     """Results of an evaluation.
 
     Attributes:
-        views: Results by number of views, "1x1" and, if more were averaged, "3x1", say: clips per video x crops.
-        skipped: Reasons why videos could not be read.
+        views: Results by views (clips x crops): "1x1", and "3x1" for example if more views were averaged.
+        skipped: Why videos could not be read, one message for each.
     """
 
     views: dict[str, Metrics]
@@ -41,7 +41,7 @@ class Evaluation:
 
     @property
     def best(self) -> Metrics:
-        """The results with all views."""
+        """Results with all views."""
         return list(self.views.values())[-1]
 
     @property
@@ -50,7 +50,7 @@ class Evaluation:
         return self.best.videos
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers that are kept with an adapter."""
+        """Return the numbers that are saved with an adapter."""
         rows = {
             views: {"top1": m.top1, "interval": m.interval, "top5": m.top5, "mean_class": m.mean_class}
             for views, m in self.views.items()
@@ -59,7 +59,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [f"{views.replace('x', ' x '):7} {metrics.line}" for views, metrics in self.views.items()]
-        head = f"{self.videos} videos evaluated, {len(self.skipped)} skipped; clips x crops:"
+        head = f"{self.videos} videos evaluated, {len(self.skipped)} skipped. Results by views (clips x crops):"
         skipped = [f"  skipped: {reason}" for reason in self.skipped]
         return "\n".join([head, *lines, "", self.best.table(), *skipped])
 
@@ -79,30 +79,32 @@ def evaluate(
     """Evaluate a saved adapter on videos.
 
     Args:
-        adapter: Its folder or Hub id.
+        adapter: Folder or Hub id of the adapter.
         videos: A folder, list or table of videos, see :func:`peft_aim.video.data.listing.find_videos`.
-        output: Folder for ``evaluation.json``, with the confusion matrix and a table of the classes, and
+        output: Folder for ``evaluation.json`` (metrics, per-class metrics and the confusion matrix) and
             ``confusion.png``.
-        split: Which part of a folder or table.
-        root: Where the paths in a list begin.
-        views: Clips per video and crops per frame; by default those that the adapter names.
-        batch_size: Views that the model takes at a time.
-        workers: Processes that read videos.
-        min_frames: Videos of fewer frames are skipped; by default as in its training.
-        source: Where to load the backbone from, if not from where the adapter says.
+        split: Split of the folder or table to evaluate on.
+        root: Folder that the paths in a list or table are relative to.
+        views: Clips per video and crops per frame; None uses those recorded in the adapter.
+        batch_size: Views per forward pass.
+        workers: Processes that load videos.
+        min_frames: Videos with fewer frames are skipped; None uses the minimum of the training recipe.
+        source: Where to load the backbone from; None uses the source recorded in the adapter.
 
     Raises:
-        ValueError: If adapter, backbone or videos cannot be had, or if no video can be read.
+        ValueError: If the adapter, the backbone or the videos cannot be found or loaded, or no video can be read.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} is no number of views. Give 1 or more.")
+        raise ValueError(
+            f"batch_size={batch_size} is not positive. Give the number of views per forward pass, 1 or more."
+        )
     loaded = load_adapters([str(adapter)], source)
     description = loaded.descriptions[0]
     if min_frames is None:
         min_frames = (description.recipe or {}).get("min_frames", 1)
     found = find_videos(videos, split, root)
     if by_index(found, description.classes):
-        say(f"Note: labels are taken for the adapter's own indices, {dict(enumerate(description.classes))}.")
+        say(f"Note: numeric labels are read as the adapter's class indices, {dict(enumerate(description.classes))}.")
     labelled = indexed(found, description.classes)
     result = evaluate_model(loaded.model, description, labelled, views, batch_size, workers, min_frames)
     if processes().is_main_process:
@@ -119,24 +121,22 @@ def evaluate_model(
     workers: int = 1,
     min_frames: int = 1,
 ) -> Evaluation:
-    """Evaluate an adapted model, with accelerate on all processes that there are.
+    """Evaluate an adapted model, on all processes that accelerate has launched.
 
     Args:
         model: The model, with the adapter active.
-        description: What the adapter says of itself.
-        videos: The videos with the indices of their classes.
-        views: Clips per video and crops per frame; by default those that the adapter names.
-        batch_size: Views that the model takes at a time.
-        workers: Processes that read videos.
-        min_frames: Videos of fewer frames are skipped.
+        description: Description of the adapter.
+        videos: The videos and the indices of their classes.
+        views: Clips per video and crops per frame; None uses those of the description.
+        batch_size: Views per forward pass.
+        workers: Processes that load videos.
+        min_frames: Videos with fewer frames are skipped.
 
     Raises:
         NothingToEvaluate: If no video can be read.
     """
     accelerator, views = Accelerator(cpu=on_cpu()), views or description.views
-    clips = EvaluationClips(
-        videos, description.frames, description.stride, views, description.preprocessing, min_frames
-    )
+    clips = EvaluationClips(videos, description.views_with(*views), min_frames)
     loader = accelerator.prepare(DataLoader(clips, batch_size=1, num_workers=workers))
     model.to(accelerator.device).eval()
     rows, skipped = [], {}
@@ -149,7 +149,7 @@ def evaluate_model(
     found, labels = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
     reasons, readable = gather(skipped), labels != IGNORED
     if not readable.any():
-        raise NothingToEvaluate(f"None of the {len(videos)} videos to evaluate on can be read. {reasons[0]}")
+        raise NothingToEvaluate(f"None of the {len(videos)} evaluation videos can be read. {reasons[0]}")
     single, averaged = (
         Metrics.of(probabilities[readable], labels[readable], description.classes)
         for probabilities in (found[:, 0], found[:, 1])
@@ -159,23 +159,32 @@ def evaluate_model(
 
 @torch.no_grad()
 def score(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
-    """Return the probabilities of the classes, computed in chunks, ``(V, T, 3, H, W) -> (V, classes)``."""
+    """Return the class probabilities of clips.
+
+    Args:
+        model: The model, with the adapter active.
+        clips: The clips.
+        batch_size: Clips per forward pass.
+
+    Shape:
+        ``(V, T, 3, H, W) -> (V, classes)``
+    """
     device = next(model.parameters()).device
     chunks = [scores_of(model(chunk.to(device))) for chunk in clips.split(batch_size)]
     return torch.cat(chunks).float().softmax(-1)
 
 
 def scores_of(output: Any) -> Tensor:
-    """Return the class scores of any library's output, ``(B, classes)``.
+    """Return the class scores ``(B, classes)`` in a model's output: the output itself, or its first element.
 
     Raises:
-        ValueError: If its first tensor is something else.
+        ValueError: If they have another shape.
     """
     scores = output if isinstance(output, Tensor) else output[0]
     if scores.ndim != 2:
         raise ValueError(
-            f"The model returned {tuple(scores.shape)} first, which are no scores (B, classes). Use the model's "
-            "variant for image classification."
+            f"The model's first output has the shape {tuple(scores.shape)}, but class scores (B, classes) are "
+            "needed. Use the model's image classification variant."
         )
     return scores
 

@@ -1,4 +1,4 @@
-"""How well videos are classified: top-1, top-5, mean of the classes, each class, and what is taken for what."""
+"""Classification metrics: top-1, top-5 and mean-class accuracy, recall and precision by class, confusion matrix."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
-SHOWN = 12  # classes of which a whole confusion matrix can be read in a terminal
+SHOWN = 12  # largest number of classes whose confusion matrix fits a terminal
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Results on labelled videos.
+    """Results on labeled videos.
 
     Attributes:
-        videos: Number of videos behind them.
-        top1: Part of the videos whose class is the most probable one.
-        interval: The 95 % confidence interval of top1 (Wilson's), as far as the number of videos goes.
-        top5: Part of the videos whose class is among the five most probable; None if there are no more than five.
-        mean_class: Mean of the parts that are right in each class that there are videos of.
-        classes: Names of the classes.
-        per_class: For each class the number of its videos, the part of them that is recognized (recall), and the part
-            that is right of those that are taken for it (precision).
-        confusion: Number of videos of each class (rows) that are taken for each class (columns).
+        videos: Number of videos evaluated.
+        top1: Top-1 accuracy, the fraction of the videos whose class is the most probable one.
+        interval: 95% confidence interval of top1 (Wilson score interval); it accounts for the number of videos only.
+        top5: Top-5 accuracy, the fraction of the videos whose class is among the five most probable; None for five
+            classes or fewer.
+        mean_class: Mean-class accuracy, the mean recall of the classes that have videos.
+        classes: Class names.
+        per_class: Number of videos, recall and precision of each class.
+        confusion: Confusion matrix: number of videos of each true class (rows) and predicted class (columns).
     """
 
     videos: int
@@ -39,12 +39,12 @@ class Metrics:
 
     @classmethod
     def of(cls, probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> Metrics:
-        """Compare predictions with labels.
+        """Compute the metrics of predictions.
 
         Args:
-            probabilities: Of the classes, ``(videos, classes)``.
+            probabilities: Class probabilities, ``(videos, classes)``.
             labels: Indices of the true classes, ``(videos,)``.
-            classes: Names of the classes.
+            classes: Class names.
 
         Example:
             >>> Metrics.of(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]), ["run", "walk"]).top1
@@ -73,39 +73,36 @@ class Metrics:
 
     @property
     def line(self) -> str:
-        """What there is to say in a line."""
+        """The accuracies in one line."""
         least, greatest = self.interval
         top5 = "" if self.top5 is None else f"   top-5 {self.top5:.1%}"
-        return (
-            f"top-1 {self.top1:.1%} (95% interval {least:.1%} to {greatest:.1%}){top5}   "
-            f"mean-class {self.mean_class:.1%}"
-        )
+        return f"top-1 {self.top1:.1%} (95% CI {least:.1%} to {greatest:.1%}){top5}   mean-class {self.mean_class:.1%}"
 
     def table(self) -> str:
-        """Lay out what there is to say of each class: all that is taken for what, or, of many, the worst."""
+        """Format the confusion matrix; for more than ``SHOWN`` classes, a table of classes and the top confusions."""
         matrix = np.array(self.confusion)
         if len(self.classes) <= SHOWN:
             return _matrix(self.classes, matrix)
         wrong = matrix * (1 - np.eye(len(matrix), dtype=int))
         worst = np.argsort(wrong, axis=None)[::-1][:SHOWN]
-        pairs = [np.unravel_index(place, wrong.shape) for place in worst if wrong.flat[place]]
-        lines = [f"{wrong[i, j]:6}  {self.classes[i]} taken for {self.classes[j]}" for i, j in pairs]
+        pairs = [np.unravel_index(index, wrong.shape) for index in worst if wrong.flat[index]]
+        lines = [f"{wrong[i, j]:6}  {self.classes[i]} predicted as {self.classes[j]}" for i, j in pairs]
         width = max(map(len, self.classes))
         each = [
             f"{row['class']:{width}}  {row['videos']:6}  {row['recall']:6.1%}  {row['precision']:9.1%}"
             for row in self.per_class
         ]
         head = f"{'class':{width}}  videos  recall  precision"
-        return "\n".join([head, *each, "", "Most often confused (videos, class, prediction):", *lines])
+        return "\n".join([head, *each, "", "Most frequent confusions (videos, true class, predicted class):", *lines])
 
 
 def _matrix(classes: list[str], matrix: np.ndarray) -> str:
     width = max(map(len, classes))
     columns = [max(len(name), 4) for name in classes]
     head = "  ".join(name.rjust(column) for name, column in zip(classes, columns, strict=True))
-    lines = [f"{'class / taken for':{max(width, 17)}}  {head}  recall"]
+    lines = [f"{'true / predicted':{max(width, 16)}}  {head}  recall"]
     for name, row in zip(classes, matrix, strict=True):
         cells = "  ".join(str(count).rjust(column) for count, column in zip(row, columns, strict=True))
         recall = f"{row[classes.index(name)] / row.sum():6.1%}" if row.sum() else "     -"
-        lines.append(f"{name:{max(width, 17)}}  {cells}  {recall}")
+        lines.append(f"{name:{max(width, 16)}}  {cells}  {recall}")
     return "\n".join(lines)

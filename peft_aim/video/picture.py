@@ -1,4 +1,4 @@
-"""Draws what a model takes videos for: strips of frames with predictions, and the confusion matrix."""
+"""Draw predictions: strips of frames with the predicted class, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from peft_aim.video.metrics import Metrics
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a picture.
+    """A row of an image: the frames of one clip and a text.
 
     Attributes:
         images: Frames, ``(T, H, W, 3)`` in [0, 1].
-        text: What is written beside them.
-        colour: Of the text.
+        text: Text beside the frames.
+        colour: Color of the text.
     """
 
     images: Tensor
@@ -29,13 +29,13 @@ class Row:
 
 
 def row_of(images: Tensor, probabilities: Tensor, classes: Sequence[str], label: int | None = None) -> Row:
-    """Make a row of a clip and its prediction: green if it is right, red if it is not.
+    """Return the row of a clip with its prediction: green if correct, red if wrong, black if the class is unknown.
 
     Args:
         images: Frames, ``(T, H, W, 3)`` in [0, 1].
-        probabilities: Of the classes, ``(classes,)``.
-        classes: Their names.
-        label: Index of the true class, if that is known.
+        probabilities: Class probabilities, ``(classes,)``.
+        classes: Class names.
+        label: Index of the true class, None if unknown.
     """
     guess = int(probabilities.argmax())
     text = f"{classes[guess]}  {probabilities[guess]:.0%}"
@@ -43,14 +43,14 @@ def row_of(images: Tensor, probabilities: Tensor, classes: Sequence[str], label:
         return Row(images, text)
     if guess == label:
         return Row(images, text, "tab:green")
-    return Row(images, f"{text}\n(it is: {classes[label]})", "tab:red")
+    return Row(images, f"{text}\n(true: {classes[label]})", "tab:red")
 
 
 def draw_strip(path: Path, rows: Sequence[Row]) -> None:
-    """Draw the frames of each clip in a row, with the text beside them.
+    """Draw each clip as a row of frames with its text beside them.
 
     Args:
-        path: The picture to write.
+        path: The image file to write.
         rows: The clips.
     """
     frames = max(len(row.images) for row in rows)
@@ -67,25 +67,25 @@ def draw_strip(path: Path, rows: Sequence[Row]) -> None:
 
 
 def draw_confusion(path: Path, metrics: Metrics) -> None:
-    """Draw which part of the videos of each class (rows) is taken for each class (columns).
+    """Draw the confusion matrix: what fraction of each true class (rows) gets which prediction (columns).
 
     Args:
-        path: The picture to write.
+        path: The image file to write.
         metrics: The results.
     """
     matrix, count = np.array(metrics.confusion), len(metrics.classes)
-    parts = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
+    rates = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
     side = min(20.0, 3 + 0.45 * count)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    figure.colorbar(axes.imshow(parts, cmap="Blues", vmin=0, vmax=1), label="part of the class")
-    axes.set(xlabel="taken for", ylabel="class", title=f"top-1 {metrics.top1:.1%} of {metrics.videos} videos")
-    if count <= 60:  # more names cannot be read
+    figure.colorbar(axes.imshow(rates, cmap="Blues", vmin=0, vmax=1), label="fraction of the true class")
+    axes.set(xlabel="predicted", ylabel="true", title=f"top-1 {metrics.top1:.1%}, {metrics.videos} videos")
+    if count <= 60:  # more names would be illegible
         axes.set_xticks(range(count), metrics.classes, rotation=90, parse_math=False)
         axes.set_yticks(range(count), metrics.classes, parse_math=False)
     if count <= 20:
         for (row, column), number in np.ndenumerate(matrix):
             axes.text(
-                column, row, number, ha="center", va="center", color="white" if parts[row, column] > 0.5 else "black"
+                column, row, number, ha="center", va="center", color="white" if rates[row, column] > 0.5 else "black"
             )
     figure.savefig(path, dpi=110)

@@ -1,7 +1,7 @@
 """transformers' ``pipeline("video-classification")`` for a saved adapter.
 
-The pipeline cannot load an adapter by its name: it would look for its image model among the video models. So the model
-and the video processor that it needs are made here, and handed to it.
+``pipeline`` cannot load an adapter by its name: it would look up the backbone among the video models. This module
+builds the model and the video processor, and passes them to it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from peft_aim.video.evaluate import score
 
 
 def video_pipeline(adapter: str, source: Source | None = None, **options: Any) -> VideoClassificationPipeline:
-    """Return transformers' own pipeline for a saved adapter; it takes paths and addresses of videos.
+    """Return transformers' own pipeline for a saved adapter; it takes paths and URLs of videos.
 
     Args:
         adapter: Folder or Hub id of the adapter.
-        source: Where to load the backbone from, if not from where the adapter says.
-        options: Further options of ``transformers.pipeline``, ``device`` for example.
+        source: Where to load the backbone from; None uses the source recorded in the adapter.
+        options: Other arguments of ``transformers.pipeline``, ``device`` for example.
 
     Raises:
-        ValueError: If adapter or backbone cannot be had.
+        ValueError: If the adapter or the backbone cannot be loaded.
 
     Example:
         >>> classify = video_pipeline("my-task")  # doctest: +SKIP
@@ -44,34 +44,42 @@ def video_pipeline(adapter: str, source: Source | None = None, **options: Any) -
 
 
 class ClipPipeline(VideoClassificationPipeline):
-    """The pipeline, for one more class of models than it knows by name."""
+    """transformers' pipeline, which accepts :class:`ClipClassifier`, too."""
 
     def check_model_type(self, supported_models: Any) -> None:
-        """Take ours."""
+        """Accept a model that is not in transformers' list."""
 
 
 class ClipProcessor:
-    """Reads the views of a video as an adapter wants them.
+    """Video processor that returns the views an adapter is evaluated with.
 
     Args:
-        description: What the adapter says of itself.
+        description: Description of the adapter.
     """
 
     def __init__(self, description: Description) -> None:
         self.description = description
 
     def __call__(self, video: str, **options: Any) -> BatchFeature:
-        """Read a video, ``{"pixel_values": (1, V, T, 3, H, W)}``; how, only the adapter knows."""
+        """Read the views of a video.
+
+        Args:
+            video: Path or URL of the video.
+            options: Ignored, since the description decides on sampling and preprocessing.
+
+        Returns:
+            ``{"pixel_values": (1, V, T, 3, H, W)}``
+        """
         with open_video(video) as opened:
             return BatchFeature({"pixel_values": self.description.views_of(opened)[None]})
 
 
 class ClipClassifier(PreTrainedModel):
-    """An adapted model as a pipeline wants one: with the adapter's own classes in its config.
+    """An adapted model with the interface of the pipeline: its config has the classes of the adapter.
 
     Args:
         model: The adapted model, with the adapter active.
-        description: What the adapter says of itself.
+        description: Description of the adapter.
     """
 
     main_input_name = "pixel_values"
@@ -84,6 +92,10 @@ class ClipClassifier(PreTrainedModel):
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """Score videos ``(B, V, T, 3, H, W)``; softmax of the logits gives the mean probabilities of the views."""
+        """Return the logits of videos; their softmax is the mean of the views' probabilities.
+
+        Shape:
+            ``(B, V, T, 3, H, W)`` -> ``(B, classes)``
+        """
         chunks = [score(self.model, views, len(views)) for views in pixel_values]
         return ImageClassifierOutput(logits=torch.stack([views.mean(0) for views in chunks]).log())

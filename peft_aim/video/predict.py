@@ -1,4 +1,4 @@
-"""Predicts the classes of videos with saved adapters, over time if the videos are long."""
+"""Classify videos with saved adapters; long videos with a sliding window."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from peft_aim.video.picture import Row, draw_strip, row_of
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a video.
+    """Prediction for a window of a long video.
 
     Attributes:
-        begin: Its begin in seconds.
-        end: Its end.
-        top: The most probable classes, with their probabilities.
+        begin: Start of the window in seconds.
+        end: End of the window in seconds.
+        top: The most probable classes and their probabilities.
     """
 
     begin: float
@@ -38,14 +38,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an adapter takes a video for.
+    """An adapter's prediction for a video.
 
     Attributes:
-        video: The file.
+        video: The video file.
         adapter: Folder or Hub id of the adapter.
-        top: The most probable classes, with their probabilities.
-        windows: The same over time, if the video is long.
-        broken: Why the video cannot be read, "" if it can: there is no prediction then.
+        top: The most probable classes and their probabilities, averaged over the windows.
+        windows: Predictions for the windows of a long video; empty if the video is a single window.
+        broken: Why the video cannot be read, in which case ``top`` and ``windows`` are empty; "" if it can.
     """
 
     video: Path
@@ -70,29 +70,31 @@ def predict(
     batch_size: int = 8,
     source: Source | None = None,
 ) -> list[Prediction]:
-    """Predict the classes of videos; the backbone is loaded once, and the adapters are swapped on it.
+    """Classify videos with one or several adapters, which are swapped on a single copy of the backbone.
 
     Args:
-        adapters: Folder or Hub id of an adapter, or of several of one backbone.
-        videos: The file, or several.
-        top_k: Number of classes to tell, the most probable first.
-        window: Seconds of a sliding window for long videos; by default the typical length of the videos that the
-            adapter was trained on. 0 takes every video as a whole.
-        output: Folder for a picture of each video: the frames of the most certain window, with the predictions; none
-            if it is None.
-        batch_size: Views that the model takes at a time.
-        source: Where to load the backbone from, if not from where the adapters say.
+        adapters: Folder or Hub id of an adapter, or of several adapters for the same backbone.
+        videos: One or several video files.
+        top_k: Number of classes to return, the most probable first.
+        window: Length in seconds of the sliding window over long videos; None uses the typical length of the adapter's
+            training videos, 0 classifies every video as a whole.
+        output: Folder for an image of each video, with the frames of each adapter's most confident window and its
+            prediction; None draws none.
+        batch_size: Views per forward pass.
+        source: Where to load the backbone from; None uses the source recorded in the first adapter.
 
     Returns:
-        A prediction for each video and adapter. A video that cannot be read has the reason in its place.
+        A prediction for each video and adapter. Those of a video that cannot be read have the reason in ``broken``.
 
     Raises:
-        ValueError: If adapters or backbone cannot be had, or if top_k or window is out of range.
+        ValueError: If the adapters or the backbone cannot be loaded, or top_k or window is out of range.
     """
     adapters = [adapters] if isinstance(adapters, str) else adapters
     videos = [videos] if isinstance(videos, (str, Path)) else videos
     if top_k < 1 or (window is not None and window < 0):
-        raise ValueError(f"top_k={top_k} or window={window} is out of range. Give 1 class or more, and 0 s or more.")
+        raise ValueError(
+            f"top_k={top_k} or window={window} is out of range. Give at least 1 class, and a window of 0 s or more."
+        )
     loaded, found = load_adapters(adapters, source), []
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     paths = [Path(video) for video in videos]
@@ -110,14 +112,14 @@ def predict(
 def _of_video(
     loaded: Loaded, position: int, path: Path, top_k: int, window: float | None, batch_size: int
 ) -> tuple[Prediction, Row | None]:
-    """Return an adapter's prediction, and the clip that it is most certain of."""
+    """Return an adapter's prediction for a video, and the row to draw of its most confident window."""
     description, adapter = loaded.activate(position), loaded.names[position]
     try:
         with open_video(path) as video:
             length = description.seconds if window is None else window
             parts = windows(video.seconds, length) if length else [range(len(video.seconds))]
             scored, best = [], (torch.empty(0), -1.0)
-            for part in parts:  # one after the other: long videos have many
+            for part in parts:  # one at a time, since long videos have many
                 views = description.views_of(video, part)
                 scored.append(score(loaded.model, views, batch_size).mean(0).cpu())
                 if scored[-1].max() > best[1]:

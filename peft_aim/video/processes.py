@@ -1,4 +1,4 @@
-"""The processes that share the work: one, or as many as ``accelerate launch`` or ``torchrun`` have started."""
+"""The processes that share the work: one, or as many as ``accelerate launch`` or ``torchrun`` started."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from accelerate import PartialState
 
 
 def on_cpu() -> bool:
-    """Whether there is nothing but the CPU."""
+    """Whether the CPU is the only device."""
     return not torch.accelerator.is_available()
 
 
 def processes() -> PartialState:
-    """Return accelerate's view of the processes; without a GPU they are joined by gloo."""
+    """Return accelerate's state of the processes; without a GPU they communicate with gloo."""
     return PartialState(cpu=on_cpu())
 
 
 def say(text: str) -> None:
-    """Print once, however many processes there are."""
+    """Print on the main process only."""
     processes().print(text)
 
 
 def gather(reasons: Iterable[str]) -> list[str]:
-    """Return the reasons of all processes, each once."""
+    """Return the distinct reasons of all processes, sorted."""
     gathered: list[Any] = [list(reasons)]
     if torch.distributed.is_initialized():
         mine, gathered = gathered[0], [None] * torch.distributed.get_world_size()

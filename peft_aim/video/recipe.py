@@ -1,9 +1,9 @@
-"""How an adapter is trained: every option, and the paper's settings as presets.
+"""Training recipes: every hyperparameter, and the paper's settings as presets.
 
-The presets follow the official configs, but for four slips in these, which are corrected: the large model for SSv2 has
-two temporal adapters, as the paper says, not one; the learning rate of large models is that of all, since the
-configs' factor of 0.1, meant for the backbone, slows down the adapters; the temporal embedding has no weight decay;
-nothing that is frozen is left at random values.
+The presets follow the official configs, with four mistakes corrected: the large model for SSv2 has two temporal
+adapters, as in the paper, not one; large models use the same learning rate as all others, since the configs' factor of
+0.1, meant for the backbone, slows down the adapters; the temporal embedding has no weight decay; no frozen parameter
+is left at random values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from peft_aim.recompute import SETTINGS
 
-SSV2_MIRRORED = ((86, 87), (93, 94), (166, 167))  # classes of Something-Something v2 that mean left and right
+SSV2_MIRRORED = ((86, 87), (93, 94), (166, 167))  # Something-Something v2 classes for left and right
 
 
 CHOICES = {
@@ -26,42 +26,45 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an adapter is trained.
+    """Hyperparameters for training an adapter.
 
     Attributes:
-        frames: Frames T per clip.
-        stride: Distance of the frames in the video; None takes one of each of T equal segments.
+        frames: Number of frames T per clip.
+        stride: Distance between the frames of a clip, counted in frames of the video. None (the default) samples one
+            frame from each of T equal segments.
         scale: Factor s on the joint adapter.
-        temporal_adapters: 1, or 2 for another one before the temporal attention.
-        drop_path: Final rate of stochastic depth on the temporal and joint branches.
-        head_dropout: Rate of dropout before the head.
-        epochs: Passes over the training videos.
-        batch_size: Clips per step, of all processes together.
-        accumulation: Parts in which a step is computed one after the other, to save memory.
+        temporal_adapters: Temporal adapters per block: 1, or 2 to add one before the temporal attention.
+        drop_path: Stochastic depth rate of the last block, on the temporal and joint branches.
+        head_dropout: Dropout rate before the head.
+        epochs: Number of passes over the training videos.
+        batch_size: Clips per optimizer step, over all processes.
+        accumulation: Gradient accumulation steps; each batch is split into this many parts to save memory.
         lr: Peak learning rate.
-        lr_batch: The batch size that lr is meant for; for others it is scaled in proportion. None: lr is what is used.
-        warmup_epochs: Epochs in which the learning rate rises, at most a quarter of all; then it falls to 0 along a
-            cosine.
-        weight_decay: Weight decay, on neither biases nor norms nor the temporal embedding.
-        crop_scale: Least and greatest part of a frame's area that training crops keep.
-        flip: Mirror half of the training clips.
-        flip_pairs: Pairs of classes, by name or index, that a mirrored clip changes between: "turn left=turn right".
-        color_jitter: Vary brightness, contrast, saturation and hue.
-        rand_augment: Number and strength, 0 to 30, of RandAugment's operations.
-        random_erasing: Part of the training clips of which a rectangle is replaced by noise.
-        mixup: Parameter alpha of mixup's Beta(alpha, alpha); 0 mixes nothing.
-        label_smoothing: Part of the target that is spread over all classes.
-        precision: "fp32", or mixed with "bf16" or "fp16".
-        recompute: What blocks compute again in the backward pass, to the same result in more time and less memory:
-            "nothing"; "pointwise", norms and activations, worth a few percent; "mlp", also the hidden layer of the
-            MLP, a third; "block", all but their input, nearly everything.
-        save_dtype: "float16" or "bfloat16" rounds the adapter to half precision, once it is trained and before it is
-            evaluated, for half the file; left out, it is saved as it is.
-        compile: Compile the model.
-        views: Clips per video and crops per frame that are averaged in evaluation.
-        min_frames: Videos of fewer frames are skipped.
-        workers: Processes that read videos, beside each training process.
-        seed: Of all random numbers.
+        lr_batch: Batch size that lr is meant for; the peak learning rate becomes lr * batch_size / lr_batch. None (the
+            default) uses lr unscaled.
+        warmup_epochs: Epochs of linear learning rate warmup, at most a quarter of all epochs; a cosine decay to 0
+            follows.
+        weight_decay: Weight decay, on all but biases, norms and the temporal embedding.
+        crop_scale: Smallest and largest fraction of a frame's area that a random resized crop keeps in training.
+        flip: Flip training clips horizontally with probability 0.5.
+        flip_pairs: Pairs of classes, by name or index, that a horizontal flip swaps, such as "turn left=turn right".
+        color_jitter: Jitter brightness, contrast, saturation and hue.
+        rand_augment: Number of RandAugment operations per clip and their magnitude, 0 to 30.
+        random_erasing: Probability that a rectangle of a training clip is replaced by noise.
+        mixup: Mixup alpha, the parameter of Beta(alpha, alpha); 0 turns mixup off.
+        label_smoothing: Label smoothing, the fraction of the target that is spread over all classes.
+        precision: Training precision: "fp32", or mixed precision with "bf16" or "fp16".
+        recompute: Activation checkpointing: what blocks recompute in the backward pass, which saves activation memory,
+            costs time and leaves the result the same. "nothing"; "pointwise", norms and activations (saves a few
+            percent); "mlp", also the hidden layer of the MLP (a third); "block", all but the block's input (nearly
+            all).
+        save_dtype: Round the trained adapter to "float16" or "bfloat16" before it is evaluated and saved, which halves
+            the file. None (the default) saves it unrounded.
+        compile: Compile the model with torch.compile.
+        views: Views (clips x crops) per video whose probabilities are averaged in evaluation.
+        min_frames: Skip videos with fewer frames.
+        workers: Processes that load videos, per training process.
+        seed: Random seed.
 
     Raises:
         ValueError: If a value is out of range.
@@ -98,7 +101,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("crop_scale", "rand_augment", "views"):  # lists, if they come from JSON
+        for name in ("crop_scale", "rand_augment", "views"):  # JSON turns tuples into lists
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
         object.__setattr__(self, "flip_pairs", tuple(tuple(pair) for pair in self.flip_pairs))
@@ -106,13 +109,13 @@ class Recipe:
         operations, strength = self.rand_augment or (0, 0)
         positive = {name: (getattr(self, name) >= 1, "1 or more") for name in POSITIVE}
         chosen = {name: (getattr(self, name) in known, f"one of {known}") for name, known in CHOICES.items()}
-        wanted = (
+        checks = (
             positive
             | chosen
             | {
                 "stride": (
                     self.stride is None or self.stride >= 1,
-                    "1 or more; leave it out for one frame per segment",
+                    "1 or more, or leave it out to sample one frame per segment",
                 ),
                 "lr": (0 < self.lr < math.inf, "a positive number"),
                 "lr_batch": (self.lr_batch is None or self.lr_batch >= 1, "1 or more, or leave it out"),
@@ -120,34 +123,34 @@ class Recipe:
                 "scale": (math.isfinite(self.scale), "a finite number"),
                 "warmup_epochs": (0 <= self.warmup_epochs < math.inf, "0 or a positive number"),
                 "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
-                "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
-                "head_dropout": (0 <= self.head_dropout < 1, "in [0, 1)"),
-                "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
-                "random_erasing": (0 <= self.random_erasing <= 1, "in [0, 1]"),
+                "drop_path": (0 <= self.drop_path < 1, "a number in [0, 1)"),
+                "head_dropout": (0 <= self.head_dropout < 1, "a number in [0, 1)"),
+                "label_smoothing": (0 <= self.label_smoothing < 1, "a number in [0, 1)"),
+                "random_erasing": (0 <= self.random_erasing <= 1, "a number in [0, 1]"),
                 "mixup": (0 <= self.mixup < math.inf, "0 or a positive number"),
-                "crop_scale": (0 < least <= greatest <= 1, "two numbers in (0, 1], the smaller one first"),
+                "crop_scale": (0 < least <= greatest <= 1, "two numbers in (0, 1], the smaller first"),
                 "rand_augment": (
-                    operations >= 0 and 0 <= strength <= 10,
-                    "a number of operations and a strength, 0 to 10",
+                    operations >= 0 and 0 <= strength <= 30,
+                    "a number of operations and a magnitude from 0 to 30",
                 ),
                 "flip_pairs": (all(len(pair) == 2 for pair in self.flip_pairs), "pairs of classes"),
-                "views": (min(self.views) >= 1, "1 or more clips and crops"),
+                "views": (min(self.views) >= 1, "at least 1 clip and 1 crop"),
                 "workers": (self.workers >= 0, "0 or more"),
                 "accumulation": (self.batch_size % max(1, self.accumulation) == 0, "a divisor of batch_size"),
             }
         )
-        for name, (good, wish) in wanted.items():
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r} is out of range: give {wish}.")
+        for name, (valid, expected) in checks.items():
+            if not valid:
+                raise ValueError(f"{name}={getattr(self, name)!r} is invalid. Give {expected}.")
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate at its peak, scaled with the batch size if that is wanted."""
+        """Peak learning rate, scaled with the batch size if ``lr_batch`` is set."""
         return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
 
     @property
     def warmup(self) -> float:
-        """Part of the training in which the learning rate rises."""
+        """Fraction of the training steps spent on learning rate warmup, at most a quarter."""
         return min(self.warmup_epochs / self.epochs, 0.25)
 
 
@@ -180,23 +183,24 @@ PRESETS: dict[str, Recipe] = {
 
 
 def preset(name: str, **changes: Any) -> Recipe:
-    """Return one of the paper's recipes, with changes.
+    """Return one of the paper's recipes, with some options overridden.
 
-    Another number of frames keeps the span of a clip, as in the paper: 8 frames of Kinetics-400 have a stride of 16.
+    Changing the number of frames keeps the time span of a clip, as in the paper: 8 frames of Kinetics-400 have a
+    stride of 16.
 
     Args:
-        name: One of ``PRESETS``; those that end in "-large" are what differs for ViT-L/14.
-        changes: Fields of :class:`Recipe` that are to differ.
+        name: One of ``PRESETS``; names that end in "-large" are the settings for ViT-L/14 where they differ.
+        changes: Fields of :class:`Recipe` to override.
 
     Raises:
-        ValueError: If there is no such preset, or a value is out of range.
+        ValueError: If the preset does not exist, or a value is out of range.
 
     Example:
         >>> preset("kinetics400").stride, preset("kinetics400", frames=8).stride
         (4, 16)
     """
     if name not in PRESETS:
-        raise ValueError(f"There is no recipe {name!r}. There are {', '.join(PRESETS)}.")
+        raise ValueError(f"There is no recipe {name!r}. Choose one of {', '.join(PRESETS)}.")
     recipe = PRESETS[name]
     frames = changes.get("frames")
     if frames and recipe.stride and "stride" not in changes:

@@ -140,7 +140,7 @@ class QKNorm(nn.Module):
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_what_is_no_attention_along_a_sequence_is_refused(attention, reason):
-    with pytest.raises(ValueError, match=f"{type(attention).__name__} cannot be run along time.*{reason}"):
+    with pytest.raises(ValueError, match=f"{type(attention).__name__} cannot be used as temporal attention.*{reason}"):
         find_kind(attention, (1, 5, 8), {})
 
 

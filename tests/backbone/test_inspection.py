@@ -1,9 +1,10 @@
-"""What is found in a backbone, and what is said when it is not there."""
+"""What the inspection of a backbone finds, and the errors it raises."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -11,13 +12,17 @@ import torch
 import torchvision
 import transformers as tf
 import zoo
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measuring.counting import Alive
 from peft_aim import AIMConfig
+from peft_aim.attention.kinds import USERS_KINDS, along_time
 from peft_aim.backbone.anatomy import PartNames
 from peft_aim.backbone.inspection import inspect_backbone
+from peft_aim.tracing.copies import traits
 from peft_aim.tracing.example import image_size
 
 
@@ -37,19 +42,19 @@ def adapt(model: nn.Module, **options: object) -> nn.Module:
         ("open_clip_vit", ("", "ln_pre", None)),
     ],
 )
-def test_survey(name, expected):
+def test_inspection(name, expected):
     found = inspect_backbone(zoo.build(name), PartNames())
     assert (found.tower, *found.entries.values(), found.head) == expected
     assert found.image == (3, 32, 32) and not found.further and not found.refused
 
 
-def test_the_image_tower_of_a_model_of_image_and_text():
+def test_image_tower_of_a_model_of_images_and_text():
     found = inspect_backbone(zoo.open_clip_model(), PartNames())
     assert found.tower == "visual"
     assert list(found.blocks) == ["visual.transformer.resblocks.0", "visual.transformer.resblocks.1"]
 
 
-def test_surveying_leaves_no_trace():
+def test_inspection_restores_modes_and_hooks():
     model = zoo.build("timm_vit").train()
     model.blocks[1].eval()
     modes = [module.training for module in model.modules()]
@@ -71,51 +76,56 @@ def test_grey_images():
         model(torch.zeros(1, 2, 3, 32, 32))
 
 
-# Refusals.
+# Errors.
 
 
 @pytest.mark.parametrize("build", [lambda: timm.create_model("resnet10t"), torchvision.models.mobilenet_v3_small])
-def test_convolutional_networks_are_refused(build):
-    with pytest.raises(ValueError, match="(?s)No block that AIM can adapt.*a convolutional network cannot be adapted"):
+def test_convolutional_networks_are_rejected(build):
+    with pytest.raises(
+        ValueError, match="(?s)has no block that AIM can adapt.*Convolutional networks cannot be adapted"
+    ):
         adapt(build())
 
 
-def test_convnext_is_refused_with_what_was_seen():
+def test_convnext_is_rejected_with_the_reason():
     model = timm.create_model("test_convnext")
-    with pytest.raises(ValueError, match=r"stages.0.blocks.0: Conv2d cannot be run along time .*on positions"):
+    with pytest.raises(
+        ValueError, match=r"stages.0.blocks.0: Conv2d cannot be used as temporal attention .*on positions"
+    ):
         adapt(model)
 
 
-def test_models_without_images_are_refused():
-    with pytest.raises(ValueError, match="No module in BertModel takes images alone: it has no Conv2d"):
+def test_models_without_images_are_rejected():
+    with pytest.raises(ValueError, match="No module in BertModel takes images only: it has no Conv2d"):
         adapt(tf.BertModel(tf.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)))
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("mobilevitv2_050", r"transformer.0, .*: its norm norm1, a GroupNorm1, is one over all places"),
-        ("tnt_s_patch16_224", "blocks.0, .* and 8 more: besides attn_in it calls another attention, attn_out"),
-        ("mixer_s32_224", r"Mlp cannot be run .* known for tokens \(2, 512, 49\) with channels on axis 1"),
-        ("convformer_s18", r"SepConv cannot be run along time .*: the result depends on positions"),
+        ("mobilevitv2_050", r"transformer.0, .*: its norm norm1, a GroupNorm1, normalizes over all spatial positions"),
+        ("tnt_s_patch16_224", "blocks.0, .* and 8 more: it calls two attentions, attn_in and attn_out"),
+        ("mixer_s32_224", r"Mlp cannot be used .*no kind fits tokens \(2, 512, 49\) with channels on axis 1"),
+        ("convformer_s18", r"SepConv cannot be used as temporal attention .*: the result depends on positions"),
     ],
 )
-def test_other_token_mixers_are_refused_with_the_reason(name, reason):
+def test_other_token_mixers_are_rejected_with_the_reason(name, reason):
     with pytest.raises(ValueError, match=reason):
         adapt(timm.create_model(name))
 
 
-def test_partly_adaptable_models_want_a_word_from_the_user():
+def test_partly_adaptable_models_need_target_modules():
     model = Toy(Block(attention()), Parallel(attention()))
-    with pytest.raises(ValueError, match=r"(?s)can adapt 1 blocks .* but not these:\n  blocks.1: its MLP .*say so"):
+    message = r"(?s)can adapt 1 blocks .* but not these:\n  blocks.1: its MLP .*pass target_modules="
+    with pytest.raises(ValueError, match=message):
         adapt(model)
     adapted = adapt(model, target_modules=r"blocks\.0", num_frames=2)
     assert adapted(torch.zeros(1, 2, 3, 32, 32)).shape == (1, 2)
 
 
-def test_blocks_that_are_left_out_on_purpose_are_told():
+def test_skipped_blocks_are_reported():
     model = timm.create_model("cait_xxs24_224", img_size=32, embed_dim=32, num_heads=2, depth=2)
-    with pytest.warns(UserWarning, match=r"(?s)adapts 2 of 4 blocks .*: it makes \(2, 1, 32\) of"):
+    with pytest.warns(UserWarning, match=r"(?s)adapts 2 of 4 blocks .*: it maps tokens \(2, 4, 32\) to \(2, 1, 32\)"):
         adapted = adapt(model, num_frames=2)
     assert adapted(torch.zeros(1, 2, 3, 32, 32)).shape == (1, 1000)
     with warnings.catch_warnings():
@@ -124,15 +134,17 @@ def test_blocks_that_are_left_out_on_purpose_are_told():
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
-def test_dropped_patches_are_refused(name):
+def test_patch_dropout_is_rejected(name):
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 1}
     model = timm.create_model(name, **size, patch_drop_rate=0.5)
-    with pytest.raises(ValueError, match=r"blocks.0 sees tokens \(2, .* in training .* evaluation.*patch_drop_rate=0"):
+    with pytest.raises(
+        ValueError, match=r"blocks.0 receives tokens \(2, .* in training, .* evaluation.*patch_drop_rate=0"
+    ):
         adapt(model)
 
 
-def test_patches_masked_at_random_are_refused():
-    with pytest.raises(ValueError, match="ViTMAEModel returns other values for one image than for its copy"):
+def test_random_masking_is_rejected():
+    with pytest.raises(ValueError, match="ViTMAEModel returns different outputs for two copies of one image"):
         adapt(tf.ViTMAEModel(tf.ViTMAEConfig(**zoo.SMALL)))
 
 
@@ -148,7 +160,7 @@ class Counting(nn.Module):
         return x
 
 
-def test_the_look_at_a_model_leaves_no_trace():
+def test_inspection_leaves_no_trace():
     model = nn.Sequential(nn.BatchNorm2d(3), Counting(), zoo.build("timm_vit")).train()
     spectral_norm(model[2].head)
     model[2].image_size = (32, 32)
@@ -160,7 +172,7 @@ def test_the_look_at_a_model_leaves_no_trace():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_hooks_of_others_fire_for_the_blocks_own_call_alone():
+def test_user_hooks_run_only_in_spatial_attention():
     model, seen = zoo.build("timm_vit"), []
     model.blocks[0].attn.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
     adapted = adapt(model)
@@ -176,13 +188,13 @@ def test_hooks_of_others_fire_for_the_blocks_own_call_alone():
         ({"target_modules": ["attn"]}, r"matches blocks.0.attn, blocks.1.attn, blocks.2.attn, which AIM cannot adapt"),
         ({"target_modules": r"blocks\..*"}, r"matches blocks.0.norm1"),
         ({"exclude_modules": r"blocks\.\d"}, "No block is left: target_modules=None, exclude_modules="),
-        ({"layers_to_transform": 3}, "asks for block 3, but VisionTransformer has 3 blocks, 0 to 2"),
-        ({"attention_module": "self_attn"}, "attention_module='self_attn' is not called there; norm1, attn, .* is"),
+        ({"layers_to_transform": 3}, "selects block 3, but VisionTransformer has 3 blocks, 0 to 2"),
+        ({"attention_module": "self_attn"}, "it does not call attention_module='self_attn', only norm1, attn, "),
         ({"num_labels": 2, "modules_to_save": ["head"]}, "holds the head 'head', which num_labels=2 replaces"),
     ],
     ids=str,
 )
-def test_wrong_targets_are_refused(options, message):
+def test_wrong_targets_are_rejected(options, message):
     model = zoo.build("timm_vit")
     before = repr(model)
     with pytest.raises(ValueError, match=message):
@@ -191,12 +203,13 @@ def test_wrong_targets_are_refused(options, message):
 
 
 @pytest.mark.parametrize("name", ["open_clip_vit", "hf_dinov3"])
-def test_a_head_where_there_is_none_is_refused(name):
-    with pytest.raises(ValueError, match=r"num_labels=2 asks for a head, but .*nn.Sequential\(model, nn.Linear"):
+def test_models_without_a_slot_for_the_head_are_rejected(name):
+    message = r"num_labels=2 adds a head, but .* has no slot for one.*nn.Sequential\(model, nn.Linear"
+    with pytest.raises(ValueError, match=message):
         adapt(zoo.build(name), num_labels=2)
 
 
-def test_a_head_behind_a_headless_model():
+def test_a_head_after_a_headless_model():
     model = adapt(nn.Sequential(zoo.build("open_clip_vit"), nn.Linear(24, 2)), num_labels=3)
     assert model(zoo.make_clips()).shape == (2, 3)
 
@@ -254,7 +267,7 @@ class Flipped(Block):
 
 
 class ByKeyword(Block):
-    """Not an image's usual block, but a sound one: attention by keyword, and a learned scale on the skip."""
+    """An unusual but valid block: attention called by keyword, and a scaled skip connection."""
 
     def forward(self, x):
         h = self.pre(x)
@@ -274,7 +287,7 @@ class ByScale(Block):
 
 
 class Gated(Block):
-    """With a gate on the attention's result that is closed as yet."""
+    """With a gate on the attention's output that is still closed."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -287,7 +300,7 @@ class Gated(Block):
 
 
 class WithLoss(nn.Module):
-    """Wants labels in training."""
+    """Needs labels in training."""
 
     def __init__(self):
         super().__init__()
@@ -312,17 +325,15 @@ def attention() -> nn.Module:
     return nn.MultiheadAttention(8, 2, batch_first=True)
 
 
-def test_a_block_that_structure_does_not_explain_can_be_explained():
+def test_naming_its_parts_vouches_for_a_block():
     model, clips = Toy(Parallel(attention())), zoo.make_clips()
-    with pytest.raises(
-        ValueError, match=r"(?s)blocks.0: its MLP branch .* as in a parallel.*name them with norm1_module"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)blocks.0: its MLP branch runs in parallel.*pass norm1_module"):
         adapt(model)
     assert adapt(model, attention_module="attention", mlp_module="mlp")(clips).shape == (2, 2)
 
 
 class WithGate(Block):
-    """Has a gate beside its attention, and a convolution of one channel each before it."""
+    """Has a gate on its attention, and a depthwise convolution before it."""
 
     def __init__(self, attention: nn.Module):
         super().__init__(attention)
@@ -335,7 +346,7 @@ class WithGate(Block):
         return x + self.mlp(self.post(x))
 
 
-def test_blocks_may_have_further_parts():
+def test_blocks_may_have_other_parts():
     model, clips = adapt(Toy(WithGate(attention())), init_weights=False), zoo.make_clips()
     assert model.base_model.model.aim_clips.inspection.blocks["blocks.0"].others == ("conv", "gate")
     assert not torch.allclose(model(clips), model(clips.flip(1)))
@@ -344,13 +355,13 @@ def test_blocks_may_have_further_parts():
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
-        (NoResidual, "its MLP branch doesn't get its input plus what its attention branch returns"),
-        (OpenEnd, "it doesn't return what its MLP branch got plus what that returns"),
-        (Parallel, "its MLP branch doesn't see what its attention adds, as in a parallel block"),
-        (Flipped, "its attention is not called on what its first norm returns"),
+        (NoResidual, "the input of its MLP branch is not the input of the block plus the output of the attention"),
+        (OpenEnd, "its output is not the input of the MLP branch plus the output of that branch"),
+        (Parallel, "its MLP branch runs in parallel to its attention, not after it"),
+        (Flipped, "its attention is not called on the output of its first norm"),
     ],
 )
-def test_blocks_that_add_up_otherwise_are_refused(block, reason):
+def test_other_residual_structures_are_rejected(block, reason):
     with pytest.raises(ValueError, match=f"blocks.0: {reason}"):
         adapt(Toy(block(attention())))
 
@@ -362,24 +373,26 @@ def test_blocks_may_call_by_keyword_and_scale_their_skip():
     assert not torch.allclose(scores, model(clips.flip(1)))
 
 
-def test_attention_that_does_not_take_tokens_first_is_refused():
-    with pytest.raises(ValueError, match="blocks.0: nothing that could be attention is called, on tokens first"):
+def test_attention_has_to_take_tokens_first():
+    with pytest.raises(
+        ValueError, match="blocks.0: none of its parts that could be attention takes tokens as its first argument"
+    ):
         adapt(Toy(ByScale(Scaled(8, 2, batch_first=True))))
 
 
-def test_gates_may_be_closed_and_trunks_compiled():
+def test_closed_gates_and_compiled_blocks():
     blocks = [Gated(attention()), Block(attention()), Gated(attention())]
     model = Toy(*blocks)
     model.blocks[1].compile(backend="eager")
     assert len(adapt(model).base_model.model.aim_clips.inspection.blocks) == 3
 
 
-def test_models_that_want_labels_in_training_are_adapted():
+def test_models_that_need_labels_in_training_are_adapted():
     model = adapt(WithLoss().eval(), num_frames=4)
     assert model(zoo.make_clips()).shape == (2, 5)
 
 
-def test_trunks_beside_each_other_have_a_temporal_embedding_each():
+def test_parallel_trunks_have_a_temporal_embedding_each():
     model = adapt(TwoTrunks())
     found = model.base_model.model.aim_clips.inspection
     assert found.entries == {"one.blocks.0": None, "other.blocks.0": None}
@@ -387,7 +400,7 @@ def test_trunks_beside_each_other_have_a_temporal_embedding_each():
 
 
 @pytest.mark.parametrize("name", ["timm_swin", "timm_beit", "hf_swin", "torchvision_swin", "torchvision_vit"])
-def test_backbones_without_memory_are_adapted_alike(name):
+def test_backbones_on_meta_are_adapted_alike(name):
     with torch.device("meta"):
         empty = zoo.ZOO[name]()
     adapted, expected = adapt(empty, num_labels=3), adapt(zoo.build(name), num_labels=3)
@@ -396,7 +409,7 @@ def test_backbones_without_memory_are_adapted_alike(name):
     assert kinds[0] == kinds[1]
 
 
-def test_what_peft_has_put_in_before_is_refused():
+def test_other_peft_adapters_in_the_backbone_are_rejected():
     clips = zoo.make_clips()
     model = get_peft_model(zoo.build("timm_vit"), LoraConfig(target_modules=["qkv"]))
     with warnings.catch_warnings():
@@ -416,11 +429,13 @@ def test_what_peft_has_put_in_before_is_refused():
 
 @pytest.mark.parametrize("name", ["blocks.0.attn", "norm1", "mlp", "blocks.1", "blocks"])
 def test_adapted_blocks_cannot_be_saved_as_a_whole(name):
-    with pytest.raises(ValueError, match=r"matches blocks.*, which belongs to what AIM adapts.*At its top .* norm"):
+    with pytest.raises(
+        ValueError, match=r"matches blocks.*, which overlaps .* that AIM adapts.*At its top level, .* norm"
+    ):
         adapt(zoo.build("timm_vit"), modules_to_save=[name])
 
 
-def test_modules_to_save_that_cannot_be_are_refused():
+def test_wrong_modules_to_save_are_rejected():
     with pytest.raises(ValueError, match="matches no module"):
         adapt(zoo.build("timm_vit"), modules_to_save=["nowhere"])
     with pytest.raises(ValueError, match="matches norm_pre"):
@@ -429,7 +444,7 @@ def test_modules_to_save_that_cannot_be_are_refused():
     assert any("blocks.2" in key and p.requires_grad for key, p in model.named_parameters())
 
 
-def test_parts_that_are_called_more_often_than_once_are_refused():
+def test_parts_that_run_more_than_once_are_rejected():
     with pytest.raises(ValueError, match="blocks.0: it calls attention more than once"):
         adapt(Toy(Block(attention(), repeats=2)))
     shared = attention()
@@ -444,5 +459,104 @@ def test_explicit_part_names():
     names = {"norm1_module": "norm1", "attention_module": "attn", "norm2_module": "norm2", "mlp_module": "mlp"}
     model = adapt(zoo.build("timm_vit"), **names)
     assert model(zoo.make_clips()).shape == (2, 5)
-    with pytest.raises(ValueError, match="mlp_module='attn' is not what the adapters that are already there use, mlp"):
+    with pytest.raises(ValueError, match="mlp_module='attn' is not the module that the existing adapters use, mlp"):
         model.add_adapter("other", AIMConfig(mlp_module="attn"))
+
+
+# Cost.
+
+
+def flops(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("depth", [3, 12])
+@pytest.mark.parametrize("drop_path", [0.0, 0.1])
+def test_attaching_costs_two_images_at_most_at_any_depth(depth, drop_path):
+    options = {"embed_dim": 192, "num_heads": 3, "depth": depth, "drop_path_rate": drop_path}
+    model = timm.create_model("vit_tiny_patch16_224", **options).requires_grad_(False).eval()
+    of_image = flops(lambda: model(torch.zeros(1, 3, 224, 224)))
+    ratio = flops(lambda: adapt(model)) / of_image
+    assert ratio <= 2.2 and (depth == 3 or ratio <= 1)  # of copies, one runs
+
+
+def test_a_block_that_differs_is_probed_on_its_own():
+    """A copy of a sound block does not vouch for one that only resembles it."""
+    model = Toy(Block(attention()), Block(attention()), Parallel(attention()))
+    found = inspect_backbone(model)
+    assert list(found.blocks) == ["blocks.0", "blocks.1"] and list(found.refused) == ["blocks.2"]
+
+
+class Recounting(nn.Module):
+    """Counts its runs outside of itself."""
+
+    def __init__(self, model: nn.Module, runs: list[int]) -> None:
+        super().__init__()
+        self.model, self.image_size = model, (32, 32)
+        self.register_forward_pre_hook(lambda *_: runs.append(1))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def test_a_model_is_inspected_once(tmp_path):
+    runs: list[int] = []
+    model = Recounting(zoo.build("timm_vit"), runs)
+    adapted = adapt(model, num_frames=4, num_labels=2)
+    assert runs
+    runs.clear()
+    adapted.add_adapter("other", AIMConfig(temporal_adapters=2))
+    adapted.save_pretrained(tmp_path)
+    model = adapted.unload()
+    loaded = PeftModel.from_pretrained(model, tmp_path)
+    adapt(loaded.unload())
+    assert not runs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "blocks", model.blocks[:2]),
+        lambda model: setattr(model.blocks[1], "attn", nn.Identity()),
+        lambda model: setattr(model, "image_size", (64, 64)),
+        lambda model: model.head.register_buffer("mask", torch.ones(1)),
+        lambda model: model.double(),
+    ],
+)
+def test_a_model_that_has_changed_is_inspected_again(change):
+    model = zoo.build("timm_vit")
+    inspect_backbone(model)
+    before = traits(model)
+    assert traits(model) == before
+    change(model)
+    assert traits(model) != before
+
+
+def test_a_kind_that_a_user_registers_counts_at_once():
+    class Biased(nn.MultiheadAttention):
+        def forward(self, query, key, value, bias=None, **kwargs):
+            query = query + torch.arange(query.shape[1])[:, None] if bias is None else query
+            return super().forward(query, query, query, need_weights=False)
+
+    model = Toy(Block(Biased(8, 2, batch_first=True)))
+    with pytest.raises(ValueError, match="Biased cannot be used as temporal attention"):
+        inspect_backbone(model)
+    try:
+        along_time(Biased)(lambda attention, x: attention.forward(x, x, x, bias=0)[0])
+        assert inspect_backbone(model).blocks
+    finally:
+        USERS_KINDS.clear()
+    with pytest.raises(ValueError, match="Biased cannot be used as temporal attention"):
+        inspect_backbone(model)
+
+
+def test_inspection_takes_no_more_memory_than_a_block_and_two_images():
+    model = timm.create_model("vit_base_patch16_224", depth=3).requires_grad_(False).eval()
+    with torch.no_grad(), Alive() as forward:
+        model(torch.zeros(2, 3, 224, 224))
+    with Alive() as inspection:
+        inspect_backbone(model)
+    block = sum(parameter.numel() * parameter.element_size() for parameter in model.blocks[0].parameters())
+    assert inspection.peak <= block + forward.peak

@@ -1,4 +1,4 @@
-"""What would be silently wrong, and is refused: blocks and attentions made to deceive."""
+"""Blocks and attentions that would be adapted to silently wrong results are rejected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ D, N = 8, 16
 
 
 class Block(nn.Module):
-    """A block as usual; heirs change one thing."""
+    """A standard block; subclasses change one thing."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class NormOfImages(Block):
 
 
 class Gate(nn.Module):
-    """Squeeze-and-excitation, which many call attention."""
+    """Squeeze-and-excitation, which is often named attention."""
 
     def __init__(self):
         super().__init__()
@@ -102,28 +102,28 @@ class Toy(nn.Module):
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
-        (NormOutOfSight, "its attention is called neither on its input nor on what a norm makes of it"),
-        (LinearBetween, "its attention is not called on what its first norm returns"),
-        (ScaledBetween, "its attention is not called on what its first norm returns"),
-        (ToLatents, r"its attention gets further tokens \(2, 6, 8\) as key, so it attends to something else"),
-        (NormOfImages, "its norm norm1, a LayerNorm, is one over all places"),
-        (GateAsAttention, "Gate cannot be run along time .*each token only has its channels scaled"),
+        (NormOutOfSight, "its attention is called neither on its input nor on the normalized input"),
+        (LinearBetween, "its attention is not called on the output of its first norm"),
+        (ScaledBetween, "its attention is not called on the output of its first norm"),
+        (ToLatents, r"its attention also gets tokens \(2, 6, 8\) as key, so it attends to other tokens than its own"),
+        (NormOfImages, "its norm norm1, a LayerNorm, normalizes over all spatial positions"),
+        (GateAsAttention, "Gate cannot be used as temporal attention .*it only scales the channels of each token"),
     ],
 )
-def test_blocks_made_to_deceive(block, reason):
+def test_deceptive_blocks_are_rejected(block, reason):
     assert inspect_backbone(Toy(Block()), PartNames()).blocks
     with pytest.raises(ValueError, match=reason):
         inspect_backbone(Toy(block()), PartNames())
 
 
 @pytest.mark.parametrize("name", ["eca_vovnet39b", "nf_seresnet26", "lambda_resnet26t"])
-def test_convolutional_networks_with_what_they_call_attention(name):
-    with pytest.raises(ValueError, match="No block that AIM can adapt"):
+def test_channel_gates_are_not_attention(name):
+    with pytest.raises(ValueError, match="has no block that AIM can adapt"):
         inspect_backbone(timm.create_model(name), PartNames())
 
 
 class WithBias(nn.Module):
-    """Attention with a bias of space in its scores, so that only its projections can be used; heirs add one thing."""
+    """Attention with a spatial bias, so that only its projections can be used; subclasses add one thing."""
 
     def __init__(self):
         super().__init__()
@@ -174,7 +174,7 @@ class NormBehind(WithBias):
         (NormBehind, "they do not reproduce its own forward"),
     ],
 )
-def test_what_is_not_spatial_is_not_left_out(attention, reason):
+def test_only_spatial_terms_are_left_out(attention, reason):
     class Plain(WithBias):
         pass
 
@@ -183,22 +183,22 @@ def test_what_is_not_spatial_is_not_left_out(attention, reason):
         find_kind(attention(), (2, N, D), {})
 
 
-def test_blocks_with_other_buffers_are_tried_by_themselves():
+def test_other_buffers_are_other_traits():
     one, other = nn.Linear(2, 2), nn.Linear(2, 2)
     one.register_buffer("mask", torch.zeros(2))
     other.register_buffer("mask", torch.ones(2))
     assert traits(one) != traits(other)
 
 
-def test_finding_the_kind_leaves_random_numbers_alone():
+def test_finding_the_kind_keeps_the_random_state():
     attention = WithBias()
     state = torch.get_rng_state()
     find_kind(attention, (2, N, D), {})
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_mlp_in_two_halves_keeps_nothing():
-    """transformers' CvT: what the first half got is let go once the second half has used it, or if nobody does."""
+def test_an_mlp_in_two_halves_holds_no_activations():
+    """transformers' CvT: the input of the first half is released after the second half, whether or not it was used."""
     for options in ({}, {"joint": False}):
         model = get_peft_model(catalogue.build("transformers", "cvt"), AIMConfig(num_frames=2, **options))
         model(torch.randn(1, 2, 3, 64, 64))
@@ -207,8 +207,8 @@ def test_an_mlp_in_two_halves_keeps_nothing():
         assert all(layer._mlp_input.get() is None for layer in layers)
 
 
-def test_a_bias_that_is_cached_for_evaluation_is_forgotten():
-    """timm's LeViT caches its bias in evaluation mode: weights of tomorrow must not meet that of today."""
+def test_a_bias_cached_for_evaluation_is_cleared():
+    """timm's LeViT caches its bias in evaluation mode, so weights loaded later must not meet a stale one."""
     backbone, other = catalogue.build("timm", "levit_128"), catalogue.build("timm", "levit_128")
     for parameter in other.parameters():
         parameter.data.mul_(0.9)
@@ -218,8 +218,8 @@ def test_a_bias_that_is_cached_for_evaluation_is_forgotten():
     assert torch.equal(model(images), other(images))
 
 
-def test_a_norm_behind_the_attention_of_channels_first_images():
-    """The norm wants images, ``(B, D, H, W)``, also along time."""
+def test_post_norm_on_channels_first_images():
+    """The norm takes images, ``(B, D, H, W)``, in the temporal branch too."""
 
     class NormsBehind(nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""The benchmark of cost: its yardstick computes what AIM computes, its counts are right, and all of it runs."""
+"""The cost benchmark: its reference implementation computes what AIM does, its counts are right, and it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.cost.__main__ import main, rows
 from benchmarks.cost.plan import QUICK
-from benchmarks.cost.tables import goals
+from benchmarks.cost.tables import by_row, goals
 from benchmarks.measuring.counting import Alive, cost_of_step
 from benchmarks.methods import rivals
 from benchmarks.methods.reference import literal
@@ -21,7 +21,7 @@ from peft_aim.saving.weights import adapter_weights
 
 @pytest.mark.parametrize("name", ["timm_vit", "timm_clip"])
 @torch.no_grad()
-def test_the_literal_transcription_scores_as_aim_does(name):
+def test_the_reference_implementation_scores_as_aim_does(name):
     backbone, clips = zoo.build(name), zoo.make_clips()
     model = rivals.aim(copy.deepcopy(backbone), 3, zoo.FRAMES, init_weights=False).eval()
     twin = literal(backbone, 3, zoo.FRAMES).eval()
@@ -52,13 +52,13 @@ def test_peak_of_memory():
     with Alive() as alive:
         kept = torch.ones(10)  # 40 bytes
         for _ in range(3):
-            torch.ones(20).view(4, 5)  # 80 bytes, which go at once
+            torch.ones(20).view(4, 5)  # 80 bytes, freed at once
         kept.add_(1)
     assert alive.peak == 120 and alive.bytes == 40
 
 
-def test_a_block_that_the_transcription_does_not_cover_is_refused():
-    with pytest.raises(ValueError, match="Block computes something else than"):
+def test_blocks_that_the_reference_implementation_does_not_cover_are_rejected():
+    with pytest.raises(ValueError, match="Block computes something other than"):
         literal(zoo.build("timm_dinov2"), 3, zoo.FRAMES)
 
 
@@ -70,8 +70,10 @@ def test_quick(tmp_path, capsys):
     assert all(len(row["step_seconds"]) == len(row["inference_seconds"]) == QUICK.rounds for row in found["rows"])
     text = (tmp_path / "cost.md").read_text()
     assert all(name in text for name in names)
-    assert "Goals" not in text  # they are of CLIP ViT-B/16
-    assert ("graph breaks", "<= 0", "0", True) in goals(found)
+    assert "Goals" not in text  # they are those of CLIP ViT-B/16
+    assert goals(found, by_row(found["rows"]))["graph breaks"][:2] == (0, 0)
+    (attached,) = found["attaching"]
+    assert attached["ratio"] <= 2.2 and attached["runs"] == [3, 0, 0]
     assert found["swapping"]["recompiled_by_hotswap"] == 0
     assert found["growth"]["adapters"]["exponents"]["adapters_mb"] == pytest.approx(1)
     assert {path.name for path in tmp_path.iterdir()} == {"cost.json", "cost.md", "cost_growth.svg", "cost_pareto.svg"}

@@ -1,4 +1,4 @@
-"""A sample of the coverage benchmark: the laws over one model of each structure, built small by its catalogue."""
+"""A sample of the coverage benchmark: all laws for one small model of each structure in its catalogue."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from benchmarks.reporting.tables import FRONT, HERE
 
 SAMPLE = {
     "timm": [
-        "beit_base_patch16_224",  # bias inside of the attention
+        "beit_base_patch16_224",  # bias inside the attention
         "caformer_s18",  # convolutions as token mixers in the first stages
         "cait_xxs24_224",  # class attention at the end
         "coatnet_0_rw_224",  # channels first
         "crossvit_9_240",  # two trunks
         "davit_tiny",  # attention between channels
         "fastvit_sa12",  # channels first, no norm before the MLP
-        "gemma4_vit_167m",  # rotation in two arguments
+        "gemma4_vit_167m",  # rotary embedding in two arguments
         "hiera_tiny_224",  # mask units, pooled queries
         "levit_128",  # no norms, values wider than keys
-        "maxvit_tiny_rw_224",  # windows and grids, features by head
+        "maxvit_tiny_rw_224",  # windows and grids, features grouped by head
         "mobilevit_xs",  # images split into patch groups
-        "mvitv2_tiny",  # pooled, adds the query
+        "mvitv2_tiny",  # pooled, adds the query to the output
         "naflexvit_base_patch16_gap",  # no convolution
         "nest_tiny",  # tokens in blocks
         "pvt_v2_b0",  # reduced keys
         "sam2_hiera_tiny",  # attention on grids
-        "swinv2_cr_tiny_ns_224",  # norms behind, cosine similarity
-        "tiny_vit_5m_224",  # norm inside of the attention
+        "swinv2_cr_tiny_ns_224",  # post-norm, cosine similarity
+        "tiny_vit_5m_224",  # norm inside the attention
         "twins_svt_small",  # sizes as arguments
         "volo_d1_224",  # outlook attention
         "xcit_nano_12_p16_224",  # attention between channels
@@ -55,7 +55,7 @@ def test_all_laws_hold(library, name):
 
 
 class Spatial(nn.MultiheadAttention):
-    """Adds a bias of space, made for 17 places, to whatever has that length."""
+    """Adds a spatial bias, made for 17 positions, to any sequence of that length."""
 
     def forward(self, query, key, value, **kwargs):
         if query.shape[1] == 17:
@@ -64,7 +64,7 @@ class Spatial(nn.MultiheadAttention):
 
 
 class Leaking(nn.LayerNorm):
-    """Lets places of an image see each other."""
+    """Mixes the spatial positions of an image."""
 
     def forward(self, x):
         return super().forward(x) + 0.1 * x.mean(1, keepdim=True)
@@ -74,14 +74,14 @@ class Leaking(nn.LayerNorm):
     ("law", "spoil"),
     [
         (laws.time_is_free_of_space, lambda layer: setattr(layer.base_layer.attn, "__class__", Spatial)),
-        (laws.places_never_mix, lambda layer: setattr(layer.base_layer.ln_1, "__class__", Leaking)),
+        (laws.positions_never_mix, lambda layer: setattr(layer.base_layer.ln_1, "__class__", Leaking)),
         (laws.saved_and_loaded_gives_the_same, lambda layer: layer.register_forward_hook(lambda m, a, y: y + 1)),
         (laws.gradients_reach_every_adapter_and_nothing_else, lambda layer: layer.base_layer.requires_grad_()),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_laws_can_be_broken(law, spoil, monkeypatch):
-    """A check that cannot fail checks nothing: each of these breaks something after the model was adapted."""
+    """Each case breaks an adapted model: a check that cannot fail checks nothing."""
     adapt = laws.adapt
 
     def adapt_and_spoil(backbone: nn.Module, **options: object) -> nn.Module:
@@ -98,7 +98,7 @@ def test_laws_can_be_broken(law, spoil, monkeypatch):
         law(lambda: copy.deepcopy(backbone), clips)
 
 
-def test_the_record_covers_every_library_and_nothing_in_it_is_wrong():
+def test_the_record_covers_every_library_and_no_law_fails():
     rows = json.loads(RECORD.read_text())["rows"]
     for library in catalogue.LIBRARIES:
         assert {row["name"] for row in rows if row["library"] == library} == set(catalogue.names(library))

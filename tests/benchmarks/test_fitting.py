@@ -6,7 +6,7 @@ from benchmarks.accuracy.fitting import groups, measured, minimize
 from benchmarks.accuracy.reversals import partner
 
 
-def test_what_starts_at_zero_amid_pretrained_weights_trains_faster_and_only_matrices_decay():
+def test_new_parameters_get_a_higher_rate_and_only_matrices_decay():
     old, new = nn.Linear(2, 2), nn.Linear(2, 2)
     found = groups([*old.parameters(), *new.parameters()], new.parameters(), lr=0.1)
     assert [(group["lr"], group["weight_decay"]) for group in found] == [
@@ -17,7 +17,7 @@ def test_what_starts_at_zero_amid_pretrained_weights_trains_faster_and_only_matr
     ]
 
 
-def test_a_loss_is_minimized_with_all_examples_before_one_comes_again():
+def test_a_loss_is_minimized_and_no_example_repeats_before_all_are_drawn():
     point, seen = nn.Linear(1, 1), []
 
     def loss(indices):
@@ -28,7 +28,7 @@ def test_a_loss_is_minimized_with_all_examples_before_one_comes_again():
     assert all(torch.cat(seen[i : i + 2]).sort()[0].tolist() == [*range(6)] for i in range(0, 100, 2))
 
 
-def test_scores_that_ignore_order_are_right_on_one_of_each_pair():
+def test_scores_blind_to_order_are_right_on_exactly_one_clip_of_each_pair():
     labels = torch.randint(10, (50,))
     scores = torch.randn(50, 10)
     found = measured(torch.cat([scores, scores]), torch.cat([labels, partner(labels)]))

@@ -30,7 +30,7 @@ def clips() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_untrained_they_are_the_image_model_averaged_over_frames(name, backbone, clips):
+def test_before_training_scores_are_those_of_the_backbone_averaged_over_frames(name, backbone, clips):
     model = RIVALS[name](copy.deepcopy(backbone)).eval()
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == CLASSES]
     backbone.head = heads[-1]
@@ -38,19 +38,19 @@ def test_untrained_they_are_the_image_model_averaged_over_frames(name, backbone,
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_gradients_reach_what_is_trained_and_nothing_else(name, backbone, clips):
-    images = set(dict(backbone.named_parameters()))
+def test_gradients_reach_all_trainable_parameters_and_nothing_else(name, backbone, clips):
+    of_backbone = set(dict(backbone.named_parameters()))
     model = RIVALS[name](copy.deepcopy(backbone))
     randomize(model)
     model(clips).square().sum().backward()
     given = {n: p.grad is not None and bool(p.grad.any()) for n, p in model.named_parameters()}
     assert given == {n: p.requires_grad for n, p in model.named_parameters()}
-    trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    of_images = [n for n in trained if n.removeprefix("model.").replace(".block.", ".") in images]
-    assert len(of_images) == (len(images) if name in ("full", "divided") else 0)
+    trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+    tuned = [n for n in trainable if n.removeprefix("model.").replace(".block.", ".") in of_backbone]
+    assert len(tuned) == (len(of_backbone) if name in ("full", "divided") else 0)
 
 
-def test_only_those_that_attend_along_time_tell_the_order_of_frames(backbone, clips):
+def test_only_temporal_attention_is_sensitive_to_the_order_of_frames(backbone, clips):
     for name, build in RIVALS.items():
         model = build(copy.deepcopy(backbone)).eval()
         randomize(model)
@@ -58,7 +58,7 @@ def test_only_those_that_attend_along_time_tell_the_order_of_frames(backbone, cl
         assert blind == (name not in ("aim", "divided")), name
 
 
-def test_divided_attention_keeps_clips_and_places_apart(backbone, clips):
+def test_divided_attention_mixes_neither_clips_nor_spatial_positions(backbone, clips):
     model = rivals.divided(backbone, CLASSES, FRAMES).eval()
     randomize(model)
     others = torch.cat([clips[:1], torch.randn_like(clips[1:])])
@@ -72,35 +72,35 @@ def test_divided_attention_keeps_clips_and_places_apart(backbone, clips):
     assert not moved[:, [0, 1, 2, 4]].any()
 
 
-def test_divided_attention_needs_norms_first():
-    with pytest.raises(ValueError, match="Take an image model with norms first"):
-        rivals.divided(VisionTransformer(32, 8, embed_dim=32, depth=1, num_heads=2, block_fn=NormsBehind), 3, FRAMES)
+def test_divided_attention_needs_pre_norm_blocks():
+    with pytest.raises(ValueError, match="Use a backbone with pre-norm blocks"):
+        rivals.divided(VisionTransformer(32, 8, embed_dim=32, depth=1, num_heads=2, block_fn=PostNormBlock), 3, FRAMES)
 
 
 @pytest.mark.parametrize("parameters", [2_000, 6_000, 20_000])
-def test_the_rank_of_lora_comes_nearest_to_the_parameters_asked_for(parameters, backbone):
+def test_the_rank_of_lora_is_nearest_to_the_requested_number_of_parameters(parameters, backbone):
     of_rank_one = 2 * (32 + 96 + 32 + 32 + 32 + 64 + 64 + 32)
     found = rivals.trained_parameters(rivals.lora(backbone, CLASSES, parameters))
     assert abs(found - parameters) <= of_rank_one / 2
 
 
-def test_counts_of_trained_parameters(backbone):
+def test_counts_of_trainable_parameters(backbone):
     assert rivals.trained_parameters(rivals.frozen(copy.deepcopy(backbone), CLASSES)) == 33 * CLASSES
-    images = sum(p.numel() for p in backbone.parameters()) + 33 * (CLASSES - 5)
-    assert rivals.trained_parameters(rivals.full(copy.deepcopy(backbone), CLASSES)) == images
-    along_time = 2 * (2 * 32 + 4 * 32 * 33 + 32 * 33) + FRAMES * 32
-    assert rivals.trained_parameters(rivals.divided(backbone, CLASSES, FRAMES)) == images + along_time
+    spatial = sum(p.numel() for p in backbone.parameters()) + 33 * (CLASSES - 5)
+    assert rivals.trained_parameters(rivals.full(copy.deepcopy(backbone), CLASSES)) == spatial
+    temporal = 2 * (2 * 32 + 4 * 32 * 33 + 32 * 33) + FRAMES * 32
+    assert rivals.trained_parameters(rivals.divided(backbone, CLASSES, FRAMES)) == spatial + temporal
 
 
-def test_what_starts_afresh_amid_pretrained_weights_is_told(backbone):
+def test_fresh_lists_the_newly_initialized_parameters(backbone):
     for build, more in ((RIVALS["full"], 0), (RIVALS["divided"], 2 * (32 * 33) + FRAMES * 32)):
         model = build(copy.deepcopy(backbone))
         assert sum(parameter.numel() for parameter in model.fresh) == 33 * CLASSES + more
         assert {id(p) for p in model.fresh} <= {id(p) for p in model.parameters()}
 
 
-class NormsBehind(nn.Module):
-    """A block ``x + norm(part(x))``."""
+class PostNormBlock(nn.Module):
+    """Block with residual branches ``x + norm(part(x))``."""
 
     def __init__(self, dim: int, num_heads: int, *args: object, **options: object) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class NormsBehind(nn.Module):
 
 
 def randomize(model: nn.Module) -> None:
-    """Let no trained weight be zero, as the last layer of each branch is at the start."""
+    """Randomize all trainable weights, so that none is zero as the last layer of each branch is at the start."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.2)

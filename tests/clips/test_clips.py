@@ -1,4 +1,4 @@
-"""Clips go in, one result per clip comes out, whatever the library and the form of its outputs."""
+"""Models take clips and return one result per clip, for all libraries and kinds of outputs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def adapt(model: nn.Module | str, **options: object) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "keyword"), [("hf_vit", "pixel_values"), ("timm_vit", "x"), ("torchvision_vit", "x")]
 )
-def test_clips_can_be_given_by_the_models_own_keyword(name, keyword):
+def test_clips_can_be_passed_by_keyword(name, keyword):
     model, clips = adapt(name), zoo.make_clips()
     assert torch.equal(zoo.scores(model(**{keyword: clips})), zoo.scores(model(clips)))
 
 
-def test_labels_may_come_before_the_clips():
+def test_labels_can_be_passed_before_clips():
     model, clips = adapt("hf_vit"), zoo.make_clips()
     assert torch.equal(model(labels=LABELS, pixel_values=clips).loss, model(clips, labels=LABELS).loss)
 
 
 @pytest.mark.parametrize("name", [name for name in zoo.ZOO if name.startswith("hf") and name != "hf_dinov3"])
-def test_loss_is_the_models_own_on_the_averaged_scores(name):
+def test_loss_is_computed_from_averaged_scores(name):
     model, clips = adapt(name), zoo.make_clips()
     output = model(clips, labels=LABELS)
     assert output.loss.requires_grad
@@ -54,21 +54,21 @@ def test_loss_with_the_adapters_own_number_of_classes():
     assert model.base_model.model.config.num_labels == 5
 
 
-def test_loss_takes_the_trainers_count_of_items():
-    """Trainer sums the loss over accumulated batches by handing the model their common size."""
+def test_loss_uses_num_items_in_batch():
+    """Trainer averages the loss over accumulated batches by passing the model their total size."""
     model, clips = adapt("hf_vit"), zoo.make_clips()
     mean = model(clips, labels=LABELS).loss
     assert torch.allclose(model(clips, labels=LABELS, num_items_in_batch=8).loss, mean * 2 / 8)
 
 
 @torch.no_grad()
-def test_labels_by_position():
+def test_labels_can_be_passed_by_position():
     model, clips = adapt("hf_clip"), zoo.make_clips()
     assert torch.equal(model(clips, LABELS).loss, model(clips, labels=LABELS).loss)
 
 
 @torch.no_grad()
-def test_tuples_hold_what_the_model_output_holds():
+def test_tuples_are_equal_to_model_outputs():
     model, clips = adapt("hf_vit"), zoo.make_clips()
     output = model(clips, labels=LABELS, output_hidden_states=True)
     loss, logits, hidden_states = model(clips, labels=LABELS, output_hidden_states=True, return_dict=False)
@@ -106,7 +106,7 @@ def test_timm_features_and_tokens():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["hf_vit", "hf_swin"])
-def test_attention_maps_are_those_of_space(name):
+def test_attention_maps_are_those_of_spatial_attention(name):
     backbone, clips = zoo.build(name), zoo.make_clips()
     backbone.set_attn_implementation("eager")
     frames = backbone(clips.flatten(0, 1), output_attentions=True).attentions
@@ -130,14 +130,14 @@ def test_other_lengths_interpolate_the_embedding():
     assert torch.equal(model(clips), twin(clips))
 
 
-# Models of image and text: the image tower takes clips, the text tower is left alone.
+# Models of images and text: the image tower takes clips, the text tower is not changed.
 
 
 @torch.no_grad()
-def test_open_clip_encodes_clips_and_leaves_text_alone():
+def test_open_clip_encodes_clips_and_text():
     torch.manual_seed(0)
     backbone, clips = zoo.open_clip_model().eval(), zoo.make_clips()
-    backbone.requires_grad_(False)  # torch's masked attention rounds otherwise once its weights are frozen
+    backbone.requires_grad_(False)  # torch's masked attention rounds differently once its weights are frozen
     tokens = torch.randint(0, 50, (3, 7))
     image = backbone.encode_image(clips.flatten(0, 1)).unflatten(0, (2, 4)).mean(1)
     text = backbone.encode_text(tokens)
@@ -171,7 +171,7 @@ def test_transformers_clip_compares_clips_with_text():
     assert model.get_image_features(clips).pooler_output.shape == (2, 16)
 
 
-def test_open_clip_from_its_registry_adapts_through_timm():
+def test_open_clip_with_a_timm_tower():
     vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False, "image_size": 224}
     text = {"context_length": 7, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
     backbone = open_clip.CustomTextCLIP(embed_dim=24, vision_cfg=vision, text_cfg=text)
@@ -179,7 +179,7 @@ def test_open_clip_from_its_registry_adapts_through_timm():
     assert model.encode_image(torch.randn(1, 2, 3, 224, 224)).shape == (1, 24)
 
 
-# Refusals.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -189,23 +189,23 @@ def test_open_clip_from_its_registry_adapts_through_timm():
         ((2, 4, 1, 32, 32), r"1 channels where the model takes 3"),
         ((2, 1, 32, 32), r"1 channels where the model takes 3"),
         ((3, 32, 32), r"neither clips \(B, T, 3, H, W\) nor images.*clip.unsqueeze\(0\)"),
-        ((2, 0, 3, 32, 32), "there is no frame in them"),
+        ((2, 0, 3, 32, 32), "which contain no frames"),
     ],
 )
-def test_tensors_of_other_shapes_are_refused(shape, message):
+def test_tensors_of_other_shapes_are_rejected(shape, message):
     with pytest.raises(ValueError, match=message):
         adapt("timm_vit")(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_clips_that_were_not_normalized_are_refused(dtype):
+def test_clips_of_integers_are_rejected(dtype):
     with pytest.raises(
-        ValueError, match=f"Got clips of {dtype}. Pass floats, normalized as .*resolve_model_data_config"
+        ValueError, match=f"Got clips of {dtype}. Pass floats, normalized like .*resolve_model_data_config"
     ):
         adapt("timm_vit")(zoo.make_clips().to(dtype))
 
 
-def test_masks_per_clip_are_refused():
+def test_masks_per_clip_are_rejected():
     backbone = tf.ViTModel(tf.ViTConfig(**zoo.SMALL), use_mask_token=True)
     model, mask = adapt(backbone), torch.zeros(2, 16, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"bool_masked_pos has the shape \(2, 16\).*repeat_interleave\(4, dim=0\)"):
@@ -216,11 +216,13 @@ def test_masks_per_clip_are_refused():
     assert output.pooler_output.shape == (2, 32)
 
 
-def test_labels_of_something_else_than_a_class_are_refused():
+def test_labels_for_other_tasks_are_rejected():
     backbone = tf.BeitForSemanticSegmentation(
         tf.BeitConfig(**{**zoo.SMALL, "num_hidden_layers": 4}, num_labels=5, out_indices=[1, 2, 3, 4])
     )
-    with pytest.raises(ValueError, match=r"labels= is for models that return class scores .*returned \(2, 4, 5"):
+    with pytest.raises(
+        ValueError, match=r"labels= is for models that return class scores .*returned a tensor \(2, 4, 5"
+    ):
         adapt(backbone.eval())(zoo.make_clips(), labels=torch.zeros(2, 32, 32, dtype=torch.long))
 
 
@@ -238,24 +240,24 @@ def test_integers_are_not_averaged():
     assert scores.shape == (2, 5) and guesses.shape == (2, 4)
 
 
-def test_replicas_of_data_parallel_are_refused():
+def test_data_parallel_is_rejected():
     model = adapt("timm_vit")
     replica = model.base_model.model._replicate_for_data_parallel()
     with pytest.raises(ValueError, match="nn.DataParallel copies .*accelerate launch"):
         replica(zoo.make_clips())
 
 
-def test_something_else_than_a_tensor_is_refused():
-    with pytest.raises(ValueError, match=r"got list where clips belong.*as x="):
+def test_other_types_than_tensors_are_rejected():
+    with pytest.raises(ValueError, match=r"got a list instead of clips.*as x="):
         adapt("timm_vit")([zoo.make_clips()])
 
 
-def test_other_numbers_of_labels_are_refused():
+def test_wrong_numbers_of_labels_are_rejected():
     with pytest.raises(ValueError, match="8 labels for 2 clips"):
         adapt("hf_vit")(zoo.make_clips(), labels=torch.zeros(8, dtype=torch.long))
 
 
-def test_blocks_with_another_batch_inside_are_refused():
+def test_blocks_with_another_batch_are_rejected():
     model, clips = adapt("timm_vit"), zoo.make_clips()
     block = model.base_model.model.blocks[1]
     block.register_forward_pre_hook(lambda module, args: (args[0].repeat(2, 1, 1),))
@@ -263,12 +265,12 @@ def test_blocks_with_another_batch_inside_are_refused():
         model(clips)
 
 
-def test_methods_that_bypass_the_call_are_refused():
+def test_methods_that_bypass_the_call_are_rejected():
     with pytest.raises(ValueError, match=r"outside of a call of the model.*Call the model itself on clips"):
         adapt("timm_vit").forward_features(zoo.make_clips().flatten(0, 1))
 
 
-def test_the_adapters_own_head_is_for_single_labels_whatever_the_backbones_was_for():
+def test_an_adapters_head_uses_single_labels_whatever_the_problem_type_of_the_backbone():
     config = tf.ViTConfig(**zoo.SMALL, num_labels=5, problem_type="multi_label_classification")
     model, clips = adapt(tf.ViTForImageClassification(config), num_labels=3), zoo.make_clips()
     output = model(clips, labels=torch.tensor([2, 0]))

@@ -1,4 +1,4 @@
-"""Calls never leak into each other: frames of one are not taken for frames of another, whatever happens between."""
+"""Calls are isolated: each uses its own number of frames, whatever other calls happen in between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from peft_aim import AIMConfig
 
-# The same number of images, 8, in clips of other lengths.
+# The same number of images, 8, in clips of different lengths.
 SHAPES = [(2, 4), (4, 2), (1, 8), (8, 1)]
 
 
@@ -37,13 +37,13 @@ def loss(model: nn.Module, clips: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["timm_vit", "timm_swin", "hf_vit"])
-def test_threads_don_t_see_each_other(name):
+def test_threads_are_isolated(name):
     model = adapt(name)
     batches = [zoo.make_clips(*shape, seed=i) for i, shape in enumerate(SHAPES * 6)]
     alone = [zoo.scores(model(clips)) for clips in batches]
 
     def run(clips):
-        with torch.no_grad():  # a setting of the thread
+        with torch.no_grad():  # a setting per thread
             return zoo.scores(model(clips))
 
     with ThreadPoolExecutor(8) as pool:
@@ -67,14 +67,14 @@ def test_interleaved_calls_get_their_own_gradients(name, kind, monkeypatch):
         alone.append(gradients(model))
     losses = [loss(model, clips) for clips in batches]
     for value, expected in zip(losses, alone, strict=True):
-        loss(model, zoo.make_clips(3, 5))  # yet another one between the backward passes
+        loss(model, zoo.make_clips(3, 5))  # another call between the backward passes
         value.backward()
         assert all(map(torch.equal, gradients(model), expected))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_segments_of_several_blocks_can_be_recomputed(reentrant, monkeypatch):
-    """A block behind the first of its segment gets tokens that no call has seen."""
+    """Blocks after the first one of a segment receive tokens that were recorded in no call."""
     model, clips, runs = adapt("timm_vit").train(), zoo.make_clips(2, 4), []
     loss(model, clips).backward()
     expected = gradients(model)
@@ -91,8 +91,8 @@ def test_segments_of_several_blocks_can_be_recomputed(reentrant, monkeypatch):
 
 
 @torch.no_grad()
-def test_threads_don_t_see_each_other_in_blocks_that_are_compiled():
-    """The one thread waits between blocks until the other is there, too."""
+def test_threads_are_isolated_in_compiled_blocks():
+    """Each thread waits between two blocks until the other one is there."""
     model, clips, other = adapt("timm_vit"), zoo.make_clips(2, 4, seed=1), zoo.make_clips(4, 2, seed=2)
     expected = model(clips), model(other)
     meet = threading.Barrier(2)
@@ -144,7 +144,7 @@ def test_a_whole_model_can_be_recomputed():
     assert all(map(torch.equal, gradients(model), expected))
 
 
-def test_an_exception_in_the_middle_leaves_nothing_behind():
+def test_exceptions_during_a_call_leave_no_state():
     model, clips = adapt("timm_vit"), zoo.make_clips(2, 4)
     expected = model(clips)
     block = model.base_model.model.blocks[1]
@@ -152,8 +152,8 @@ def test_an_exception_in_the_middle_leaves_nothing_behind():
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    for place in (block.attn, block.mlp, model.base_model.model.head):
-        handle = place.register_forward_hook(fail)
+    for module in (block.attn, block.mlp, model.base_model.model.head):
+        handle = module.register_forward_hook(fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             model(zoo.make_clips(4, 2))
         handle.remove()
@@ -162,7 +162,7 @@ def test_an_exception_in_the_middle_leaves_nothing_behind():
         assert torch.equal(model(clips), expected)
 
 
-def test_nothing_is_kept_of_past_calls():
+def test_past_calls_are_forgotten():
     model = adapt("timm_vit")
     for shape in SHAPES:
         loss(model, zoo.make_clips(*shape)).backward()
@@ -170,4 +170,4 @@ def test_nothing_is_kept_of_past_calls():
         model(zoo.make_clips(1, 1))
         model(zoo.make_clips(1, 1))
     kept = model.base_model.model.aim_clips.frames._of_storage
-    assert len(kept) <= 2 * 3  # at the most, tokens into and out of each block of the last call
+    assert len(kept) <= 2 * 3  # at most the inputs and outputs of each block in the last call

@@ -1,4 +1,4 @@
-"""The command line as such, conversion by it, and the demo."""
+"""The command line interface, conversion of checkpoints, and the demo."""
 
 from __future__ import annotations
 
@@ -36,18 +36,39 @@ def test_every_command_has_help_with_an_example(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["train"], ["evaluate", "a", "b", "--views", "3"], ["train", "v", "--recipe", "hmdb"]]
+    "arguments", [["train"], ["evaluate", "a", "b", "--views", "3"], ["train", "v", "--recipe", "hmdb"], ["--fly"]]
 )
-def test_what_is_no_command_is_an_error_of_usage(arguments, capsys):
+def test_wrong_arguments_are_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2
     assert "usage: peft-aim" in capsys.readouterr().err
 
 
-def test_parts_of_a_backbone_are_not_given_alone(capsys):
+def test_without_a_command_all_commands_are_listed():
+    result = subprocess.run([sys.executable, "-m", "peft_aim"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("usage: peft-aim [-h] COMMAND")
+    for command in COMMANDS:
+        assert re.search(rf"^ +{command} +\w", result.stderr, re.M)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("trian", "peft-aim: there is no command 'trian'. Did you mean 'train'?\n"),
+        ("eval", "peft-aim: there is no command 'eval'. Did you mean 'evaluate'?\n"),
+        ("fly", f"peft-aim: there is no command 'fly'. The commands are {', '.join(COMMANDS)}.\n"),
+    ],
+)
+def test_unknown_commands_are_usage_errors_that_suggest_the_nearest(command, message, capsys):
+    assert main([command, "--frames", "8"]) == 2
+    assert capsys.readouterr() == ("", message)
+
+
+def test_backbone_options_need_a_model(capsys):
     assert main(["predict", "adapter", "video.mp4", "--weights", "w.pth"]) == 1
-    assert "--weights, --model-class, --revision and --image-size go with --model" in capsys.readouterr().err
+    assert "--weights, --model-class, --revision and --image-size need --model" in capsys.readouterr().err
 
 
 def test_commands_can_be_run_as_modules():
@@ -60,7 +81,7 @@ def test_commands_can_be_run_as_modules():
 
 @pytest.fixture
 def small_clip(tmp_path, monkeypatch):
-    """An official checkpoint, and its image model under timm's name for it."""
+    """An official checkpoint, and its backbone under timm's name."""
     state = official("clip")
     torch.save({"state_dict": state}, tmp_path / "official.pth")
     torch.save(timm_clip(state).state_dict(), tmp_path / "clip.pth")
@@ -94,13 +115,13 @@ def test_a_converted_checkpoint_predicts(small_clip, capsys, monkeypatch):
 
     description = load_adapters(["k400"]).descriptions[0]
     assert (description.stride, description.views, description.recipe) == (128 // frames, (3, 1), None)
-    clips = EvaluationClips([("video.mp4", 0)], frames, description.stride, (3, 1), description.preprocessing, 1)
+    clips = EvaluationClips([("video.mp4", 0)], description.views_with(3, 1), 1)
     with torch.no_grad():
         expected = model(clips[0]["clips"]).softmax(-1).mean(0)
     assert [dict(prediction.top)[name] for name in classes] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_scale_and_classes_of_a_conversion(small_clip, capsys, monkeypatch):
+def test_convert_takes_scale_recipe_and_classes(small_clip, capsys, monkeypatch):
     monkeypatch.chdir(small_clip)
     of_model = ["--model", NAME, "--weights", "clip.pth"]
     assert main(["convert", "official.pth", "a", *of_model, "--scale", "1.0"]) == 0
@@ -111,15 +132,15 @@ def test_scale_and_classes_of_a_conversion(small_clip, capsys, monkeypatch):
     assert "a is not empty" in capsys.readouterr().err
     (small_clip / "classes.txt").write_text("only one\n")
     assert main(["convert", "official.pth", "c", *of_model, "--classes", "classes.txt"]) == 1
-    assert "names 1 classes, but the checkpoint has" in capsys.readouterr().err
+    assert "classes.txt lists 1 class name(s), but the checkpoint has" in capsys.readouterr().err
 
 
 # The demo.
 
 
 @pytest.mark.parametrize("task", digits.TASKS)
-def test_no_single_frame_tells_the_class(task):
-    """Frames of all classes look alike on average; only at a known moment they don't."""
+def test_single_frames_do_not_show_the_class(task):
+    """Averaged over time, frames of all classes look alike; at a fixed time they differ."""
     drawn, _ = digits.videos(task, per_class=400, held_out=False)
     of_class = drawn.unflatten(0, (4, 400))
     at_any_time = of_class.mean((1, 2))

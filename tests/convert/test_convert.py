@@ -1,4 +1,4 @@
-"""Official checkpoints become adapters that score as the official code does."""
+"""Converted official checkpoints score the same as the official code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from peft_aim.tracing.example import image_size
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize(("temporal_adapters", "scale"), [(1, 0.5), (1, 1.0), (2, 0.5), (2, 1.0)])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_scores_are_those_of_the_official_equations(name, temporal_adapters, scale, dtype):
+def test_scores_equal_those_of_the_official_model(name, temporal_adapters, scale, dtype):
     layout, build = BACKBONES[name]
     state, clips = official(layout, temporal_adapters, dtype), zoo.make_clips().to(dtype)
     model = from_official({"state_dict": state, "meta": {"epoch": 30}}, build(state), scale)
@@ -45,7 +45,7 @@ def test_scores_are_those_of_the_official_equations(name, temporal_adapters, sca
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_saved_adapters_load_onto_a_fresh_backbone(name, tmp_path):
+def test_converted_adapters_load_onto_a_fresh_backbone(name, tmp_path):
     layout, build = BACKBONES[name]
     state, clips = official(layout, 2), zoo.make_clips()
     torch.save(
@@ -54,7 +54,7 @@ def test_saved_adapters_load_onto_a_fresh_backbone(name, tmp_path):
     model = from_official(tmp_path / "a.pth", build(state))
     model.save_pretrained(tmp_path / "adapter")
     fresh = build(state)
-    # the final norm is the adapter's own
+    # the adapter has its own final norm
     again = PeftModel.from_pretrained(with_place_for_head(fresh), tmp_path / "adapter").eval()
     assert torch.equal(scores(again, clips), scores(model, clips))
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
@@ -67,12 +67,12 @@ def test_saved_adapters_load_onto_a_fresh_backbone(name, tmp_path):
     assert len(names) == DEPTH * 4 * 4 + 1 + 2 + 2 and all(".aim_" in name for name in names)
 
 
-def test_a_bare_state_dict_will_do():
+def test_bare_state_dicts_are_accepted():
     state = official("clip")
     assert from_official(state, timm_clip(state)).peft_config["default"].num_labels == CLASSES
 
 
-def test_scores_of_numpy_that_mmcv_notes_do_not_matter(tmp_path):
+def test_numpy_scalars_in_the_metadata_are_ignored(tmp_path):
     state = official("clip")
     meta = {
         "epoch": 30,
@@ -86,7 +86,7 @@ def test_scores_of_numpy_that_mmcv_notes_do_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_weights_rounded_to_half_precision_are_the_same(half):
+def test_backbones_in_half_precision_are_accepted(half):
     state, clips = official("clip"), zoo.make_clips()
     rounded = timm_clip({key: tensor.to(half).float() for key, tensor in state.items()})
     assert close(scores(from_official(state, rounded), clips), expected(state, clips, "clip"), 0.05)
@@ -95,7 +95,7 @@ def test_weights_rounded_to_half_precision_are_the_same(half):
     assert close(scores(model, clips.to(half)).float(), expected(state, clips, "clip"), 0.1)
 
 
-def test_a_backbone_keeps_its_mode_and_what_trains_when_refused():
+def test_rejected_backbones_keep_their_mode_and_trainable_parameters():
     state = official("clip")
     backbone = timm_clip(state, "").train()
     backbone.norm.weight.requires_grad_(False)
@@ -108,32 +108,32 @@ def test_a_backbone_keeps_its_mode_and_what_trains_when_refused():
         assert torch.equal(parameter, before[name][0]) and parameter.requires_grad == before[name][1]
 
 
-def test_where_64_does_not_divide_the_width_the_backbone_tells_the_number_of_heads(monkeypatch):
+def test_the_backbones_number_of_heads_is_accepted_if_64_does_not_divide_the_width(monkeypatch):
     monkeypatch.setattr(same_equations, "HEAD_WIDTH", 48)
     state = official("clip")
     assert from_official(state, timm_clip(state, num_heads=4)).peft_config
 
 
-# The place for a head.
+# The slot for a head.
 
 
-def test_a_model_with_a_place_for_a_head_stays_as_it_is():
+def test_models_with_a_slot_for_a_head_are_returned_unchanged():
     for backbone in (zoo.build("timm_vit"), zoo.build("hf_vit"), tf_clip(official("clip"))):
         assert with_place_for_head(backbone) is backbone
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_bare_projection_at_the_end_is_switched_off(whole):
+def test_a_bare_projection_at_the_end_is_removed(whole):
     model = open_clip_model(official("clip"))
     images = torch.randn(2, 3, zoo.SIZE, zoo.SIZE)
     before, matrix = model.visual(images), model.visual.proj.detach().clone()
-    place = with_place_for_head(model if whole else model.visual)
-    assert place[0] is model.visual and image_size(place) == (zoo.SIZE, zoo.SIZE) and not place.training
-    assert torch.allclose(place(images) @ matrix, before, atol=1e-5)
-    assert torch.equal(with_place_for_head(model.visual)(images), place(images))  # once more
+    tower = with_place_for_head(model if whole else model.visual)
+    assert tower[0] is model.visual and image_size(tower) == (zoo.SIZE, zoo.SIZE) and not tower.training
+    assert torch.allclose(tower(images) @ matrix, before, atol=1e-5)
+    assert torch.equal(with_place_for_head(model.visual)(images), tower(images))  # when called again
 
 
-def test_the_image_size_is_carried_over():
+def test_the_image_size_is_preserved():
     class Tower(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -154,7 +154,7 @@ def test_the_image_size_is_carried_over():
     [
         (
             lambda s: tf_clip(s).vision_model,
-            r"CLIPVision\w+ returns BaseModelOutputWithPooling, which is neither the class token behind its final",
+            r"CLIPVision\w+ returns BaseModelOutputWithPooling, which is neither the class token after its final",
         ),
         (
             lambda s: open_clip_model(s, pool_type="avg").visual,
@@ -162,7 +162,7 @@ def test_the_image_size_is_carried_over():
         ),
     ],
 )
-def test_towers_that_return_something_else_are_refused(build, message):
+def test_towers_with_other_outputs_are_rejected(build, message):
     model = build(official("clip"))
     before = model.state_dict().keys()
     with pytest.raises(ValueError, match=message):

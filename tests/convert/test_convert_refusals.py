@@ -1,4 +1,4 @@
-"""What is no official checkpoint, or not the backbone of one, is refused with what was seen."""
+"""Files that are not official checkpoints, and other backbones than theirs, are rejected with the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from peft_aim.convert import from_official, same_equations
 
-# Refusals: the file.
+# Errors: the file.
 
 
 class Evil:
@@ -36,18 +36,18 @@ def test_code_in_a_file_is_not_run(kind, tmp_path):
         path.write_bytes(pickle.dumps(Evil(trap), protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "torch")
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError) as error:
         from_official(path, timm_clip(state))
     assert not trap.exists()
     if kind != "pickle":
         assert re.search(
-            r"evil.pth holds more than tensors, and reading it would run code: posix\.mkdir\. Nothing of it was run",
-            str(refusal.value),
+            r"evil.pth contains more than tensors, and loading it would run code: posix\.mkdir\. None of it was run",
+            str(error.value),
         )
-        assert 'torch.save({"state_dict":' in str(refusal.value)
+        assert 'torch.save({"state_dict":' in str(error.value)
 
 
-def test_files_that_cannot_be_read_are_refused(tmp_path):
+def test_unreadable_files_are_rejected(tmp_path):
     backbone = nn.Identity()
     with pytest.raises(ValueError, match=r"missing.pth cannot be read: .*No such file"):
         from_official(tmp_path / "missing.pth", backbone)
@@ -57,10 +57,10 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     whole = (tmp_path / "cut.pth").read_bytes()
     for length in (0, 10, len(whole) // 2):
         (tmp_path / "cut.pth").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"cut.pth is broken, or no file of torch.save \(.*Get the file again"):
+        with pytest.raises(ValueError, match=r"cut.pth is broken, or is not a torch.save file \(.*Get the file again"):
             from_official(tmp_path / "cut.pth", backbone)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="list.pth holds a list where a state dict belongs"):
+    with pytest.raises(ValueError, match="list.pth contains a list instead of a state dict"):
         from_official(tmp_path / "list.pth", backbone)
     with pytest.raises(ValueError, match="checkpoint=3 is neither a path nor a dict"):
         from_official(3, backbone)
@@ -73,81 +73,84 @@ def changed(state: dict[str, Tensor], drop: str = " ", **new: Tensor) -> dict[st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: changed(s, "_Adapter"), "is no checkpoint of AIM: none of its 3. tensors belongs to an S_Adapter"),
+        (lambda s: changed(s, "_Adapter"), "is not an AIM checkpoint: none of its 3. tensors belongs to an S_Adapter"),
         (lambda s: {}, "none of its 0 tensors"),
         (
             lambda s: renamed(s, {"transformer.resblocks": "layers.0.blocks"}),
-            r"is of a Swin \(backbone.layers.0.blocks.0.attn.in_proj_weight\). Only the layouts of CLIP and of ViT",
+            r"the checkpoint of a Swin \(backbone.layers.0.blocks.0.attn.in_proj_weight\). Only the layouts of CLIP "
+            "and of ViT",
         ),
         (
             lambda s: renamed(s, {"transformer.resblocks": "h"}),
-            "but blocks neither as backbone.transformer.resblocks.N",
+            "but its blocks are named neither backbone.transformer.resblocks.N",
         ),
-        (lambda s: changed(s, "cls_head"), "has a head of no tensors where cls_head.fc_cls.weight and .bias belong"),
+        (lambda s: changed(s, "cls_head"), "has a head of no tensors instead of cls_head.fc_cls.weight and .bias"),
         (
             lambda s: changed(s, r"0\.(S_Adapter.D_fc2|ln_1)|temporal_embedding|ln_post.bias|conv1"),
-            "has no backbone.conv1.weight, backbone.temporal_embedding, backbone.ln_post.bias, "
+            "lacks backbone.conv1.weight, backbone.temporal_embedding, backbone.ln_post.bias, "
             "backbone.transformer.resblocks.0.ln_1.weight, backbone.transformer.resblocks.0.ln_1.bias, "
-            "backbone.transformer.resblocks.0.S_Adapter.D_fc2.weight and 1 more. Get the whole file again.",
+            "backbone.transformer.resblocks.0.S_Adapter.D_fc2.weight and 1 more. Get the complete file again.",
         ),
         (
             lambda s: changed(s, r"1\.T_Adapter_in"),
-            "has no backbone.transformer.resblocks.1.T_Adapter_in.D_fc1.weight",
+            "lacks backbone.transformer.resblocks.1.T_Adapter_in.D_fc1.weight",
         ),
         (
             lambda s: changed(s, r"0\.T_Adapter_in"),
-            "has no backbone.transformer.resblocks.0.T_Adapter_in.D_fc1.weight",
+            "lacks backbone.transformer.resblocks.0.T_Adapter_in.D_fc1.weight",
         ),
-        (lambda s: changed(s, r"resblocks\.0"), r"has the blocks \[1\], with gaps"),
+        (lambda s: changed(s, r"resblocks\.0"), r"has gaps in its blocks \[1\]"),
         (
             lambda s: changed(s, **{"backbone.ln_post.weight": torch.ones(3)}),
-            r"don't fit its width 128 and its bottlenecks of 24: backbone.ln_post.weight \(3,\)",
+            r"do not match its width 128 and its bottleneck width 24: backbone.ln_post.weight \(3,\)",
         ),
         (
             lambda s: changed(s, **{"backbone.transformer.resblocks.1.S_Adapter.D_fc1.bias": torch.ones(3)}),
-            r"don't fit its width 128 and its bottlenecks of 24: block 1 spatial_down.bias \(3,\)",
+            r"do not match its width 128 and its bottleneck width 24: block 1 spatial_down.bias \(3,\)",
         ),
     ],
 )
-def test_incomplete_and_other_checkpoints_are_refused(change, message):
+def test_incomplete_and_other_checkpoints_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         from_official(change(official("clip", 2)), nn.Identity())
 
 
-# Refusals: the backbone.
+# Errors: the backbone.
 
 
-def test_random_weights_are_refused():
+def test_random_weights_are_rejected():
     state, other = official("clip"), {k: torch.randn_like(t) for k, t in official("clip").items()}
     for build in (timm_clip, tf_clip, open_clip_model):
-        with pytest.raises(ValueError, match="was not trained on the weights of this") as refusal:
+        with pytest.raises(ValueError, match="was not trained on the weights of this") as error:
             from_official(state, build(other))
-        message = str(refusal.value)
+        message = str(error.value)
         assert re.search(
-            r": (29 of 29|37 of 37) frozen tensors have no equal in it \(relative root mean square", message
+            r": (29 of 29|37 of 37) frozen tensors have no equal in it \(differences are relative root mean", message
         )
         assert re.search(r"\n  backbone.conv1.weight: the closest is .*, which differs by 1..\..%", message)
         assert message.count("\n  backbone.") == 6 and re.search(r"\n  \.\.\. and (23|31) more", message)
-        assert message.endswith("Load the pretrained weights that the file was trained on into the backbone first.")
+        assert message.endswith(
+            "Load the pretrained weights that the checkpoint was trained on into the backbone first."
+        )
 
 
-def test_a_single_other_norm_is_named():
+def test_a_single_different_norm_is_named():
     state = official("clip")
     backbone = tf_clip(state)
     with torch.no_grad():
         backbone.vision_model.encoder.layers[1].layer_norm2.weight.mul_(1.01)
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError) as error:
         from_official(state, backbone)
-    assert str(refusal.value) == (
+    assert str(error.value) == (
         "checkpoint={...} was not trained on the weights of this CLIPVisionModelWithProjection: 1 of 37 frozen "
-        "tensors have no equal in it (relative root mean square of the difference).\n"
+        "tensors have no equal in it (differences are relative root mean squares).\n"
         "  backbone.transformer.resblocks.1.ln_2.weight: the closest is "
         "vision_model.encoder.layers.1.layer_norm2.weight, which differs by 1.0%\n"
-        "Most are the same: give just the image model that the file was trained on, no relative of it."
+        "Most are equal: give exactly the image model that the checkpoint was trained on, not a variant."
     )
 
 
-def test_a_single_other_part_of_a_projection_is_named():
+def test_a_single_different_part_of_a_projection_is_named():
     state = official("imagenet")
     backbone = tf_vit(state)
     value = next(m for n, m in backbone.named_modules() if ".1." in n and n.endswith(("value", "v_proj")))
@@ -159,7 +162,7 @@ def test_a_single_other_part_of_a_projection_is_named():
         from_official(state, backbone)
 
 
-def test_other_sizes_are_refused():
+def test_other_sizes_are_rejected():
     state = official("clip")
     with pytest.raises(ValueError, match=r"has 2 blocks of width 128, but this VisionTransformer has 1 of width 128"):
         from_official(state, timm_clip_of_size(depth=1))
@@ -167,7 +170,7 @@ def test_other_sizes_are_refused():
         from_official(state, timm_clip_of_size(embed_dim=64))
     with pytest.raises(
         ValueError,
-        match=r"backbone.positional_embedding: there is none of its shape \(17, 128\) left\n  backbone.conv1",
+        match=r"backbone.positional_embedding: no tensor of its shape \(17, 128\) is left\n  backbone.conv1",
     ):
         from_official(state, timm_clip_of_size(patch_size=16))
 
@@ -176,16 +179,16 @@ def timm_clip_of_size(**sizes: int) -> nn.Module:
     return timm.create_model("vit_base_patch16_clip_quickgelu_224", **{**SIZES, **sizes}, num_heads=2, num_classes=0)
 
 
-def test_further_weights_are_refused():
+def test_additional_weights_are_rejected():
     state = official("imagenet")
     with_norm_pre = timm_vit(state)
     with_norm_pre.norm_pre = nn.LayerNorm(WIDTH)
-    with pytest.raises(ValueError, match="weights that checkpoint={...} knows nothing of: blocks.0.ls1.gamma, .*ls2"):
+    with pytest.raises(ValueError, match="weights that checkpoint={...} does not have: blocks.0.ls1.gamma, .*ls2"):
         from_official(
             state, fill_all_but(timm.create_model("vit_base_patch16_224", **SIZES, num_heads=2, init_values=1))
         )
     with pytest.raises(
-        ValueError, match="weights that checkpoint={...} knows nothing of: norm_pre.weight, norm_pre.bias"
+        ValueError, match="weights that checkpoint={...} does not have: norm_pre.weight, norm_pre.bias"
     ):
         from_official(state, with_norm_pre)
 
@@ -203,18 +206,18 @@ def fill_all_but(model: nn.Module) -> nn.Module:
         lambda state: open_clip_model(state, quick_gelu=False),
     ],
 )
-def test_another_activation_is_refused_and_named(build):
+def test_another_activation_than_quickgelu_is_rejected_and_named(build):
     state = official("clip")
     with pytest.raises(
         ValueError,
-        match=r"is GELU, but checkpoint={...}, in the layout of CLIP, was trained with QuickGELU \(\d\.\d% apart\)\. "
-        "Take the variant with quickgelu in its name",
+        match=r"is GELU, but checkpoint={...}, in the layout of CLIP, was trained with QuickGELU "
+        r"\(\d\.\d% difference\)\. Use the variant with quickgelu in its name",
     ):
         from_official(state, build(state))
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_precision_hides_no_activation(half):
+def test_another_activation_is_detected_in_half_precision(half):
     state = official("clip")
     with pytest.raises(ValueError, match="is GELU(| by tanh), but .* was trained with QuickGELU"):
         from_official(state, timm_clip({key: tensor.to(half) for key, tensor in state.items()}, ""))
@@ -223,37 +226,39 @@ def test_half_precision_hides_no_activation(half):
 @pytest.mark.parametrize(
     ("act", "found"), [("quick_gelu", "QuickGELU"), ("gelu_pytorch_tanh", "GELU by tanh"), ("relu", "ReLU")]
 )
-def test_another_activation_than_gelu_is_refused_and_named(act, found):
+def test_another_activation_than_gelu_is_rejected_and_named(act, found):
     state = official("imagenet")
     with pytest.raises(ValueError, match=f"is {found}, but checkpoint=.*, in the layout of vit_imagenet, was trained"):
         from_official(state, tf_vit(state, act))
 
 
-def test_an_unknown_activation_is_refused():
+def test_unknown_activations_are_rejected():
     state = official("imagenet")
     with pytest.raises(ValueError, match="is none of QuickGELU, GELU, GELU by tanh, ReLU"):
         from_official(state, tf_vit(state, "silu"))
 
 
-def test_another_number_of_heads_is_refused(monkeypatch):
+def test_another_number_of_heads_is_rejected(monkeypatch):
     monkeypatch.setattr(same_equations, "SMALLEST", WIDTH)
     state = official("clip")
-    with pytest.raises(ValueError, match="attention of blocks.0 .* has 4 heads, .* was trained with 2 heads, 64 wide"):
+    with pytest.raises(
+        ValueError, match="attention of blocks.0 .* has 4 heads, .* was trained with 2 heads of width 64"
+    ):
         from_official(state, timm_clip(state, num_heads=4))
 
 
-def test_another_readout_is_refused():
+def test_another_readout_is_rejected():
     state = official("clip")
     with pytest.raises(
-        ValueError, match="(?s)The head 'classifier' .*give the variant .*CLIPVisionModelWithProjection"
+        ValueError, match="(?s)The head 'classifier' .*Give the variant .*CLIPVisionModelWithProjection"
     ):
         from_official(state, tf_clip(state, "classifier"))
     state = official("imagenet")
-    with pytest.raises(ValueError, match="doesn't get the class token behind the final norm 'fc_norm'"):
+    with pytest.raises(ValueError, match="is not called on the class token after the final norm 'fc_norm'"):
         from_official(state, timm_vit(state, global_pool="avg"))
 
 
-def test_another_computation_with_the_same_weights_is_refused():
+def test_another_computation_with_the_same_weights_is_rejected():
     state = official("clip")
 
     class Scaled(nn.Module):
@@ -268,7 +273,7 @@ def test_another_computation_with_the_same_weights_is_refused():
     backbone.pos_drop = Scaled()
     backbone.norm_pre.eps = 0.0
     backbone.norm_pre.register_forward_hook(lambda module, args, output: 1.1 * output)
-    with pytest.raises(ValueError, match=r"but where patches become tokens it computes something else"):
+    with pytest.raises(ValueError, match=r"but in the patch embedding it computes something else"):
         from_official(state, backbone)
     backbone = timm_clip(state)
     backbone.blocks[1].register_forward_pre_hook(lambda module, args: (1.1 * args[0], *args[1:]))
@@ -276,22 +281,22 @@ def test_another_computation_with_the_same_weights_is_refused():
         from_official(state, backbone)
 
 
-def test_a_model_without_weights_is_refused():
+def test_models_without_weights_are_rejected():
     state = official("clip")
     with pytest.raises(ValueError, match="on the device 'meta', without weights"):
         from_official(state, timm_clip(state).to("meta"))
 
 
-def test_attention_that_is_not_plain_is_refused():
+def test_attention_with_another_scale_is_rejected():
     state = official("clip")
     backbone = timm_clip(state)
     backbone.blocks[0].attn.fused_attn = False
     backbone.blocks[0].attn.scale *= 3
-    with pytest.raises(ValueError, match=r"attention of blocks.0 .* is something else than plain softmax attention"):
+    with pytest.raises(ValueError, match=r"attention of blocks.0 .* is not plain softmax attention"):
         from_official(state, backbone)
 
 
-def test_an_mlp_whose_layers_are_not_called_is_refused():
+def test_mlps_whose_layers_are_not_called_are_rejected():
     class Fused(nn.Module):
         def __init__(self, mlp: nn.Module) -> None:
             super().__init__()
@@ -309,15 +314,13 @@ def test_an_mlp_whose_layers_are_not_called_is_refused():
         from_official(state, backbone)
 
 
-def test_a_backbone_without_final_norm_is_refused():
+def test_backbones_without_final_norm_are_rejected():
     state = official("imagenet")
-    with pytest.raises(
-        ValueError, match=r"has 0 norms behind its last block \(none\), where the official model has one"
-    ):
+    with pytest.raises(ValueError, match=r"has 0 norms after its last block \(none\), but the official model has one"):
         from_official(state, timm_vit(state, final_norm=False))
 
 
-def test_a_backbone_that_is_adapted_already_is_refused():
+def test_adapted_backbones_are_rejected():
     state = official("clip")
     backbone = timm_clip(state)
     adapted = from_official(state, backbone)
@@ -327,7 +330,7 @@ def test_a_backbone_that_is_adapted_already_is_refused():
         from_official(state, adapted)
 
 
-def test_a_scale_that_is_no_number_is_refused_before_anything_is_done():
+def test_wrong_scales_are_rejected_without_side_effects():
     state = official("clip")
     model = open_clip_model(state)
     with pytest.raises(ValueError, match="scale='1' is not a finite number"):

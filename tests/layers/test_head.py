@@ -1,4 +1,4 @@
-"""What an adapter has outside of blocks: its own head, with dropout, and its own final norm."""
+"""The parts of an adapter outside of blocks: its head, with dropout, and its final norm."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ def adapt(name: str, **options: object) -> PeftModel:
     return get_peft_model(zoo.build(name), AIMConfig(**{"num_frames": zoo.FRAMES, "num_labels": 3, **options}))
 
 
-def test_dropout_drops_the_same_features_in_all_frames_of_a_clip():
+def test_head_dropout_drops_the_same_features_in_all_frames_of_a_clip():
     model = adapt("timm_vit", head_dropout=0.5)
-    head, seen = model.base_model.model.head, []
-    head.aim_head["default"].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    head, inputs = model.base_model.model.head, []
+    head.aim_head["default"].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     with torch.no_grad():
         model.eval()(zoo.make_clips())
         model.train()(zoo.make_clips())
-    kept = (seen[1] != 0).unflatten(0, (-1, zoo.FRAMES))  # (B, T, D)
+    kept = (inputs[1] != 0).unflatten(0, (-1, zoo.FRAMES))  # (B, T, D)
     assert torch.equal(kept, kept[:, :1].expand_as(kept))
     assert not torch.equal(kept[0], kept[1])
-    assert torch.allclose(seen[1][kept.flatten(0, 1)], 2 * seen[0][kept.flatten(0, 1)])
-    assert (seen[0] != 0).all()
+    assert torch.allclose(inputs[1][kept.flatten(0, 1)], 2 * inputs[0][kept.flatten(0, 1)])
+    assert (inputs[0] != 0).all()
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
-def test_the_final_norm_is_the_adapters_own(name, tmp_path):
+def test_each_adapter_has_its_own_final_norm(name, tmp_path):
     clips, backbone = zoo.make_clips(), zoo.build(name)
     frozen = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
     model = get_peft_model(backbone, AIMConfig(num_frames=zoo.FRAMES, final_norm=True)).eval()
@@ -38,7 +38,7 @@ def test_the_final_norm_is_the_adapters_own(name, tmp_path):
     assert norms
     zoo.scores(model(clips)).square().sum().backward()
     used = [norm for norm in norms if norm.weight.grad is not None]
-    assert used or name == "hf_clip"  # whose scores come from patches, and the norm is for the class token
+    assert used or name == "hf_clip"  # its scores come from patches, but the norm is for the class token
     with torch.no_grad():
         for norm in used:
             norm.weight.mul_(1.5)
@@ -68,10 +68,12 @@ def test_adapters_with_and_without_a_final_norm_share_a_backbone():
     assert model(clips).shape == own.shape
 
 
-def test_what_contradicts_itself_is_refused():
-    with pytest.raises(ValueError, match=r"head_dropout=0.5 acts before the adapter's own head, and it has none"):
+def test_contradictory_options_are_rejected():
+    with pytest.raises(
+        ValueError, match="head_dropout=0.5 has no effect: it acts before the adapter's own head, and the adapter has"
+    ):
         AIMConfig(head_dropout=0.5)
-    with pytest.raises(ValueError, match=r"head_dropout=1.0 is not in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"head_dropout=1.0 is not a number in \[0, 1\)"):
         AIMConfig(num_labels=2, head_dropout=1.0)
-    with pytest.raises(ValueError, match="norm, which belongs to what AIM adapts"):
+    with pytest.raises(ValueError, match="norm, which overlaps with the modules that AIM adapts"):
         adapt("timm_vit", final_norm=True, modules_to_save=["norm"])

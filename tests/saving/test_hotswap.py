@@ -1,4 +1,4 @@
-"""Another adapter in the place of one in use: its scores, and nothing is compiled again."""
+"""Hot swapping: the model scores like the new adapter, without being recompiled; half-precision files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def config(**options: object) -> AIMConfig:
 
 @pytest.fixture
 def saved(tmp_path) -> tuple[nn.Module, list[Path], list[Tensor]]:
-    """A backbone, folders of two adapters, and what these score."""
+    """A backbone, the folders of two adapters, and their scores."""
     backbone, folders, scores = zoo.build("timm_clip"), [], []
     for number in range(2):
         torch.manual_seed(number)
@@ -36,7 +36,7 @@ def saved(tmp_path) -> tuple[nn.Module, list[Path], list[Tensor]]:
 
 
 @torch.no_grad()
-def test_the_new_adapter_is_in_the_place_of_the_old(saved):
+def test_the_new_adapter_replaces_the_old_one_in_place(saved):
     backbone, folders, scores = saved
     model = PeftModel.from_pretrained(backbone, folders[0])
     parameters = list(model.parameters())
@@ -50,7 +50,7 @@ def test_the_new_adapter_is_in_the_place_of_the_old(saved):
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch cannot trace the context managers of PeftModel yet")
 @torch.no_grad()
-def test_a_compiled_model_is_not_compiled_again(saved):
+def test_compiled_models_are_not_recompiled(saved):
     backbone, folders, scores = saved
     model = PeftModel.from_pretrained(backbone, folders[0]).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -64,28 +64,30 @@ def test_a_compiled_model_is_not_compiled_again(saved):
             assert torch.allclose(compiled(zoo.make_clips()), scores[number], atol=1e-5)
 
 
-def test_options_that_are_no_weights_come_along(saved, tmp_path):
+def test_options_other_than_weights_are_swapped_too(saved, tmp_path):
     options = {"scale": 2.0, "drop_path": 0.5, "head_dropout": 0.25, "recompute": "mlp"}
     model = get_peft_model(zoo.build("timm_clip"), config(**options)).eval()
     model.save_pretrained(tmp_path / "other")
-    place = get_peft_model(zoo.build("timm_clip"), config()).eval()
-    hotswap_adapter(place, tmp_path / "other")
-    settings = place.base_model.model.blocks[1].aim_settings["default"]
+    swapped = get_peft_model(zoo.build("timm_clip"), config()).eval()
+    hotswap_adapter(swapped, tmp_path / "other")
+    settings = swapped.base_model.model.blocks[1].aim_settings["default"]
     assert (settings.scale, settings.drop_path, settings.recompute) == (2.0, 0.5, "mlp")
-    assert place.base_model.model.head.aim_dropout == {"default": 0.25}
-    assert torch.equal(place(zoo.make_clips()), model(zoo.make_clips()))
-    assert all(p.requires_grad for name, p in place.named_parameters() if ".aim_" in name)
+    assert swapped.base_model.model.head.aim_dropout == {"default": 0.25}
+    assert torch.equal(swapped(zoo.make_clips()), model(zoo.make_clips()))
+    assert all(p.requires_grad for name, p in swapped.named_parameters() if ".aim_" in name)
 
 
-def test_what_does_not_fit_is_refused_and_nothing_changes(saved, tmp_path):
+def test_adapters_that_do_not_fit_are_rejected_without_side_effects(saved, tmp_path):
     backbone, folders, scores = saved
     model = PeftModel.from_pretrained(backbone, folders[0]).eval()
     get_peft_model(zoo.build("timm_clip"), config(num_labels=5)).save_pretrained(tmp_path / "five")
     with pytest.raises(
-        ValueError, match=r"(?s)five does not hold this adapter's weights.*\(5, 32\) instead of \(3, 32\)"
+        ValueError, match=r"(?s)five does not contain exactly this adapter's weights.*\(5, 32\) instead of \(3, 32\)"
     ):
         hotswap_adapter(model, tmp_path / "five")
-    with pytest.raises(ValueError, match="PeftModel has no AIM adapter 'other' .* but {'default': 'AIM'}. Name one"):
+    with pytest.raises(
+        ValueError, match="PeftModel has no AIM adapter 'other' to .* adapters are {'default': 'AIM'}. Pass the name"
+    ):
         hotswap_adapter(model, folders[1], "other")
     with pytest.raises(ValueError, match=r"load_adapter\('.*five', 'other'\)"):
         hotswap_adapter(model, tmp_path / "five")
@@ -93,15 +95,15 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(saved, tmp_path):
     with pytest.raises(ValueError, match="is broken"):
         hotswap_adapter(model, tmp_path / "five")
     (tmp_path / "five" / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="has no adapter_model.safetensors in it"):
+    with pytest.raises(ValueError, match="contains no adapter_model.safetensors, so nothing was loaded"):
         hotswap_adapter(model, tmp_path / "five")
     get_peft_model(zoo.build("timm_clip"), LoraConfig(target_modules=["qkv"])).save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match="lora is an adapter of LORA, not of AIM"):
+    with pytest.raises(ValueError, match="lora is an adapter of LORA, not of AIM. Give a saved AIM adapter"):
         hotswap_adapter(model, tmp_path / "lora")
     assert torch.equal(model(zoo.make_clips()), scores[0])
 
 
-def test_an_adapter_of_another_backbone_warns(saved):
+def test_adapters_of_another_backbone_warn(saved):
     _, folders, _ = saved
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,7 +121,7 @@ def saved_dtypes(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(("dtype", "short"), [("float16", "F16"), ("bfloat16", "BF16")])
 @torch.no_grad()
-def test_half_precision_halves_the_file_and_loads_as_it_was_trained(tmp_path, dtype, short):
+def test_half_precision_halves_the_file_and_loads_in_the_dtype_of_training(tmp_path, dtype, short):
     backbone = zoo.build("hf_vit")
     model = get_peft_model(copy.deepcopy(backbone), config()).eval()
     model.save_pretrained(tmp_path / "full")
@@ -138,10 +140,10 @@ def test_half_precision_halves_the_file_and_loads_as_it_was_trained(tmp_path, dt
                 assert torch.equal(parameter, model.get_parameter(name).to(getattr(torch, dtype)).float())
 
 
-def test_what_half_precision_cannot_hold_is_refused(tmp_path):
+def test_values_too_large_for_half_precision_are_rejected(tmp_path):
     model = get_peft_model(zoo.build("timm_vit"), config(save_dtype="float16"))
     model.get_parameter("base_model.model.head.aim_head.default.weight").data[0, 0] = 1e6
     with pytest.raises(ValueError, match="cannot hold all of .*head.aim_head.default.weight, whose .* up to 1e.06"):
         model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="save_dtype='half' is neither 'float16' nor 'bfloat16', nor None"):
+    with pytest.raises(ValueError, match="save_dtype='half' is not supported. Use 'float16', 'bfloat16' or None"):
         config(save_dtype="half")

@@ -1,4 +1,4 @@
-"""Broken adapters are refused with the names of what is wrong, and nothing is half loaded."""
+"""Broken adapter files are rejected, with the names of the wrong weights, and never loaded in part."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_damaged_files_leave_other_adapters_untouched(folder, damage):
 
 
 @pytest.mark.parametrize("damage", [lose, add, reshape], ids=lambda f: f.__name__)
-def test_damaged_weights_are_not_put_over_loaded_ones(folder, damage):
-    """As when training is resumed: the adapter is there already, and its file is read again."""
+def test_damaged_weights_do_not_overwrite_loaded_ones(folder, damage):
+    """As when training is resumed: the adapter is loaded already, and its file is read again."""
     model = PeftModel.from_pretrained(zoo.build("timm_vit"), folder / "good")
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     bad = damaged(folder, damage)
@@ -117,7 +117,7 @@ def test_damaged_weights_are_not_put_over_loaded_ones(folder, damage):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_truncated_files_are_refused(folder):
+def test_truncated_files_are_rejected(folder):
     path = folder / "good" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     backbone = zoo.build("timm_vit")
@@ -128,7 +128,7 @@ def test_truncated_files_are_refused(folder):
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
-def test_damaged_files_are_refused_with_a_config_that_was_loaded_before(folder, damage):
+def test_damaged_files_are_rejected_if_the_config_is_given(folder, damage):
     backbone = zoo.build("timm_vit")
     untouched = copy.deepcopy(backbone)
     bad = damaged(folder, damage)
@@ -137,7 +137,7 @@ def test_damaged_files_are_refused_with_a_config_that_was_loaded_before(folder, 
     assert same_model(backbone, untouched)
 
 
-def test_an_adapter_in_use_survives_weights_that_do_not_fit(folder):
+def test_wrong_weights_leave_an_adapter_in_use_unchanged(folder):
     model = get_peft_model(zoo.build("timm_vit"), PeftConfig.from_pretrained(folder / "good"))
     scores, weights = model(zoo.make_clips()), get_peft_model_state_dict(model)
     lose(weights)
@@ -146,33 +146,33 @@ def test_an_adapter_in_use_survives_weights_that_do_not_fit(folder):
     assert torch.equal(model(zoo.make_clips()), scores)
 
 
-def test_the_adapter_in_use_stays_in_use_when_another_is_refused(folder):
+def test_rejecting_an_adapter_keeps_the_other_one_active(folder):
     model = get_peft_model(zoo.build("timm_vit"), config())
     scores, bad = model(zoo.make_clips()), damaged(folder, lose)
     with warnings.catch_warnings(), pytest.raises(ValueError, match="nothing was loaded"):
-        warnings.simplefilter("ignore")  # PEFT's own, of a second adapter
+        warnings.simplefilter("ignore")  # PEFT warns about a second adapter
         inject_adapter_in_model(AIMConfig.from_pretrained(bad), model.base_model.model, "bad")
     assert torch.equal(model(zoo.make_clips()), scores)
 
 
-def test_a_folder_without_weights_is_refused(folder):
+def test_folders_without_weights_are_rejected(folder):
     model = PeftModel.from_pretrained(zoo.build("timm_vit"), folder / "good", adapter_name="good")
     (folder / "empty").mkdir()
     shutil.copy(folder / "good" / "adapter_config.json", folder / "empty")
-    with pytest.raises(ValueError, match="empty.* has no adapter_model.safetensors in it, nothing was loaded"):
+    with pytest.raises(ValueError, match="empty.* contains no adapter_model.safetensors, so nothing was loaded"):
         model.load_adapter(folder / "empty", "bad")
     assert set(model.peft_config) == {"good"}
 
 
-def test_a_fresh_adapter_from_saved_options(folder):
+def test_new_adapters_from_saved_options(folder):
     loaded = AIMConfig.from_pretrained(folder / "good")
     fresh = dataclasses.replace(loaded, backbone_fingerprint=None, id2label=None, num_labels=7)
     model = get_peft_model(zoo.ZOO["timm_vit"]().eval(), fresh)
     assert model(zoo.make_clips()).shape == (2, 7)
 
 
-def test_adapters_of_another_width_are_refused(folder, tmp_path):
-    zoo_vit = zoo.ZOO["timm_deit"]().eval()  # two blocks of the same names and width, but without the third
+def test_adapters_for_another_depth_or_width_are_rejected(folder, tmp_path):
+    zoo_vit = zoo.ZOO["timm_deit"]().eval()  # two blocks of the same names and width, but no third one
     with pytest.raises(ValueError, match=r"unexpected \(\d+\): blocks.2"):
         PeftModel.from_pretrained(zoo_vit, folder / "good")
     wide = zoo._timm("vit_tiny_patch16_224", patch_size=8, embed_dim=48, num_heads=2, depth=3).eval()
@@ -180,7 +180,7 @@ def test_adapters_of_another_width_are_refused(folder, tmp_path):
         PeftModel.from_pretrained(wide, folder / "good")
 
 
-def test_saved_files_hold_nothing_of_the_backbone(folder):
+def test_saved_files_contain_no_weights_of_the_backbone(folder):
     weights = load_file(folder / "good" / "adapter_model.safetensors")
     own = {key for key in weights if ".aim_" in key} | {"base_model.model.norm.weight", "base_model.model.norm.bias"}
     assert set(weights) == own
@@ -188,7 +188,7 @@ def test_saved_files_hold_nothing_of_the_backbone(folder):
     assert sum(t.numel() for t in weights.values()) == model.get_nb_trainable_parameters()[0]
 
 
-# The right backbone: an adapter knows the weights it was trained on.
+# Fingerprints: an adapter is saved with the fingerprint of the backbone it was trained on.
 
 
 def fingerprints(backbone: nn.Module, folder) -> list[str]:
@@ -199,12 +199,12 @@ def fingerprints(backbone: nn.Module, folder) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_the_same_weights_in_another_precision_are_the_same(folder, dtype):
+def test_fingerprints_do_not_depend_on_the_dtype(folder, dtype):
     assert fingerprints(zoo.build("timm_vit").to(dtype), folder / "good") == []
 
 
-def test_another_head_is_no_other_backbone(folder):
-    """The adapter brings its own head and norm, so those of the backbone don't matter."""
+def test_fingerprints_do_not_depend_on_replaced_modules(folder):
+    """The adapter has its own head and norm, so those of the backbone are not compared."""
     backbone = zoo.build("timm_vit")
     backbone.reset_classifier(0)
     nn.init.zeros_(backbone.norm.weight)
@@ -217,15 +217,15 @@ def test_quantized_weights_have_no_fingerprint():
     assert fingerprint_of([floats, ("weight", torch.zeros(4, 4, dtype=torch.uint8))]) is None
 
 
-def test_large_tensors_have_a_fingerprint_too():
-    """Of more elements than a float32 can count: the token embedding of CLIP."""
+def test_fingerprints_of_large_tensors():
+    """With more elements than float32 can count: the token embedding of CLIP."""
     table = torch.randn(49408, 512)
     assert same_weights(fingerprint_of([("w", table)]), fingerprint_of([("w", table.bfloat16())]))
     assert not same_weights(fingerprint_of([("w", table)]), fingerprint_of([("w", table.flip(0))]))
 
 
 @pytest.mark.parametrize("which", ["all", "one", "scaled", "a little", "rows"])
-def test_other_weights_are_warned_of_with_both_fingerprints(folder, which):
+def test_other_weights_warn_with_both_fingerprints(folder, which):
     backbone = zoo.build("timm_vit")
     if which == "all":
         backbone = zoo.ZOO["timm_vit"]().eval()
@@ -244,8 +244,8 @@ def test_other_weights_are_warned_of_with_both_fingerprints(folder, which):
     assert "load the pretrained weights into the backbone before the adapter" in message
 
 
-def test_the_fingerprint_is_that_of_the_weights_when_saved(tmp_path):
-    """A backbone may get its weights after the adapter was put in."""
+def test_the_fingerprint_is_computed_when_saving(tmp_path):
+    """The weights of a backbone may be loaded after the adapter was added."""
     trained = zoo.build("timm_vit")
     model = get_peft_model(zoo.ZOO["timm_vit"]().eval(), config())
     for name, parameter in model.base_model.model.named_parameters():
@@ -255,8 +255,8 @@ def test_the_fingerprint_is_that_of_the_weights_when_saved(tmp_path):
     assert fingerprints(zoo.build("timm_vit"), tmp_path) == []
 
 
-def test_a_config_can_be_used_for_several_backbones(tmp_path):
-    """PEFT keeps the very object; each adapter is saved with its own model's blocks all the same."""
+def test_one_config_can_be_used_for_several_backbones(tmp_path):
+    """PEFT keeps the same object, but each adapter is saved with the blocks of its own model."""
     shared, models = config(), {}
     for name, blocks in (("timm_deit", 2), ("timm_vit", 3), ("hf_vit", 2)):
         models[name] = get_peft_model(zoo.build(name), shared).eval()
@@ -271,7 +271,7 @@ def test_a_config_can_be_used_for_several_backbones(tmp_path):
     assert found == [r"blocks\.(0|1)", r"blocks\.(0|1|2)", r"vit\.layers\.(0|1)"]
 
 
-def test_targets_that_were_given_stay_as_they_were_given(tmp_path):
+def test_given_targets_are_not_changed(tmp_path):
     given = config(target_modules=["blocks.1", "blocks.0"], layers_to_transform=0)
     model = get_peft_model(zoo.build("timm_vit"), given)
     model.save_pretrained(tmp_path)
@@ -280,13 +280,13 @@ def test_targets_that_were_given_stay_as_they_were_given(tmp_path):
         get_peft_model(zoo.build("hf_vit"), given)
 
 
-def test_a_config_that_is_given_for_loading_is_the_one_that_is_kept(folder):
+def test_a_config_given_for_loading_is_kept(folder):
     given = PeftConfig.from_pretrained(folder / "good")
     model = PeftModel.from_pretrained(zoo.build("timm_vit"), folder / "good", config=given)
     assert model.peft_config["default"] is given
 
 
-def test_an_adapter_loaded_for_inference_keeps_its_fingerprint(folder, tmp_path):
+def test_adapters_loaded_for_inference_keep_their_fingerprint(folder, tmp_path):
     with pytest.warns(UserWarning, match="fingerprint"):
         model = PeftModel.from_pretrained(zoo.ZOO["timm_vit"]().eval(), folder / "good")
     model.save_pretrained(tmp_path / "again")

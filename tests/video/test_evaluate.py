@@ -1,4 +1,4 @@
-"""Results on labelled videos: which views count, what is reported, in whatever chunks."""
+"""Evaluation on labeled videos: metrics, views and reports."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ def adapter(folder, tmp_path, image_model) -> str:
     return str(tmp_path / "my-task")
 
 
-def test_metrics_count_what_is_right():
+def test_metrics_count_correct_predictions():
     labels = np.array([0, 0, 0, 1, 1, 2])
     guesses = np.array([0, 0, 1, 1, 0, 2])
     metrics = Metrics.of(np.eye(7)[guesses] * 0.9 + 0.01, labels, [f"c{i}" for i in range(7)])
     assert (metrics.videos, metrics.top1) == (6, 4 / 6)
     assert metrics.mean_class == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert metrics.interval == pytest.approx((0.300, 0.903), abs=1e-3)  # Wilson's, for 4 of 6
+    assert metrics.interval == pytest.approx((0.300, 0.903), abs=1e-3)  # Wilson score interval for 4 of 6
     assert metrics.confusion[0][:3] == [2, 1, 0] and metrics.confusion[1][:3] == [1, 1, 0]
     assert metrics.per_class[0] == {"class": "c0", "videos": 3, "recall": pytest.approx(2 / 3), "precision": 2 / 3}
     assert metrics.per_class[6] == {"class": "c6", "videos": 0, "recall": 0.0, "precision": 0.0}
 
 
-def test_top_5_is_for_more_than_five_classes():
+def test_top_5_needs_more_than_five_classes():
     probabilities = np.tile(np.arange(8.0), (4, 1)) / 28
     metrics = Metrics.of(probabilities, np.array([7, 3, 2, 0]), [str(i) for i in range(8)])
     assert (metrics.top1, metrics.top5) == (0.25, 0.5)
     assert Metrics.of(np.eye(2), np.array([0, 1]), ["a", "b"]).top5 is None
 
 
-def test_many_classes_are_shown_by_what_is_confused_most():
+def test_many_classes_are_shown_by_their_worst_confusions():
     labels, guesses = np.array([0] * 5 + [1] * 2 + [2]), np.array([3] * 5 + [4] * 2 + [2])
     table = Metrics.of(np.eye(20)[guesses], labels, [f"class {i}" for i in range(20)]).table()
     assert table.splitlines()[1].split() == ["class", "0", "5", "0.0%", "0.0%"]
-    assert table.splitlines()[-2:] == ["     5  class 0 taken for class 3", "     2  class 1 taken for class 4"]
+    assert table.splitlines()[-2:] == ["     5  class 0 predicted as class 3", "     2  class 1 predicted as class 4"]
 
 
-def test_evaluation_averages_views_after_softmax_in_any_chunks(folder, adapter):
+def test_results_do_not_depend_on_the_batch_size(folder, adapter):
     loaded, videos = load_adapters([adapter]), Data.find(folder).val
     description, model = loaded.descriptions[0], loaded.model
     results = [evaluate_model(model, description, videos, (2, 3), batch_size=size, workers=0) for size in (1, 4, 100)]
@@ -63,7 +63,7 @@ def test_evaluation_averages_views_after_softmax_in_any_chunks(folder, adapter):
     assert one.views == {"1x1": results[0].views["1x1"]}
 
 
-def test_probabilities_are_the_mean_of_those_of_views(folder, adapter, monkeypatch):
+def test_probabilities_of_views_are_averaged_after_softmax(folder, adapter, monkeypatch):
     loaded, videos = load_adapters([adapter]), Data.find(folder).val
     seen = []
     monkeypatch.setattr(Metrics, "of", lambda probabilities, labels, classes: seen.append(probabilities))
@@ -71,21 +71,21 @@ def test_probabilities_are_the_mean_of_those_of_views(folder, adapter, monkeypat
     from peft_aim.video.data.clips import EvaluationClips
 
     description = loaded.descriptions[0]
-    clips = EvaluationClips(videos[:1], 2, None, (2, 3), description.preprocessing, 1)[0]["clips"]
+    clips = EvaluationClips(videos[:1], description.views_with(2, 3), 1)[0]["clips"]
     with torch.no_grad():
         every = loaded.model(clips).logits.softmax(-1).numpy()
     assert np.allclose(seen[0][0], every[6], atol=1e-6)
     assert np.allclose(seen[1][0], every[:6].mean(0), atol=1e-6)
 
 
-def test_evaluate_prints_and_keeps_all_there_is(folder, adapter, tmp_path, capsys):
+def test_evaluate_prints_and_saves_all_results(folder, adapter, tmp_path, capsys):
     broken = write_broken(folder / "val" / "light")
     output = tmp_path / "results"
     arguments = ["evaluate", adapter, str(folder), "--output", str(output), "--workers", "0"]
     assert main([*arguments, "--min-frames", "2", "--batch-size", "5"]) == 0
     printed = capsys.readouterr().out
     assert "4 videos evaluated, 4 skipped" in printed and "1 x 1" in printed and "2 x 3" in printed
-    assert "class / taken for  dark  light  recall" in printed
+    assert "true / predicted  dark  light  recall" in printed
     assert all(str(path) in printed for path in broken.values())
     facts = json.loads((output / "evaluation.json").read_text())
     assert facts["videos"] == 4 and len(facts["skipped"]) == 4
@@ -96,10 +96,10 @@ def test_evaluate_prints_and_keeps_all_there_is(folder, adapter, tmp_path, capsy
     assert "2 x 3" not in capsys.readouterr().out
 
 
-def test_classes_are_those_of_the_adapter(folder, adapter, tmp_path, capsys):
+def test_labels_refer_to_the_classes_of_the_adapter(folder, adapter, tmp_path, capsys):
     (folder / "val" / "dark").rename(folder / "val" / "dim")
     assert main(["evaluate", adapter, str(folder), "--output", str(tmp_path / "o")]) == 1
-    assert "is of the class 'dim', which is none of ['dark', 'light']" in capsys.readouterr().err
+    assert "has the label 'dim', which is not one of the classes ['dark', 'light']" in capsys.readouterr().err
     (folder / "list.txt").write_text("train/light/0.mp4 1\ntrain/dark/0.mp4 0\n")
     assert (
         main(["evaluate", adapter, str(folder / "list.txt"), "--output", str(tmp_path / "o"), "--workers", "0"]) == 0
@@ -107,11 +107,9 @@ def test_classes_are_those_of_the_adapter(folder, adapter, tmp_path, capsys):
     assert "2 videos evaluated" in capsys.readouterr().out
 
 
-def test_nothing_but_broken_videos_is_an_error(folder, adapter):
+def test_only_broken_videos_is_an_error(folder, adapter):
     loaded = load_adapters([adapter])
     videos = [(path, 0) for path in write_broken(folder / "more").values()]
-    with pytest.raises(
-        ValueError, match=r"None of the 4 videos to evaluate on can be read. .*cannot be read as a video"
-    ):
+    with pytest.raises(ValueError, match=r"None of the 4 evaluation videos can be read. .*cannot be read as a video"):
         evaluate_model(loaded.model, loaded.descriptions[0], videos, workers=0, min_frames=2)
     assert indexed([], loaded.descriptions[0].classes) == []

@@ -1,4 +1,4 @@
-"""A saved adapter needs nothing else: it predicts in a fresh process, beside others, over time; its card runs."""
+"""Prediction from saved adapters: in a fresh process, with several adapters, over time; the model card."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHORT = Recipe(frames=2, epochs=2, batch_size=4, lr=1e-2, workers=0)
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory, image_model) -> Path:
-    """Two adapters of one image model, of other numbers of frames, classes and views."""
+    """Two adapters for one backbone, with different numbers of frames, classes and views."""
     root = tmp_path_factory.mktemp("tasks")
     for name, classes, recipe in (
         ("one", 2, SHORT),
@@ -51,13 +51,13 @@ def tasks(tmp_path_factory, image_model) -> Path:
     return root
 
 
-def test_predictions_are_those_of_the_model(tasks):
+def test_predictions_are_the_scores_of_the_model(tasks):
     (prediction,) = predict(str(tasks / "one"), tasks / "video.mp4", top_k=9)
     loaded = load_adapters([str(tasks / "one")])
     from peft_aim.video.data.clips import EvaluationClips
 
     description = loaded.descriptions[0]
-    clips = EvaluationClips([(tasks / "video.mp4", 0)], 2, None, (1, 1), description.preprocessing, 1)[0]["clips"]
+    clips = EvaluationClips([(tasks / "video.mp4", 0)], description.views_with(1, 1), 1)[0]["clips"]
     with torch.no_grad():
         expected = loaded.model(clips).logits.softmax(-1)[0]
     assert dict(prediction.top) == {f"one{i}": pytest.approx(float(p), abs=1e-6) for i, p in enumerate(expected)}
@@ -78,7 +78,7 @@ def test_adapters_are_swapped_on_one_backbone(tasks, monkeypatch, tmp_path):
     assert np.asarray(Image.open(tmp_path / "pictures" / "video.mp4.png")).std() > 10
 
 
-def test_long_videos_are_predicted_over_time(tasks):
+def test_long_videos_are_predicted_in_windows(tasks):
     (prediction,) = predict(str(tasks / "one"), tasks / "long.mp4")
     assert load_adapters([str(tasks / "one")]).descriptions[0].seconds == pytest.approx(0.5)
     assert len(prediction.windows) == 11
@@ -90,7 +90,7 @@ def test_long_videos_are_predicted_over_time(tasks):
     assert len(predict(str(tasks / "one"), tasks / "long.mp4", window=1.5)[0].windows) == 3
 
 
-def test_predict_in_a_fresh_process(tasks, tmp_path):
+def test_predict_runs_in_a_fresh_process(tasks, tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "peft_aim", "predict", str(tasks / "one"), "video.mp4"]
     shutil.copy(tasks / "video.mp4", tmp_path)
     more = ["--adapter", str(tasks / "two"), "--top-k", "2"]
@@ -103,7 +103,7 @@ def test_predict_in_a_fresh_process(tasks, tmp_path):
     assert (tmp_path / "predictions" / "video.mp4.png").is_file()
 
 
-def test_broken_videos_are_named_and_the_others_predicted(tasks, tmp_path, capsys, monkeypatch):
+def test_broken_videos_are_reported_and_the_others_predicted(tasks, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     broken = write_broken(tmp_path / "broken")
     paths = [str(path) for path in broken.values()]
@@ -113,40 +113,43 @@ def test_broken_videos_are_named_and_the_others_predicted(tasks, tmp_path, capsy
     assert all(f"skipped: {broken[what]} cannot" in captured.err for what in ("truncated", "note", "empty"))
     assert main(["predict", str(tasks / "one"), paths[0]]) == 1
     assert main(["predict", str(tasks / "one")]) == 1
-    assert "is taken for the adapter. Give it first, then one video or several" in capsys.readouterr().err
+    assert (
+        "is read as the adapter, and no video follows. Give the adapter, then one or more videos"
+        in capsys.readouterr().err
+    )
     assert main(["predict", str(tasks / "one"), str(tasks / "video.mp4"), "--window", "-1"]) == 1
     assert "window=-1.0 is out of range" in capsys.readouterr().err
     video = str(tasks / "video.mp4")
     assert main(["predict", video, "--adapter", str(tasks / "one"), "--adapter", str(tasks / "two")]) == 0
 
 
-def test_adapters_that_cannot_be_used_are_explained(tasks, tmp_path, image_model):
-    with pytest.raises(ValueError, match="is no AIM adapter: there is no adapter_config.json in it. The adapter"):
+def test_adapters_that_cannot_be_loaded_are_explained(tasks, tmp_path, image_model):
+    with pytest.raises(ValueError, match="is not an AIM adapter: it has no adapter_config.json. Give the adapter"):
         load_adapters([str(tasks / "video.mp4")])
-    with pytest.raises(ValueError, match="There is no folder my-tsak, and it is no Hub id, OWNER/NAME"):
+    with pytest.raises(ValueError, match="my-tsak is neither a folder nor a Hub id, OWNER/NAME"):
         load_adapters(["my-tsak"])
     model = get_peft_model(tf.ViTForImageClassification.from_pretrained(image_model), AIMConfig(num_labels=2))
     model.save_pretrained(tmp_path / "bare")
-    with pytest.raises(ValueError, match="bare doesn't say how clips of a video file are made for it"):
+    with pytest.raises(ValueError, match="bare does not describe how to make clips from a video file"):
         load_adapters([str(tmp_path / "bare")])
     other = tf.ViTForImageClassification(tf.ViTConfig.from_pretrained(image_model))
     other.save_pretrained(tmp_path / "other")
     tf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "other")
     with pytest.raises(
-        ValueError, match=r"was trained on a backbone with the fingerprint .* The backbone here is .*other"
+        ValueError, match=r"was trained on a backbone with the fingerprint .* The backbone loaded here is .*other"
     ):
         load_adapters([str(tasks / "one")], Source(str(tmp_path / "other")))
     train(Data.find(tasks / "videos-one"), str(tmp_path / "other"), tmp_path / "third", SHORT)
     with pytest.raises(
-        ValueError, match="third was trained on .*other, but .*one on .*vit. Predict with adapters of one"
+        ValueError, match="third was trained on the backbone .*other, but .*one on .*vit. Load adapters of one"
     ):
         load_adapters([str(tasks / "one"), str(tmp_path / "third")])
     train(Data.find(tasks / "videos-one"), Source("test_vit", random_weights=True), tmp_path / "noise", SHORT)
-    with pytest.raises(ValueError, match="noise was trained on a backbone of random weights, which nobody has"):
+    with pytest.raises(ValueError, match="noise was trained on a backbone with random weights, which were not saved"):
         load_adapters([str(tmp_path / "noise")])
 
 
-def test_a_description_survives_saving(tasks):
+def test_descriptions_survive_saving(tasks):
     config = AIMConfig.from_pretrained(tasks / "two")
     description = Description.read(config, "two")
     assert description.classes == ["two0", "two1", "two2"]
@@ -174,7 +177,7 @@ def test_transformers_pipeline_classifies_videos(tasks):
 # The model card.
 
 
-def test_the_cards_code_runs_as_it_is(tasks):
+def test_the_code_of_the_card_runs(tasks):
     card = ModelCard.load(tasks / "one" / "README.md")
     blocks = re.findall(r"```python\n(.*?)```", card.text, re.S)
     assert len(blocks) == 2
@@ -184,18 +187,22 @@ def test_the_cards_code_runs_as_it_is(tasks):
         assert not block.startswith("from peft_aim.video.predict") or "video.mp4: one" in result.stdout
 
 
-def test_the_card_tells_the_hub_what_it_is(tasks, image_model):
+def test_the_card_has_metadata_for_the_hub(tasks, image_model):
     card = ModelCard.load(tasks / "two" / "README.md")
     assert card.data.library_name == "peft" and card.data.pipeline_tag == "video-classification"
     assert card.data.base_model == image_model and f"`{image_model}`" in card.text and "aim" in card.data.tags
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert results.keys() == {"top-1, 1x1 views", "top-1, 2x3 views"}
-    for text in ("3 classes apart: two0, two1, two2", "3 frames, one of each of as many equal segments", "lr 0.01"):
+    for text in (
+        "distinguishes 3 classes: two0, two1, two2",
+        "3 frames, one from each of 3 equal segments",
+        "lr 0.01",
+    ):
         assert text in card.text
     assert "| val | 6 | 2 x 3 |" in card.text
 
 
-def test_a_card_that_somebody_has_written_stays(tasks, tmp_path, image_model):
+def test_edited_cards_are_kept(tasks, tmp_path, image_model):
     model = PeftModel.from_pretrained(tf.ViTForImageClassification.from_pretrained(image_model), tasks / "one")
     model.save_pretrained(tmp_path / "new")
     readme = tmp_path / "new" / "README.md"
@@ -205,11 +212,11 @@ def test_a_card_that_somebody_has_written_stays(tasks, tmp_path, image_model):
     assert "# My own words" in readme.read_text() and "## Use" not in readme.read_text()
 
 
-def test_an_adapter_without_videos_has_a_card_too(tmp_path, image_model):
+def test_adapters_without_a_description_have_a_card_too(tmp_path, image_model):
     model = get_peft_model(tf.ViTForImageClassification.from_pretrained(image_model), AIMConfig(num_frames=4))
     model.save_pretrained(tmp_path / "bare")
     text = (tmp_path / "bare" / "README.md").read_text()
-    assert "into one of clips of 4 frames" in text and "peft_aim.video" not in text
+    assert "to clips of 4 frames" in text and "peft_aim.video" not in text
     assert 'PeftModel.from_pretrained(backbone, "bare")' in text
 
 

@@ -1,4 +1,4 @@
-"""The paper's settings, exactly, and what is no recipe."""
+"""Recipes: the paper's settings, and validation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PAPER = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_presets_are_the_papers_settings(name):
+def test_presets_match_the_paper(name):
     assert PRESETS.keys() == PAPER.keys()
     options = asdict(PRESETS[name])
     expected = {**COMMON, **PAPER[name]}
@@ -53,19 +53,19 @@ def test_presets_are_the_papers_settings(name):
     assert PRESETS[name].peak_lr == 3e-4
 
 
-def test_other_numbers_of_frames_keep_the_span_of_a_clip():
+def test_changing_the_number_of_frames_keeps_the_span_of_a_clip():
     assert [preset("kinetics400", frames=frames).stride for frames in (8, 16, 32)] == [16, 8, 4]
     assert preset("kinetics400", frames=8, stride=2).stride == 2
     assert preset("ssv2", frames=16).stride is None
 
 
-def test_the_learning_rate_scales_with_the_batch_if_wanted():
+def test_the_learning_rate_scales_with_the_batch_if_lr_batch_is_set():
     assert preset("ssv2", batch_size=8).peak_lr == pytest.approx(3e-4 / 8)
     assert preset("ssv2", batch_size=128, lr=1e-4).peak_lr == pytest.approx(2e-4)
     assert Recipe(lr=1e-3, batch_size=4).peak_lr == 1e-3
 
 
-def test_warm_up_is_given_in_epochs_and_stays_short():
+def test_warmup_is_at_most_a_quarter_of_training():
     assert preset("kinetics400").warmup == pytest.approx(2.5 / 30)
     assert Recipe(epochs=4).warmup == 0.25
 
@@ -77,38 +77,43 @@ def test_recipes_survive_json():
 
 
 @pytest.mark.parametrize("option", fields(Recipe), ids=lambda option: option.name)
-def test_every_option_is_explained_in_help(option):
+def test_every_option_has_help(option):
     assert len(_help(option)) > 10
+
+
+def test_help_shows_defaults_as_they_are_typed():
+    shown = {option.name: _help(option).rpartition("(default: ")[2] for option in fields(Recipe)}
+    assert (shown["views"], shown["crop_scale"], shown["seed"]) == ("1x1)", "0.5 1.0)", "0)")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 0}, "stride=0 is out of range: give 1 or more"),
-        ({"epochs": 0}, "epochs=0 is out of range"),
-        ({"frames": 0}, "frames=0 is out of range"),
-        ({"batch_size": 0}, "batch_size=0 is out of range"),
-        ({"batch_size": 8, "accumulation": 3}, "accumulation=3 is out of range: give a divisor of batch_size"),
-        ({"lr": float("nan")}, "lr=nan is out of range: give a positive number"),
-        ({"lr_batch": 0}, "lr_batch=0 is out of range"),
-        ({"weight_decay": -1.0}, "weight_decay=-1.0 is out of range"),
-        ({"warmup_epochs": -1.0}, "warmup_epochs=-1.0 is out of range"),
-        ({"drop_path": 1.0}, r"drop_path=1.0 is out of range: give in \[0, 1\)"),
-        ({"head_dropout": 1.0}, "head_dropout=1.0 is out of range"),
-        ({"label_smoothing": 1.0}, "label_smoothing=1.0 is out of range"),
-        ({"random_erasing": 2.0}, "random_erasing=2.0 is out of range"),
-        ({"mixup": -1.0}, "mixup=-1.0 is out of range"),
-        ({"rand_augment": (2, 31)}, r"rand_augment=\(2, 31\) is out of range"),
-        ({"crop_scale": (2.0, 1.0)}, r"crop_scale=\(2.0, 1.0\) is out of range: give two numbers in \(0, 1\]"),
-        ({"flip_pairs": ((1, 2, 3),)}, "flip_pairs=.* is out of range: give pairs of classes"),
-        ({"precision": "fp8"}, "precision='fp8' is out of range: give one of .'fp32', 'bf16', 'fp16'"),
-        ({"recompute": "all"}, "recompute='all' is out of range: give one of .'nothing', 'pointwise', 'mlp', 'block'"),
-        ({"save_dtype": "half"}, "save_dtype='half' is out of range: give one of .None, 'float16', 'bfloat16'"),
-        ({"views": (0, 1)}, r"views=\(0, 1\) is out of range"),
-        ({"min_frames": 0}, "min_frames=0 is out of range"),
-        ({"workers": -1}, "workers=-1 is out of range"),
-        ({"temporal_adapters": 3}, "temporal_adapters=3 is out of range: give 1 or 2"),
-        ({"scale": float("inf")}, "scale=inf is out of range"),
+        ({"stride": 0}, "stride=0 is invalid. Give 1 or more"),
+        ({"epochs": 0}, "epochs=0 is invalid. Give "),
+        ({"frames": 0}, "frames=0 is invalid. Give "),
+        ({"batch_size": 0}, "batch_size=0 is invalid. Give "),
+        ({"batch_size": 8, "accumulation": 3}, "accumulation=3 is invalid. Give a divisor of batch_size"),
+        ({"lr": float("nan")}, "lr=nan is invalid. Give a positive number"),
+        ({"lr_batch": 0}, "lr_batch=0 is invalid. Give "),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 is invalid. Give "),
+        ({"warmup_epochs": -1.0}, "warmup_epochs=-1.0 is invalid. Give "),
+        ({"drop_path": 1.0}, r"drop_path=1.0 is invalid. Give a number in \[0, 1\)"),
+        ({"head_dropout": 1.0}, "head_dropout=1.0 is invalid. Give "),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0 is invalid. Give "),
+        ({"random_erasing": 2.0}, "random_erasing=2.0 is invalid. Give "),
+        ({"mixup": -1.0}, "mixup=-1.0 is invalid. Give "),
+        ({"rand_augment": (2, 31)}, r"rand_augment=\(2, 31\) is invalid. Give "),
+        ({"crop_scale": (2.0, 1.0)}, r"crop_scale=\(2.0, 1.0\) is invalid. Give two numbers in \(0, 1\]"),
+        ({"flip_pairs": ((1, 2, 3),)}, "flip_pairs=.* is invalid. Give pairs of classes"),
+        ({"precision": "fp8"}, "precision='fp8' is invalid. Give one of .'fp32', 'bf16', 'fp16'"),
+        ({"recompute": "all"}, "recompute='all' is invalid. Give one of .'nothing', 'pointwise', 'mlp', 'block'"),
+        ({"save_dtype": "half"}, "save_dtype='half' is invalid. Give one of .None, 'float16', 'bfloat16'"),
+        ({"views": (0, 1)}, r"views=\(0, 1\) is invalid. Give "),
+        ({"min_frames": 0}, "min_frames=0 is invalid. Give "),
+        ({"workers": -1}, "workers=-1 is invalid. Give "),
+        ({"temporal_adapters": 3}, "temporal_adapters=3 is invalid. Give 1 or 2"),
+        ({"scale": float("inf")}, "scale=inf is invalid. Give "),
     ],
     ids=str,
 )
@@ -117,6 +122,6 @@ def test_recipes_are_validated(options, message):
         Recipe(**options)
 
 
-def test_unknown_presets_are_refused():
-    with pytest.raises(ValueError, match="There is no recipe 'hmdb51'. There are kinetics400, "):
+def test_unknown_presets_are_rejected():
+    with pytest.raises(ValueError, match="There is no recipe 'hmdb51'. Choose one of kinetics400, "):
         preset("hmdb51")

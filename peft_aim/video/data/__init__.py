@@ -1,14 +1,15 @@
-"""Videos on disk become clips: listing, decoding, sampling frames, preprocessing, data sets.
+"""Video data: listing files, decoding, frame sampling, preprocessing and datasets of clips.
 
-Needs the extra "video", as do the rooms that build on it.
+Requires the extra "video", like the packages that build on it.
 """
 
-from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, read_views
+from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed
 from peft_aim.video.data.data import Data, Videos, notes_on, typical_seconds
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
 from peft_aim.video.data.listing import by_index, find_videos, indexed, read_names
 from peft_aim.video.data.sampling import evaluation_frames, windows
 from peft_aim.video.data.transforms import ForEvaluation, ForTraining, Preprocessing, to_image
+from peft_aim.video.data.views import Views
 
 __all__ = [
     "IGNORED",
@@ -22,6 +23,7 @@ __all__ = [
     "TrainingClips",
     "Video",
     "Videos",
+    "Views",
     "by_index",
     "evaluation_frames",
     "find_videos",
@@ -30,7 +32,6 @@ __all__ = [
     "notes_on",
     "open_video",
     "read_names",
-    "read_views",
     "to_image",
     "typical_seconds",
     "windows",

@@ -1,11 +1,11 @@
-"""Datasets of clips: random ones of videos for training, all views of a video for evaluation, and mere noise."""
+"""Datasets of clips: random clips for training, all views of a video for evaluation, and noise for benchmarking."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,33 +18,35 @@ from torch.utils.data import Dataset, get_worker_info
 from tqdm.contrib.concurrent import process_map
 
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
-from peft_aim.video.data.sampling import evaluation_frames, training_frames
-from peft_aim.video.data.transforms import ForEvaluation, ForTraining, Preprocessing
+from peft_aim.video.data.sampling import training_frames
+from peft_aim.video.data.transforms import ForTraining
+from peft_aim.video.data.views import Views
 from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
 
-IGNORED = -100  # label of a clip that could not be read, as losses know it
+IGNORED = -100  # label of a clip that cannot be read: the default ignore_index of torch's cross_entropy
 
 
 class TrainingClips(Dataset):
-    """A random clip of each video, the same in every run: it depends on seed, epoch and video only.
+    """One random clip per video; it depends on seed, epoch and video only, so it is the same in every run.
 
-    So training doesn't depend on how many processes and workers share it, and can be resumed at any step. For the
-    same reason black clips that don't count make up whole batches: processes would repeat others to have equal shares.
+    Training therefore does not depend on the number of processes and workers, and can be resumed at any step. For the
+    same reason black clips, which the loss ignores, fill the last batch: otherwise processes would repeat other clips
+    to get equal shares.
 
     Args:
-        videos: The videos with the indices of their classes.
-        recipe: Which frames to take, and what is to be done to them.
-        transform: Prepares frames and label.
+        videos: The videos and the indices of their classes.
+        recipe: The recipe, for sampling frames.
+        transform: Preprocessing and augmentation of frames and label.
 
     Returns:
-        By index, ``{"clips": (T, 3, H, W), "labels": int, "seconds": float, "skipped": str}``: the last two are the
-        time it took, and the reason why a video cannot be read, of which the label is -100.
+        By index, ``{"clips": (T, 3, H, W), "labels": int, "seconds": float, "skipped": str}``. ``seconds`` is the
+        loading time, ``skipped`` the reason why a video cannot be read ("" if it can); the label is then -100.
     """
 
     def __init__(self, videos: Sequence[tuple[Path, int]], recipe: Recipe, transform: ForTraining) -> None:
         self.videos, self.recipe, self.transform = videos, recipe, transform
-        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers that outlive an epoch see it, too
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # persistent workers see the next epoch, too
 
     def __len__(self) -> int:
         return math.ceil(len(self.videos) / self.recipe.batch_size) * self.recipe.batch_size
@@ -57,7 +59,7 @@ class TrainingClips(Dataset):
         began, (path, label), skipped = time.perf_counter(), self.videos[i], ""
         with _seeded(self.recipe.seed, int(self.epoch), i):
             try:
-                with opened(path, self.recipe.min_frames) as video:
+                with long_enough(path, self.recipe.min_frames) as video:
                     frames = video.read(training_frames(len(video.seconds), self.recipe.frames, self.recipe.stride))
             except BrokenVideo as error:
                 frames, skipped = _Black().read(range(self.recipe.frames)), str(error)
@@ -67,7 +69,7 @@ class TrainingClips(Dataset):
 
 
 class NoiseClips(Dataset):
-    """Noise in place of videos, to see how fast a model is by itself.
+    """Noise in place of videos, to measure the speed of a model without data loading.
 
     Args:
         count: Number of clips.
@@ -88,36 +90,20 @@ class EvaluationClips(Dataset):
     """All views of each video.
 
     Args:
-        videos: The videos with the indices of their classes.
-        frames: Frames T per clip.
-        stride: Distance of the frames; None takes one of each of T equal segments.
-        views: Number K of clips per video, and of crops per frame.
-        preprocessing: How the backbone wants its images.
-        min_frames: Videos of fewer frames are skipped.
+        videos: The videos and the indices of their classes.
+        views: The views to average.
+        min_frames: Videos with fewer frames are skipped.
 
     Returns:
-        By index, ``{"clips": (V, T, 3, H, W), "labels": int, "skipped": str}``. The first ``count`` =
-        clips x crops views are those to be averaged; the one at ``single`` is the view of 1 x 1, which is among them
-        if their numbers are odd.
+        By index, ``{"clips": (V, T, 3, H, W), "labels": int, "skipped": str}``. The first ``views.count`` views are
+        those to average. The view at index ``single`` is that of 1 x 1; it is one of them if both numbers are odd.
     """
 
-    def __init__(
-        self,
-        videos: Sequence[tuple[Path, int]],
-        frames: int,
-        stride: int | None,
-        views: tuple[int, int],
-        preprocessing: Preprocessing,
-        min_frames: int,
-    ) -> None:
-        self.videos, self.frames, self.min_frames = videos, frames, min_frames
-        (clips, crops), self.count = views, views[0] * views[1]
-        has_centre = clips % 2 and crops % 2
-        self.single = self.count // 2 if has_centre else self.count
-        self.kinds = [
-            (partial(evaluation_frames, frames=frames, stride=stride, clips=k), ForEvaluation(preprocessing, c))
-            for k, c in ([(clips, crops)] if has_centre else [(clips, crops), (1, 1)])
-        ]
+    def __init__(self, videos: Sequence[tuple[Path, int]], views: Views, min_frames: int) -> None:
+        self.videos, self.min_frames = videos, min_frames
+        self.count = views.count
+        self.single = views.count // 2 if views.has_center else views.count
+        self.views = [views] if views.has_center else [views, views.single()]
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -125,42 +111,23 @@ class EvaluationClips(Dataset):
     def __getitem__(self, i: int) -> dict[str, Any]:
         (path, label), skipped = self.videos[i], ""
         try:
-            with opened(path, self.min_frames) as video:
-                clips = [read_views(video, range(len(video.seconds)), *kind) for kind in self.kinds]
+            with long_enough(path, self.min_frames) as video:
+                clips = [views.of(video) for views in self.views]
         except BrokenVideo as error:
-            clips, skipped = [read_views(_Black(), range(self.frames), *kind) for kind in self.kinds], str(error)
+            clips, skipped = [views.read(_Black(), range(views.frames)) for views in self.views], str(error)
         return {"clips": torch.cat(clips), "labels": IGNORED if skipped else label, "skipped": skipped}
 
 
 class _Black:
-    """Stands for a video that cannot be read."""
+    """Black frames in place of a video that cannot be read."""
 
     def read(self, indices: Sequence[int]) -> Tensor:
         return torch.zeros(len(indices), 3, 64, 64, dtype=torch.uint8)
 
 
-def read_views(
-    video: Video, within: range, sample: Callable[[int], list[list[int]]], transform: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Read all views of a part of a video.
-
-    Args:
-        video: The video.
-        within: The frames of the part.
-        sample: Chooses the frames of each of K clips from their number.
-        transform: Prepares all crops of a clip.
-
-    Shape:
-        ``(K * crops, T, 3, H, W)``
-    """
-    chosen = sample(len(within))
-    frames = video.read([within[i] for clip in chosen for i in clip])  # (K*T, 3, H', W')
-    return torch.cat([transform(clip) for clip in frames.split(len(chosen[0]))])
-
-
 @contextmanager
-def opened(path: Path, min_frames: int) -> Iterator[Video]:
-    """Open a video that is not too short.
+def long_enough(path: Path, min_frames: int) -> Iterator[Video]:
+    """Open a video with at least ``min_frames`` frames.
 
     Raises:
         BrokenVideo: If it cannot be read, or has fewer frames.
@@ -173,10 +140,16 @@ def opened(path: Path, min_frames: int) -> Iterator[Video]:
 
 
 def scan(videos: Sequence[tuple[Path, int]], min_frames: int, workers: int, what: str) -> dict[Path, str]:
-    """Open every video and decode its first frame, with a progress bar: in one process for all that train.
+    """Open every video and decode its first frame, with a progress bar; only the main process does so, for all.
+
+    Args:
+        videos: The videos and the indices of their classes.
+        min_frames: Videos with fewer frames count as broken.
+        workers: Number of worker processes, at least 1.
+        what: Name of the split, for the progress bar.
 
     Returns:
-        Those that cannot be read, with the reason.
+        The videos that cannot be read, with the reasons.
     """
     paths, found = [path for path, _ in videos], [None]
     if processes().is_main_process:
@@ -188,7 +161,7 @@ def scan(videos: Sequence[tuple[Path, int]], min_frames: int, workers: int, what
 
 def _trouble(path: Path, min_frames: int) -> str:
     try:
-        with opened(path, min_frames) as video:
+        with long_enough(path, min_frames) as video:
             video.read([0])
     except BrokenVideo as error:
         return str(error)
@@ -197,18 +170,18 @@ def _trouble(path: Path, min_frames: int) -> str:
 
 @contextmanager
 def _seeded(*numbers: int) -> Iterator[None]:
-    """Draw random numbers that depend on nothing but these, and leave others' as they were."""
+    """Seed torch's random numbers by these numbers, and restore the generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(mixed(*numbers))
         yield
 
 
 def mixed(*numbers: int) -> int:
-    """Return a seed for random numbers that depend on several numbers."""
-    return hash(numbers) & (2**63 - 1)  # of integers it is alike in all processes
+    """Combine several numbers into one seed."""
+    return hash(numbers) & (2**63 - 1)  # hashes of integers are the same in all processes
 
 
 def _leave_interrupts_to_the_main_process() -> None:
-    """Go on after Ctrl-C, which a terminal sends to all processes: the main one stops the others when it is ready."""
+    """Ignore Ctrl-C in workers: a terminal sends it to all processes, but the main one stops them when it is ready."""
     if get_worker_info() is not None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The videos of a task: those to train on, those to evaluate on, and what is to be known of them."""
+"""The videos of a task, for training and evaluation, with checks of their quality."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Videos = Sequence[tuple[Path, int]]
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled videos.
+    """Labeled videos.
 
     Attributes:
-        classes: Names of the classes.
-        train: The videos to train on, with the indices of their classes.
-        val: Those to evaluate on; there may be none.
+        classes: Class names.
+        train: Training videos and the indices of their classes.
+        val: Validation videos and the indices of their classes; may be empty.
     """
 
     classes: list[str]
@@ -43,12 +43,12 @@ class Data:
 
         Args:
             videos: A folder, list or table, see :func:`peft_aim.video.data.listing.find_videos`.
-            val: A list or table of the videos to evaluate on, if they are not in ``videos``.
-            root: Where the paths in lists begin.
-            classes: Names of the classes, for videos that are labelled by index.
+            val: A list or table of the validation videos, if ``videos`` has no val split.
+            root: Folder that the paths in lists and tables are relative to.
+            classes: Class names, for videos labeled by index.
 
         Raises:
-            ValueError: If there are no videos, one class only, or one in val that is not in train.
+            ValueError: If there are no videos, only one class, or a class in val that is not in train.
         """
         train = find_videos(videos, "train", root)
         classes = class_names(train, classes, by_name=Path(videos).is_dir())
@@ -59,17 +59,23 @@ class Data:
 
     @property
     def fingerprint(self) -> str:
-        """A short name for just these videos with their classes."""
+        """Hash of the paths and labels of all videos."""
         lines = [f"{path}\t{label}" for videos in (self.train, self.val) for path, label in videos]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def without_broken(self, recipe: Recipe) -> tuple[Data, list[str]]:
-        """Open all videos once; return the data without the training videos that cannot be read, and all reasons.
+        """Open all videos once, and leave out the training videos that cannot be read.
 
-        Those of val stay: evaluation counts what it skips.
+        Broken validation videos stay, since evaluation counts the videos it skips.
+
+        Args:
+            recipe: The recipe, for ``min_frames`` and ``workers``.
+
+        Returns:
+            The data without broken training videos, and why videos of both splits cannot be read.
 
         Raises:
-            ValueError: If none of a split can be read.
+            ValueError: If no video of a split can be read.
         """
         reasons: dict[Path, str] = {}
         for split in ("train", "val"):
@@ -77,26 +83,26 @@ class Data:
             broken = scan(videos, recipe.min_frames, recipe.workers, split) if videos else {}
             if videos and len(broken) == len({path for path, _ in videos}):
                 raise ValueError(
-                    f"None of the {len(videos)} videos of {split} can be read. {next(iter(broken.values()))}"
+                    f"None of the {len(videos)} {split} videos can be read. {next(iter(broken.values()))}"
                 )
             reasons |= broken
         return replace(self, train=[video for video in self.train if video[0] not in reasons]), [*reasons.values()]
 
 
 def notes_on(data: Data) -> list[str]:
-    """Return what a user should know of the videos before trusting the results."""
-    notes = [] if data.val else ["There is no split val, so nothing was evaluated."]
+    """Return what limits the results: a missing val split, and classes without videos."""
+    notes = [] if data.val else ["There is no val split, so the adapter is not evaluated."]
     for split in ("train", "val") if data.val else ("train",):
         labels = {label for _, label in getattr(data, split)}
         absent = [name for label, name in enumerate(data.classes) if label not in labels]
         if absent:
             shown = f"{absent[:8]}{f' and {len(absent) - 8} more' if len(absent) > 8 else ''}"
-            notes.append(f"No video of {split} is of the classes {shown}.")
+            notes.append(f"The {split} split has no videos of the classes {shown}.")
     return notes
 
 
 def typical_seconds(videos: Videos, sample: int = 25) -> float | None:
-    """Return the median length of some of the videos that can be read."""
+    """Return the median length in seconds of a sample of the videos, None if none of them can be read."""
     lengths = []
     for path, _ in videos[:: max(1, len(videos) // sample)]:
         try:

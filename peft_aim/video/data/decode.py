@@ -1,4 +1,4 @@
-"""Opens video files with torchcodec, which is faster, where it loads, else with PyAV, which has its own FFmpeg."""
+"""Open video files with torchcodec, which is faster, if it loads, else with PyAV, which comes with its own FFmpeg."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class Video(Protocol):
     """An open video.
 
     Attributes:
-        seconds: When each frame is shown, in ascending order; the video has ``len(seconds)`` frames.
+        seconds: Presentation time of each frame, ascending; the video has ``len(seconds)`` frames.
     """
 
     seconds: list[float]
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Decode some frames, seeking to where decoding can start before each.
+        """Decode some frames, seeking to the key frame before each.
 
         Args:
-            indices: Which frames, counted from 0, in any order and as often as wanted.
+            indices: Frame indices, counted from 0, in any order and with repetitions.
 
         Returns:
-            The frames, uint8 RGB ``(len(indices), 3, H, W)``. One that is damaged is replaced by the one before it.
+            The frames, uint8 RGB ``(len(indices), 3, H, W)``. A damaged frame is replaced by the one before it.
 
         Raises:
-            BrokenVideo: If nothing can be decoded.
+            BrokenVideo: If none of the frames can be decoded.
         """
 
 
@@ -45,10 +45,10 @@ def open_video(path: str | PathLike) -> Iterator[Video]:
     """Open a video and find its frames, without decoding them.
 
     Args:
-        path: The video file. Of a truncated one, the frames that are there are found.
+        path: The video file. A truncated file has the frames that are left.
 
     Raises:
-        BrokenVideo: If it is no video, or has no frame in it.
+        BrokenVideo: If it is not a video, or has no frames.
     """
     video = _with_torchcodec(path)
     if video is not None:
@@ -60,7 +60,7 @@ def open_video(path: str | PathLike) -> Iterator[Video]:
 
 @cache
 def torchcodec() -> Any:
-    """Return torchcodec's decoders, None if they are not installed or find no FFmpeg."""
+    """Return ``torchcodec.decoders``, None if torchcodec is not installed or finds no FFmpeg."""
     with contextlib.suppress(ImportError, OSError, RuntimeError):
         from torchcodec import decoders
 
@@ -69,7 +69,7 @@ def torchcodec() -> Any:
 
 
 def _with_torchcodec(path: str | PathLike) -> Video | None:
-    """Open a video with torchcodec, if that is there and takes it; PyAV is more patient with damaged files."""
+    """Open a video with torchcodec; None if it is not available or fails, since PyAV reads more damaged files."""
     if torchcodec() is None:
         return None
     with contextlib.suppress(RuntimeError, ValueError, OSError):
@@ -80,11 +80,11 @@ def _with_torchcodec(path: str | PathLike) -> Video | None:
 class _OfTorchcodec:
     def __init__(self, path: str | PathLike) -> None:
         self._path = path
-        # data loaders run several processes already, so one thread for each
+        # one thread, since data loaders already run several processes
         self._decoder = torchcodec().VideoDecoder(str(path), num_ffmpeg_threads=1)
         count, rate = len(self._decoder), self._decoder.metadata.average_fps
         if not count or not rate:
-            raise ValueError(f"{path} has {count} frames at {rate} frames a second.")
+            raise ValueError(f"{path} has {count} frames at {rate} frames per second.")
         self.seconds = [i / rate for i in range(count)]
 
     def read(self, indices: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reads single frames of video files with PyAV."""
+"""Read single frames of video files with PyAV."""
 
 from __future__ import annotations
 
@@ -14,37 +14,41 @@ import torch
 from torch import Tensor
 
 
-class BrokenVideo(ValueError):  # noqa: N818 (it is the video that is broken)
-    """Raised for a file that is no video, or holds no frame that can be decoded."""
+class BrokenVideo(ValueError):  # noqa: N818 (the video is at fault)
+    """Raised for a file that is not a video, or has no frame that can be decoded."""
 
 
 @contextmanager
 def opened(path: str | PathLike) -> Iterator[OfPyAV]:
-    """Open a video; whatever FFmpeg has against it becomes a BrokenVideo."""
+    """Open a video.
+
+    Raises:
+        BrokenVideo: If it has no video stream, or FFmpeg raises any error.
+    """
     try:
-        with av.open(str(path), metadata_errors="replace") as container:  # titles in whatever encoding
+        with av.open(str(path), metadata_errors="replace") as container:  # titles may have any encoding
             if not container.streams.video:
-                raise BrokenVideo(f"{path} has no video in it.")
+                raise BrokenVideo(f"{path} has no video stream.")
             yield OfPyAV(path, container.streams.video[0])
     except av.error.FFmpegError as error:
         raise BrokenVideo(f"{path} cannot be read as a video: {error.strerror or error}.") from error
 
 
 class OfPyAV:
-    """An open video, see :class:`~peft_aim.video.data.decode.Video`; frames are found by reading packets, undecoded.
+    """An open video, see :class:`~peft_aim.video.data.decode.Video`; its packets are indexed without decoding them.
 
     Args:
-        path: The file, for messages.
-        stream: Its video stream.
+        path: The file, for error messages.
+        stream: The video stream of the file.
     """
 
     def __init__(self, path: str | PathLike, stream: av.VideoStream) -> None:
         self._path, self._stream = path, stream
-        stream.thread_type = "NONE"  # data loaders run several processes already
+        stream.thread_type = "NONE"  # data loaders already run several processes
         packets = [(_time(packet), packet.is_keyframe) for packet in stream.container.demux(stream) if packet.size]
         self._times = sorted(time for time, _ in packets if time is not None)
         if not self._times:
-            raise BrokenVideo(f"{path} holds no video frames.")
+            raise BrokenVideo(f"{path} has no video frames.")
         self._keys = sorted(time for time, is_key in packets if is_key and time is not None)
         self.seconds = [float((time - self._times[0]) * stream.time_base) for time in self._times]
 
@@ -59,10 +63,12 @@ class OfPyAV:
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the wanted times and what is shown then, skipping to a later key frame where that saves decoding."""
+        """Yield the frame shown at each of the times, seeking to a later key frame if that saves decoding."""
         before = current = None
         frames, size = iter(()), {}
-        reformatter = av.video.reformatter.VideoReformatter()  # one for all frames: making it costs more than decoding
+        reformatter = (
+            av.video.reformatter.VideoReformatter()
+        )  # shared by all frames, since creating it costs more than decoding
         for time in wanted:
             key = self._keys[max(0, bisect_right(self._keys, time) - 1)] if self._keys else self._times[0]
             if current is None or key > _time(current):
@@ -74,25 +80,25 @@ class OfPyAV:
                     break
                 before, current = current or before, following
             on_time = current is not None and _time(current) <= time
-            frame = current if on_time or before is None else before  # the one of this time may be damaged
+            frame = current if on_time or before is None else before  # the frame at this time may be damaged
             if frame is not None:
-                size = size or {"width": frame.width, "height": frame.height}  # some change it on the way
+                size = size or {"width": frame.width, "height": frame.height}  # some videos change their size midway
                 image = reformatter.reformat(frame, format="rgb24", **size).to_ndarray()
                 yield time, _upright(image, getattr(frame, "rotation", 0))
 
 
 def _time(of: av.Packet | av.VideoFrame) -> int | None:
-    """Return when a frame is shown, in the stream's own unit; old containers only say when it is decoded."""
+    """Return the presentation time in the time base of the stream; old containers only have the decoding time."""
     return of.dts if of.pts is None else of.pts
 
 
 def _tolerant(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Decode frame after frame, leaving out packets that are damaged."""
+    """Decode the frames in order, skipping damaged packets."""
     for packet in stream.container.demux(stream):
         with contextlib.suppress(av.error.InvalidDataError):
             yield from (frame for frame in packet.decode() if _time(frame) is not None)
 
 
 def _upright(image: np.ndarray, rotation: float) -> np.ndarray:
-    """Turn an image as it is meant to be seen: phones record on the side and note by how many degrees."""
+    """Rotate an image upright: phones record sideways and store the rotation in degrees."""
     return np.rot90(image, k=round(rotation / 90))

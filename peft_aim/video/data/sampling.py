@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip."""
+"""Frame sampling: which frames of a video make up a clip."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 
 
 def training_frames(count: int, frames: int, stride: int | None) -> list[int]:
-    """Choose the frames of a clip at random.
+    """Sample the frames of a training clip at random.
 
     Args:
         count: Number of frames of the video.
         frames: Number of frames T of the clip.
-        stride: Distance between them, from a random start; None cuts the video into T equal segments and takes a
-            random frame of each.
+        stride: Distance between the frames, from a random start; None samples a random frame from each of T equal
+            segments.
 
     Returns:
-        T frame indices. A video that is too short loops (with a stride) or repeats frames (by segments).
+        T frame indices. A video that is too short is looped (with a stride) or repeats frames (with segments).
 
     Example:
         >>> training_frames(5, 4, stride=2)
@@ -29,19 +29,20 @@ def training_frames(count: int, frames: int, stride: int | None) -> list[int]:
 
 
 def evaluation_frames(count: int, frames: int, stride: int | None, clips: int = 1) -> list[list[int]]:
-    """Choose the frames of one or several clips, always the same.
+    """Return the frames of one or several evaluation clips, without randomness.
 
-    With a stride, the starts of the K clips are the centres of K equal intervals. By segments, each segment is cut
-    into K parts, and clip k takes the centre of the k-th of each.
+    With a stride, the K clips start at the centers of K equal intervals of the possible starts. With segments, each
+    segment is split into K parts, and clip k takes the center of the k-th part of each segment.
 
     Args:
         count: Number of frames of the video.
         frames: Number of frames T per clip.
-        stride: Distance between them; None takes one of each of T equal segments.
+        stride: Distance between the frames of a clip; None samples one from each of T equal segments.
         clips: Number of clips K.
 
     Returns:
-        K times T frame indices. A video that is too short loops (with a stride) or repeats frames (by segments).
+        K lists of T frame indices. A video that is too short is looped (with a stride) or repeats frames (with
+        segments).
 
     Example:
         >>> evaluation_frames(20, 4, stride=4)
@@ -59,14 +60,15 @@ def evaluation_frames(count: int, frames: int, stride: int | None, clips: int = 
 
 
 def windows(seconds: list[float], length: float) -> list[range]:
-    """Cut a long video into windows that overlap by half.
+    """Split a long video into windows that overlap by half.
 
     Args:
-        seconds: When each frame is shown, ascending.
+        seconds: Presentation time of each frame, ascending.
         length: Length of a window in seconds.
 
     Returns:
-        The frames of each window: one for all if the video is hardly longer than that, else each of about the length.
+        The frame indices of each window, which spans about ``length`` seconds; a single window with all frames if the
+        video is not much longer than that.
 
     Example:
         >>> windows([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], length=3.0)
@@ -87,7 +89,7 @@ def windows(seconds: list[float], length: float) -> list[range]:
 
 
 def _starts(count: int, frames: int, stride: int) -> int:
-    """Return how many starts a clip can have in a video."""
+    """Return the number of frames at which a clip can start."""
     return max(1, count - (frames - 1) * stride)
 
 
@@ -96,5 +98,5 @@ def _strided(start: int, count: int, frames: int, stride: int) -> list[int]:
 
 
 def _of_segments(count: int, offsets: list[float]) -> list[int]:
-    """Take of each segment the frame at an offset in [0, 1)."""
+    """Return the frame at a relative offset in [0, 1) of each segment."""
     return [min(count - 1, int((i + offset) * count / len(offsets))) for i, offset in enumerate(offsets)]

@@ -1,4 +1,4 @@
-"""Prepares the frames of a clip as the backbone expects its images, every frame of a clip in the same way."""
+"""Preprocessing and augmentation of clips for the backbone, the same for all frames of a clip."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from peft_aim.video.recipe import Recipe
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a backbone wants its images.
+    """Preprocessing of the backbone's images.
 
     Attributes:
-        size: Height and width, in pixels.
-        mean: Mean of each channel, of values in [0, 1].
-        std: Standard deviation of each channel.
+        size: Height and width in pixels.
+        mean: Mean of each channel, for values in [0, 1].
+        std: Standard deviation of each channel, for values in [0, 1].
         interpolation: "nearest", "bilinear" or "bicubic".
     """
 
@@ -29,21 +29,21 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        for name in ("size", "mean", "std"):  # lists, if they come from JSON
+        for name in ("size", "mean", "std"):  # JSON turns tuples into lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 class ForTraining(nn.Module):
-    """Random crops, flips and all else that a recipe asks for: one draw for all frames of a clip.
+    """Training augmentation of a recipe: random crop, flip and others, drawn once for all frames of a clip.
 
     Args:
-        preprocessing: How the backbone wants its images.
-        recipe: What is to be done to clips.
-        classes: Names of the classes.
+        preprocessing: Preprocessing of the backbone's images.
+        recipe: The recipe, for its augmentation options.
+        classes: Class names.
 
     Shape:
-        uint8 ``(T, 3, H', W')`` and a label -> float ``(T, 3, H, W)`` and a label, another one if the clip is mirrored
-        and its class means left or right.
+        uint8 ``(T, 3, H', W')`` and a label -> float ``(T, 3, H, W)`` and a label; the label changes if the clip is
+        flipped and its class is in ``flip_pairs``.
     """
 
     def __init__(self, preprocessing: Preprocessing, recipe: Recipe, classes: list[str]) -> None:
@@ -64,21 +64,21 @@ class ForTraining(nn.Module):
         self.mirrored = mirrored_labels(recipe.flip_pairs, classes) if recipe.flip else {}
 
     def forward(self, frames: Tensor, label: int) -> tuple[Tensor, int]:
-        """Prepare a clip."""
+        """Augment and preprocess a clip."""
         if self.flip and torch.rand(()) < 0.5:
             frames, label = frames.flip(-1), self.mirrored.get(label, label)
         return self.steps(frames), label
 
 
 def mirrored_labels(pairs: tuple[tuple[int | str, int | str], ...], classes: list[str]) -> dict[int, int]:
-    """Return for each class that means left or right the one it is when mirrored.
+    """Map each class of the pairs to the class that it becomes when flipped horizontally.
 
     Args:
         pairs: Pairs of classes, by name or index.
-        classes: Names of the classes.
+        classes: Class names.
 
     Raises:
-        ValueError: If one of them is no class.
+        ValueError: If one of them is not a class.
 
     Example:
         >>> mirrored_labels((("turn left", "turn right"),), ["stop", "turn left", "turn right"])
@@ -90,18 +90,18 @@ def mirrored_labels(pairs: tuple[tuple[int | str, int | str], ...], classes: lis
             return classes.index(wanted)
         if str(wanted).isdecimal() and int(wanted) < len(classes):
             return int(wanted)
-        raise ValueError(f"flip_pairs={pairs!r} names {wanted!r}, which is none of the {len(classes)} classes.")
+        raise ValueError(f"flip_pairs={pairs!r} contains {wanted!r}, which is not one of the {len(classes)} classes.")
 
     indices = [(index(one), index(other)) for one, other in pairs]
     return {one: other for pair in indices for one, other in (pair, pair[::-1])}
 
 
 class ForEvaluation(nn.Module):
-    """One or several crops of frames that are resized to just cover the backbone's size.
+    """Resize frames to the smallest size that covers the backbone's image size, and take one or several crops.
 
     Args:
-        preprocessing: How the backbone wants its images.
-        crops: Number of crops: one from the centre, several along the longer side from end to end.
+        preprocessing: Preprocessing of the backbone's images.
+        crops: Number of crops: 1 is a center crop, more are spaced evenly along the longer side, from end to end.
 
     Shape:
         uint8 ``(T, 3, H', W')`` -> float ``(crops, T, 3, H, W)``
@@ -113,20 +113,20 @@ class ForEvaluation(nn.Module):
         self.normalize = v2.Compose(_normalized(preprocessing))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Prepare all crops of a clip."""
+        """Preprocess a clip and return all of its crops."""
         size, (height, width) = frames.shape[-2:], self.preprocessing.size
         factor = max(height / size[0], width / size[1])
         covering = [max(int(factor * side), least) for side, least in zip(size, (height, width), strict=True)]
         interpolation = InterpolationMode(self.preprocessing.interpolation)
         frames = v2.functional.resize(frames, covering, interpolation=interpolation, antialias=True)
         room = (covering[0] - height, covering[1] - width)
-        places = [0.5] if self.crops == 1 else [k / (self.crops - 1) for k in range(self.crops)]
-        corners = [(int(place * room[0] + 0.5), int(place * room[1] + 0.5)) for place in places]
+        offsets = [0.5] if self.crops == 1 else [k / (self.crops - 1) for k in range(self.crops)]
+        corners = [(int(offset * room[0] + 0.5), int(offset * room[1] + 0.5)) for offset in offsets]
         return torch.stack([self.normalize(frames[..., y : y + height, x : x + width]) for y, x in corners])
 
 
 def to_image(clip: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Undo the normalization, to show frames, ``(T, 3, H, W) -> (T, H, W, 3)`` in [0, 1]."""
+    """Undo the normalization, to draw frames, ``(T, 3, H, W) -> (T, H, W, 3)`` in [0, 1]."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     return (clip * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
 

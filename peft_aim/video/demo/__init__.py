@@ -1,6 +1,6 @@
-"""``peft-aim demo``: the main job from end to end, on videos of handwritten digits that it draws itself.
+"""``peft-aim demo``: the whole workflow, from training to swapping adapters, on generated videos of digits.
 
-Benchmarks and tests draw their clips with :mod:`peft_aim.video.demo.digits`, too.
+Benchmarks and tests generate their clips with :mod:`peft_aim.video.demo.digits`, too.
 """
 
 from peft_aim.video.demo.digits import RANGES, SIZE, Digits, draw, stills

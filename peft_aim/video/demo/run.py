@@ -1,4 +1,4 @@
-"""The main job from end to end: an image model, two tasks that need time, an adapter for each, and swapping them."""
+"""The whole workflow: pretrain a backbone, train an adapter for each of two temporal tasks, and swap the adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset, default_collate
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from peft_aim.video.backbones import load_backbone
-from peft_aim.video.data import Data, EvaluationClips, Preprocessing, to_image
+from peft_aim.video.data import Data, EvaluationClips, Preprocessing, Views, to_image
 from peft_aim.video.demo.digits import SIZE, TASKS, stills, write_videos
 from peft_aim.video.picture import draw_strip, row_of
 from peft_aim.video.recipe import Recipe
@@ -31,43 +31,43 @@ FROZEN = {"spatial": False, "temporal": False, "joint": False, "temporal_embeddi
 
 
 def demo(folder: Path) -> list[dict[str, Any]]:
-    """Run the demo and print what came out.
+    """Run the demo and print the results.
 
     Args:
-        folder: Gets the backbone, the videos, the adapters and ``predictions.png``.
+        folder: Output folder for the backbone, the videos, the adapters and ``predictions.png``.
 
     Returns:
-        The rows of the table that it prints.
+        The rows of the printed table.
 
     Raises:
-        RuntimeError: If the adapters give other scores in another process.
+        RuntimeError: If the saved adapters give different scores in another process.
     """
     began = time.perf_counter()
     torch.manual_seed(0)
-    say("1/4  Pretrain a small ViT on still pictures of digits, then freeze it")
+    say("1/4  Pretrain a small ViT on still images of digits, then freeze it")
     pretrain(folder / "backbone")
-    say("2/4  Write videos of two tasks; no single frame tells the class")
+    say("2/4  Write the videos of two tasks; no single frame shows the class")
     for task in TASKS:
         for split, per_class in VIDEOS_PER_CLASS.items():
             write_videos(folder / task, task, split, per_class)
     adapted, reports = {}, {}
     for task in TASKS:
         for row, options in (("frozen", FROZEN), ("aim", {})):
-            say(f"3/4  Task {task!r}: {'AIM' if row == 'aim' else 'a linear head on the frozen backbone'}")
+            say(f"3/4  Task {task!r}: {'AIM' if row == 'aim' else 'linear head on the frozen backbone'}")
             data, output = Data.find(folder / task), folder / f"{task}-{row}"
             adapted[task], reports[task, row] = train(
                 data, str(folder / "backbone"), output, RECIPE, overwrite=True, **options
             )
-    say("4/4  Load both adapters into a fresh backbone, in another process, and swap them on one batch")
+    say("4/4  Load both adapters onto a fresh backbone in another process, and swap them on one batch")
     compare_elsewhere(adapted, folder)
     rows = results(reports, folder)
-    print(f"\n{as_text(rows)}\n\nClips with predictions: {folder / 'predictions.png'}")
-    print(f"{time.perf_counter() - began:.0f} seconds in all")
+    print(f"\n{as_text(rows)}\n\nPredictions drawn to {folder / 'predictions.png'}")
+    print(f"Total time: {time.perf_counter() - began:.0f} s")
     return rows
 
 
 def pretrain(folder: Path) -> None:
-    """Train a small ViT to tell digit, place, size and angle in still pictures, and save it to a folder."""
+    """Train a small ViT to classify digit, position, size and angle in still images, and save it to a folder."""
     config = ViTConfig(
         hidden_size=96,
         num_hidden_layers=4,
@@ -79,7 +79,7 @@ def pretrain(folder: Path) -> None:
         problem_type="multi_label_classification",
     )
     model = ViTForImageClassification(config)
-    pictures, answers = stills(20_000)
+    images, targets = stills(20_000)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=PRETRAINING_STEPS,
@@ -93,20 +93,28 @@ def pretrain(folder: Path) -> None:
         report_to=[],
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    Trainer(model, arguments, data_collator=as_inputs, train_dataset=TensorDataset(pictures, answers)).train()
+    Trainer(model, arguments, data_collator=as_inputs, train_dataset=TensorDataset(images, targets)).train()
     model.save_pretrained(folder)
     half = [0.5] * 3
     ViTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half).save_pretrained(folder)
 
 
 def as_inputs(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Collate grey pictures and answers as a ViT takes them."""
-    pictures, answers = default_collate(pairs)
-    return {"pixel_values": 2 * pictures[:, None].expand(-1, 3, -1, -1) - 1, "labels": answers}
+    """Collate grayscale images and targets to the inputs of a ViT."""
+    images, targets = default_collate(pairs)
+    return {"pixel_values": 2 * images[:, None].expand(-1, 3, -1, -1) - 1, "labels": targets}
 
 
 def compare_elsewhere(adapted: dict[str, PeftModel], folder: Path) -> None:
-    """Score one batch of both tasks' clips here and, with the saved adapters, in another process; draw some."""
+    """Compare the scores of one batch here with those of the saved adapters in another process, and draw predictions.
+
+    Args:
+        adapted: Adapted models by task. The batch has a validation clip of each class of all tasks.
+        folder: Output folder of the demo.
+
+    Raises:
+        RuntimeError: If the scores differ.
+    """
     preprocessing = load_backbone(str(folder / "backbone"))[1]
     examples = {task: validation_clips(folder / task, preprocessing) for task in adapted}
     batch = torch.stack([clip for clips in examples.values() for clip, _ in clips])
@@ -118,7 +126,7 @@ def compare_elsewhere(adapted: dict[str, PeftModel], folder: Path) -> None:
     script = ["-W", "ignore::FutureWarning", "-m", "peft_aim.video.demo.swap"]
     command = [sys.executable, *script, str(folder / "expected.safetensors"), *scores]
     if subprocess.run(command).returncode:
-        raise RuntimeError("The adapters gave other scores in another process than here.")
+        raise RuntimeError("The saved adapters give different scores in another process.")
     rows, position = [], 0
     for (task, clips), of_task in zip(examples.items(), scores.values(), strict=True):
         for clip, label in clips:
@@ -132,12 +140,13 @@ def validation_clips(root: Path, preprocessing: Preprocessing) -> list[tuple[Ten
     """Return the first validation clip of each class, with its label."""
     data = Data.find(root)
     first = [next(video for video in data.val if video[1] == label) for label in range(len(data.classes))]
-    clips = EvaluationClips(first, RECIPE.frames, RECIPE.stride, (1, 1), preprocessing, RECIPE.min_frames)
+    views = Views(RECIPE.frames, RECIPE.stride, clips=1, crops=1, preprocessing=preprocessing)
+    clips = EvaluationClips(first, views, RECIPE.min_frames)
     return [(item["clips"][0], item["labels"]) for item in map(clips.__getitem__, range(len(clips)))]
 
 
 def results(reports: dict[tuple[str, str], Report], folder: Path) -> list[dict[str, Any]]:
-    """Return what came out, a row for each task and model."""
+    """Return the results, one row for each task and model."""
     rows = []
     for task in TASKS:
         rows.append({"task": task, "model": "chance", "top-1": 1 / len(TASKS[task])})
@@ -150,8 +159,8 @@ def results(reports: dict[tuple[str, str], Report], folder: Path) -> list[dict[s
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:
-    """Lay out rows for a terminal."""
-    lines = [f"{'task':8} {'':28} {'top-1':>7} {'trained':>9} {'file':>9}"]
+    """Format rows as a table for the terminal."""
+    lines = [f"{'task':8} {'':28} {'top-1':>7} {'trainable':>9} {'file':>9}"]
     for row in rows:
         lines.append(f"{row['task']:8} {row['model']:28} {row['top-1']:7.1%}")
         if "file bytes" in row:
@@ -160,5 +169,5 @@ def as_text(rows: list[dict[str, Any]]) -> str:
 
 
 def say(headline: str) -> None:
-    """Print what comes next."""
+    """Print the headline of the next step."""
     print(f"\n{headline}", flush=True)

@@ -1,4 +1,4 @@
-"""Loads several adapters onto one fresh backbone and swaps them on one batch, in a process of its own."""
+"""Load several adapters onto one fresh backbone and swap them on one batch; run in a separate process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def swap(model: PeftModel, clips: Tensor) -> dict[str, Tensor]:
     """Score one batch of clips with each adapter of a model.
 
     Args:
-        model: An adapted image classifier of transformers.
+        model: An adapted transformers image classifier.
         clips: The batch, ``(B, T, 3, H, W)``.
 
     Returns:
-        Scores ``(B, classes)`` by the adapter's name.
+        Scores ``(B, classes)`` by adapter name.
     """
     scores = {}
     for name in model.peft_config:
@@ -32,14 +32,14 @@ def swap(model: PeftModel, clips: Tensor) -> dict[str, Tensor]:
 
 
 def main(expected_file: str, *folders: str) -> int:
-    """Compare the scores that adapters give here with those they are expected to give.
+    """Compare the scores of adapters with expected scores.
 
     Args:
-        expected_file: Safetensors file with the batch, "clips", and the scores of each adapter by its folder.
+        expected_file: Safetensors file with the batch, "clips", and the expected scores of each adapter by its folder.
         folders: Folders of the adapters.
 
     Returns:
-        0 if all scores are equal bit for bit, else 1.
+        Exit code: 0 if all scores are bit-identical, 1 if not.
     """
     expected = load_file(expected_file)
     first, *others = folders
@@ -50,7 +50,7 @@ def main(expected_file: str, *folders: str) -> int:
     scores = swap(model, expected["clips"])
     for folder in folders:
         equal = torch.equal(scores[folder], expected[folder])
-        print(f"  {folder}: scores {'equal bit for bit' if equal else 'DIFFER'}")
+        print(f"  {folder}: scores {'bit-identical' if equal else 'DIFFER'}")
     return int(not all(torch.equal(scores[folder], expected[folder]) for folder in folders))
 
 

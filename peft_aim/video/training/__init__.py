@@ -1,6 +1,6 @@
-"""Training on videos with transformers' Trainer, on all devices that accelerate knows; checkpoints and the report.
+"""Training on videos with transformers' Trainer, on all devices that accelerate supports; checkpoints and the report.
 
-:func:`train` is the whole of it.
+:func:`train` runs all of it.
 """
 
 from peft_aim.video.training.checkpoints import check_output

@@ -1,4 +1,4 @@
-"""Checkpoints to resume a training from: which are complete, and a new one upon Ctrl-C."""
+"""Checkpoints to resume training from: marking complete ones, and saving one on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,30 +19,36 @@ from peft_aim.video.data import Data
 from peft_aim.video.processes import gather, processes
 from peft_aim.video.recipe import Recipe
 
-COMPLETE = "complete"  # a file that is written last, with the reasons why videos could not be read
+COMPLETE = "complete"  # written last; holds the reasons why videos could not be read
 WRITTEN = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME, "report.json", "evaluation.json", "confusion.png")
 
 
-def check_output(output: Path, overwrite: bool, can_resume: bool = False) -> None:
-    """Check that nothing is lost by writing to a folder.
+def check_output(output: Path, overwrite: bool | None = None, can_resume: bool = False) -> None:
+    """Check that writing to a folder overwrites nothing.
+
+    Args:
+        output: The folder.
+        overwrite: Whether it may contain files; None if that is not an option.
+        can_resume: Whether it has a training run to resume, which the error message then suggests.
 
     Raises:
-        ValueError: If it is a file, or has something in it that is not to be overwritten.
+        ValueError: If it is a file, or is not empty and must not be overwritten.
     """
     if output.is_file():
         raise ValueError(f"The output {output} is a file. Give a folder.")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
-        hint = ", or go on with the training in it with --resume" if can_resume else ""
-        raise ValueError(f"The output {output} is not empty. Give another folder, or allow it with --overwrite{hint}.")
+        hints = [", or write to it with --overwrite"] if overwrite is False else []
+        hints += [", or resume the training run in it with --resume"] if can_resume else []
+        raise ValueError(f"The output {output} is not empty. Give another folder{''.join(hints)}.")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training that writes to a folder, and that is to be resumed with its own settings only.
+    """A training run that writes to a folder and can only be resumed with the same settings.
 
     Attributes:
-        output: The folder.
-        settings: All that must be the same when it is resumed.
+        output: The output folder.
+        settings: All settings that must be the same when it is resumed.
     """
 
     output: Path
@@ -50,14 +56,14 @@ class Run:
 
     @classmethod
     def of(cls, output: Path, data: Data, source: Source, recipe: Recipe, **further: Any) -> Run:
-        """Note the settings of a training; how many workers read doesn't matter."""
+        """Collect the settings of a run, except for the number of workers, which does not affect the results."""
         named = {"model": asdict(source), "classes": data.classes, "videos": data.fingerprint, **further}
         settings = {**named, **asdict(replace(recipe, workers=0))}
         return cls(output, json.loads(json.dumps(settings, default=str)))
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints are."""
+        """Folder of the checkpoints."""
         return self.output / "checkpoints"
 
     @property
@@ -65,10 +71,11 @@ class Run:
         return self.folder / "run.json"
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """Check that nothing is lost by writing to the folder, and that a resumed run goes on as it has begun.
+        """Check that the run overwrites nothing, or that it can be resumed with the same settings.
 
         Raises:
-            ValueError: If it is a file, has something in it that is not to be overwritten, or a run of other settings.
+            ValueError: If the output is a file, or is not empty and ``overwrite`` is False; with ``resume``, if it
+                holds no interrupted run, or one with other settings.
         """
         if not processes().is_main_process:
             return
@@ -76,15 +83,20 @@ class Run:
             check_output(self.output, overwrite, can_resume=self._note.is_file())
             return
         if not self._note.is_file():
-            raise ValueError(f"There is nothing to resume in {self.output}: no training that was interrupted.")
-        begun = json.loads(self._note.read_text())
-        other = {name: value for name, value in begun.items() if self.settings.get(name) != value}
+            raise ValueError(
+                f"Nothing to resume in {self.output}: it holds no interrupted training run. Start one without "
+                "--resume."
+            )
+        started = json.loads(self._note.read_text())
+        other = {name: value for name, value in started.items() if self.settings.get(name) != value}
         if other:
             was = ", ".join(f"{name}={value!r}" for name, value in other.items())
-            raise ValueError(f"The training in {self.output} was begun with {was}. Resume it with the same settings.")
+            raise ValueError(
+                f"The training run in {self.output} was started with {was}. Resume it with the same settings."
+            )
 
     def begin(self) -> None:
-        """Take away what an earlier training has left, and note the settings."""
+        """Delete the files of an earlier run in the folder, and write the settings."""
         if processes().is_main_process:
             shutil.rmtree(self.folder, ignore_errors=True)
             for name in WRITTEN:
@@ -93,28 +105,28 @@ class Run:
             self._note.write_text(json.dumps(self.settings, indent=2))
 
     def end(self) -> None:
-        """Take away the checkpoints, once the adapter is there.
+        """Delete the checkpoints, once the adapter is saved.
 
         Raises:
-            RuntimeError: If it isn't.
+            RuntimeError: If the adapter is not in the output folder.
         """
         if not (self.output / SAFETENSORS_WEIGHTS_NAME).is_file():
-            raise RuntimeError(f"No adapter was written to {self.output}; what was learned is in {self.folder}.")
+            raise RuntimeError(f"No adapter was written to {self.output}. The trained weights are in {self.folder}.")
         shutil.rmtree(self.folder)
 
 
 class MarkComplete(TrainerCallback):
-    """Marks each checkpoint once all processes have written their part: a killed one leaves it without the mark.
+    """Mark each checkpoint as complete once all processes have written their part, which a killed process never does.
 
     Args:
-        skipped: Why videos could not be read so far; kept with the checkpoint.
+        skipped: Why videos could not be read so far; saved with the checkpoint.
     """
 
     def __init__(self, skipped: Iterable[str]) -> None:
         self.skipped = skipped
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint that has just been written."""
+        """Mark the checkpoint that was written last."""
         reasons = gather(self.skipped)
         processes().wait_for_everyone()
         if state.is_world_process_zero:
@@ -124,7 +136,7 @@ class MarkComplete(TrainerCallback):
 
 
 def last_complete(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a folder, and delete those that are not complete.
+    """Return the last complete checkpoint in a folder, None if there is none, and delete incomplete ones.
 
     Example:
         >>> last_complete(Path("no/such/folder")) is None
@@ -140,12 +152,13 @@ def last_complete(folder: Path) -> Path | None:
 
 
 class SaveOnInterrupt(TrainerCallback):
-    """Upon Ctrl-C finishes the step, saves a checkpoint and ends the training; upon another one ends at once.
+    """On Ctrl-C, finish the step, save a checkpoint and stop training; on a second Ctrl-C, stop at once.
 
-    Several processes would stop at different steps and wait for each other forever: these end at once, too.
+    With several processes the first Ctrl-C stops at once, too: they would stop at different steps and wait for each
+    other forever.
 
     Attributes:
-        happened: Whether it was interrupted.
+        happened: Whether Ctrl-C was pressed.
     """
 
     def __init__(self) -> None:
@@ -153,12 +166,12 @@ class SaveOnInterrupt(TrainerCallback):
         self._before: Any = None
 
     def on_train_begin(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
-        """Take over Ctrl-C, which only a program's main thread can."""
+        """Install the handler of Ctrl-C, which only the main thread can do."""
         if args.world_size == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._note)
 
     def give_back(self) -> None:
-        """Give Ctrl-C back, however the training has ended."""
+        """Restore the previous handler of Ctrl-C."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 

@@ -1,4 +1,4 @@
-"""What came out of a training."""
+"""The report of a training run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from peft_aim.video.training.trainer import Speed
 
 @dataclass(frozen=True)
 class Report:
-    """What came out of a training.
+    """Results of a training run.
 
     Attributes:
-        evaluation: Results on the videos of val; None if there are none.
-        trained_parameters: Number of parameters trained.
-        skipped: Reasons why videos could not be read, training and evaluation together.
-        notes: What else is worth knowing before trusting the results.
-        speed: How fast it went; None if there were fewer than two steps.
-        classes: Names of the classes.
-        recipe: How it was trained.
+        evaluation: Results on the val split; None if there is none, or none of its videos can be read.
+        trained_parameters: Number of trainable parameters.
+        skipped: Why videos could not be read, in training or evaluation.
+        notes: Caveats about the results, such as classes without videos.
+        speed: Training speed; None if there were fewer than two steps.
+        classes: Class names.
+        recipe: Training recipe.
     """
 
     evaluation: Evaluation | None
@@ -34,7 +34,7 @@ class Report:
     recipe: Recipe
 
     def write(self, folder: Path) -> None:
-        """Write it to ``report.json``, with ``evaluation.json`` and ``confusion.png`` beside it."""
+        """Write ``report.json`` and, if there is an evaluation, ``evaluation.json`` and ``confusion.png``."""
         facts = {
             "results": self.evaluation and self.evaluation.summary(),
             "trained_parameters": self.trained_parameters,
@@ -48,9 +48,9 @@ class Report:
             write(self.evaluation, folder)
 
     def __str__(self) -> str:
-        lines = [f"{self.trained_parameters:,} parameters trained"]
+        lines = [f"{self.trained_parameters:,} trainable parameters"]
         lines += [f"Speed: {self.speed}"] if self.speed else []
         lines += [f"Note: {note}" for note in self.notes]
-        lines += [f"{len(self.skipped)} files skipped", *(f"  {reason}" for reason in self.skipped)]
-        lines += [f"\nOn val, {self.evaluation}"] if self.evaluation else []
+        lines += [f"Files skipped: {len(self.skipped)}", *(f"  {reason}" for reason in self.skipped)]
+        lines += [f"\nval: {self.evaluation}"] if self.evaluation else []
         return "\n".join(lines)

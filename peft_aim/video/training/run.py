@@ -1,6 +1,6 @@
-"""Trains an AIM adapter on videos with transformers' Trainer, on all devices that accelerate knows.
+"""Train an AIM adapter on videos with transformers' Trainer, on all devices that accelerate supports.
 
-``accelerate launch -m peft_aim train VIDEOS --model NAME --output DIR`` is ``peft-aim train`` on several.
+``accelerate launch -m peft_aim train VIDEOS --model NAME --output DIR`` runs ``peft-aim train`` on several devices.
 """
 
 from __future__ import annotations
@@ -39,27 +39,28 @@ def train(
     overwrite: bool = False,
     **aim_options: Any,
 ) -> tuple[PeftModel, Report]:
-    """Train an adapter on videos, evaluate it, and save it with all that is to be known of it.
+    """Train an adapter on videos, evaluate it, and save it with its description and results.
 
-    Videos that cannot be read are skipped and named in the report. While it trains, checkpoints are written to
-    ``output/checkpoints`` after each epoch, and upon Ctrl-C.
+    Videos that cannot be read are skipped and listed in the report. Checkpoints are written to ``output/checkpoints``
+    after each epoch and on Ctrl-C, and deleted at the end.
 
     Args:
         data: The videos.
-        model: The image model.
+        model: The backbone: its name, or where to load it from.
         output: New or empty folder for the adapter and ``report.json``.
-        recipe: How to train.
-        check: Open all videos before, to know the broken ones.
-        resume: Go on from the last complete checkpoint in ``output``.
-        overwrite: Write to ``output`` although there is something in it.
-        aim_options: Further options of :class:`peft_aim.AIMConfig`.
+        recipe: Training recipe; None uses the defaults of :class:`Recipe`.
+        check: Open all videos before training, and report the broken ones.
+        resume: Resume from the last complete checkpoint in ``output``.
+        overwrite: Write to ``output`` even if it is not empty.
+        aim_options: Other options of :class:`peft_aim.AIMConfig`.
 
     Returns:
-        The adapted model, and what came out.
+        The adapted model and the report.
 
     Raises:
-        ValueError: If there is no such model, something in the output folder, or nothing to resume.
-        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
+        ValueError: If the backbone cannot be loaded, ``output`` is not empty, there is nothing to resume, or a run
+            with other settings.
+        KeyboardInterrupt: After Ctrl-C, once the checkpoint is written.
     """
     recipe, output = recipe or Recipe(), Path(output)
     source = Source(model) if isinstance(model, str) else model
@@ -78,12 +79,12 @@ def train(
         halve(adapted, recipe.save_dtype)
     description = replace(description, seconds=typical_seconds(data.train))
     save(trainer, description, output)
-    evaluation, remarks = results(trainer, description, data.val, recipe)
+    evaluation, more_notes = results(trainer, description, data.val, recipe)
     if evaluation:
         save(trainer, replace(description, results={"val": evaluation.summary()}), output)
     skipped = {*gather(trainer.skipped), *(evaluation.skipped if evaluation else [])}
     speed, count = trainer.speed.result(trainer.args), adapted.get_nb_trainable_parameters()[0]
-    report = Report(evaluation, count, sorted(skipped), notes + remarks, speed, data.classes, recipe)
+    report = Report(evaluation, count, sorted(skipped), notes + more_notes, speed, data.classes, recipe)
     if processes().is_main_process:
         report.write(output)
         run.end()
@@ -91,36 +92,41 @@ def train(
 
 
 def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
-    """Run a training, or what is left of it.
+    """Train from the start, or resume from the last complete checkpoint.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
+        KeyboardInterrupt: After Ctrl-C, once the checkpoint is written.
     """
     interrupt, checkpoint = SaveOnInterrupt(), last_complete(run.folder) if resume else None
     if resume:
-        begin = "No checkpoint is complete yet: starting from the beginning"
-        say(f"Going on from {checkpoint}" if checkpoint else begin)
+        from_start = "No complete checkpoint yet: training from the start"
+        say(f"Resuming from {checkpoint}" if checkpoint else from_start)
     else:
         run.begin()
     if checkpoint:
         trainer.skipped |= dict.fromkeys(json.loads((checkpoint / COMPLETE).read_text()))
-        trainer.readable = 1  # or there would be none
+        trainer.readable = 1  # the clips read before count, too
     trainer.add_callback(interrupt)
     try:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     finally:
         interrupt.give_back()
     if interrupt.happened:
-        raise KeyboardInterrupt(f"a checkpoint is in {run.folder}; go on with --resume")
+        raise KeyboardInterrupt(f"a checkpoint is in {run.folder}; continue with --resume")
 
 
 def results(
     trainer: ClipTrainer, description: Description, videos: Videos, recipe: Recipe
 ) -> tuple[Evaluation | None, list[str]]:
-    """Evaluate what was trained; return None, and perhaps why, if there is nothing to evaluate on."""
+    """Evaluate the trained adapter.
+
+    Returns:
+        The evaluation, and notes. The evaluation is None if there are no videos, or if none can be read, which a note
+        explains.
+    """
     if not videos:
         return None, []
-    # What is sharded has to be called as a whole; else no compiled model is needed for a few other shapes.
+    # FSDP needs the wrapped model; otherwise unwrap it, so that nothing is compiled for the shapes of evaluation
     whole = trainer.model_wrapped if trainer.is_fsdp_enabled else trainer.accelerator.unwrap_model(trainer.model)
     size = trainer.args.per_device_train_batch_size
     try:
@@ -130,7 +136,7 @@ def results(
 
 
 def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 20, **aim_options: Any) -> Speed:
-    """Train on noise that needs no reading, to see how fast the model is by itself. Nothing is kept."""
+    """Train on noise to measure the speed of the model without data loading; nothing is saved."""
     adapted, description = adapt(data, Source(model) if isinstance(model, str) else model, recipe, **aim_options)
     shape = (recipe.frames, 3, *description.preprocessing.size)
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +149,7 @@ def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 
 
 
 def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description]:
-    """Load the backbone and give it a fresh adapter, with what that says of itself."""
+    """Load the backbone, add a new adapter, and return both with the adapter's description."""
     torch.manual_seed(recipe.seed)
     backbone, preprocessing = load_backbone(source)
     drops = aim_options.get("temporal", True) or aim_options.get("joint", True)
@@ -162,16 +168,16 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
 
 
 def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) -> ClipTrainer:
-    """Put a recipe into transformers' terms.
+    """Translate a recipe to the arguments of transformers' Trainer.
 
     Raises:
-        ValueError: If the batch cannot be divided among the processes.
+        ValueError: If the batch cannot be divided evenly among processes and accumulation steps.
     """
     parts = processes().num_processes * recipe.accumulation
     if recipe.batch_size % parts:
         raise ValueError(
             f"batch_size={recipe.batch_size} cannot be divided among {processes().num_processes} processes with "
-            f"{recipe.accumulation} parts each. Give a multiple of {parts}."
+            f"{recipe.accumulation} accumulation steps each. Give a multiple of {parts}."
         )
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -181,7 +187,7 @@ def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) 
         gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.peak_lr,
         weight_decay=recipe.weight_decay,
-        max_grad_norm=0.0,  # the paper clips nothing
+        max_grad_norm=0.0,  # the paper uses no gradient clipping
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup,
         bf16=recipe.precision == "bf16",
@@ -204,7 +210,7 @@ def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) 
 
 @torch.no_grad()
 def halve(adapted: PeftModel, dtype: str) -> None:
-    """Round an adapter as it will be saved, so that what is evaluated is what others load."""
+    """Round an adapter to the precision it will be saved in, so that the evaluation is of the saved weights."""
     adapted.active_peft_config.save_dtype = dtype
     weights = adapter_weights(adapted, adapted.active_adapter)
     for name, tensor in in_precision(weights, dtype).items():
@@ -212,19 +218,19 @@ def halve(adapted: PeftModel, dtype: str) -> None:
 
 
 def save(trainer: ClipTrainer, description: Description, output: Path) -> None:
-    """Save the adapter with what it says of itself, from however many processes have a part of it."""
+    """Save the adapter with its description, from any number of processes."""
     config = trainer.accelerator.unwrap_model(trainer.model).active_peft_config
     config.revision = description.source.revision
     description.write(config)
-    if trainer.is_fsdp_enabled:  # each process has a part of it
+    if trainer.is_fsdp_enabled:  # each process has a shard of it
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(output))
     if trainer.args.should_save:
-        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to trust
+        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle, which is unsafe to load
 
 
 def precision_note(recipe: Recipe) -> list[str]:
-    """Return that a recipe's half precision cannot be had, if that is so."""
+    """Return a note if the precision of a recipe is not available on this machine."""
     if recipe.precision == "fp16" and not torch.cuda.is_available():
-        return ["Without a GPU there is no training in fp16: it is done in full precision."]
+        return ["precision='fp16' needs a CUDA GPU, and none was found: training in fp32."]
     return []

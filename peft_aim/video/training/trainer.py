@@ -1,4 +1,4 @@
-"""transformers' Trainer for clips: the loss, mixup, what could not be read, and how fast it goes."""
+"""transformers' Trainer for clips, with its loss, mixup, skipped videos and training speed."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from peft_aim.video.evaluate import scores_of
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch of clips; what is noted with them stays as it is, "notes", and away from devices."""
+    """Collate clips to a batch; loading times and reasons for skipping go to "notes", which stays on the CPU."""
     notes = [(item.pop("seconds"), item.pop("skipped")) for item in items]
     return {**default_collate(items), "notes": notes}
 
 
 class ClipLoss:
-    """Cross-entropy over the clips of a step that could be read, in whatever parts it is computed.
+    """Cross-entropy, averaged over the readable clips of a step, however these are split into parts.
 
     Args:
-        smoothing: Part of the target that is spread over all classes.
+        smoothing: Label smoothing, the fraction of the target that is spread over all classes.
     """
 
     def __init__(self, smoothing: float) -> None:
@@ -41,9 +41,10 @@ class ClipLoss:
         """Compute the loss.
 
         Args:
-            output: What the model returned, with scores ``(B, classes)``.
-            targets: Probabilities ``(B, classes)``, all 0 for clips that could not be read.
-            num_items_in_batch: Number of clips that could be read in the whole step, of all processes and parts.
+            output: Output of the model, with scores ``(B, classes)``.
+            targets: Target probabilities ``(B, classes)``, all 0 for clips that cannot be read.
+            num_items_in_batch: Number of readable clips in the whole step, over all processes and parts; None counts
+                those of ``targets``.
         """
         losses = F.cross_entropy(scores_of(output).float(), targets, label_smoothing=self.smoothing, reduction="none")
         readable = targets.sum(-1) > 0
@@ -52,19 +53,19 @@ class ClipLoss:
 
 
 class ClipTrainer(Trainer):
-    """transformers' Trainer for any adapted model of clips.
+    """transformers' Trainer for any adapted model.
 
     Args:
         model: The adapted model.
-        arguments: Trainer's own.
+        arguments: Arguments of the Trainer.
         clips: The training clips.
         smoothing: Label smoothing.
-        mixup: Parameter alpha of mixup; 0 mixes nothing.
+        mixup: Mixup alpha; 0 turns mixup off.
 
     Attributes:
-        skipped: Reasons why videos could not be read, in the order in which that was seen.
-        readable: Number of clips so far that could be, of all processes together.
-        speed: How fast it goes.
+        skipped: Why videos could not be read, in the order of occurrence.
+        readable: Number of readable clips so far, over all processes.
+        speed: Measures the training speed.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class ClipTrainer(Trainer):
     ) -> None:
         loss = ClipLoss(smoothing)
         super().__init__(model, arguments, collate, train_dataset=clips, compute_loss_func=loss)
-        self.model_accepts_loss_kwargs = False  # image models take images only
+        self.model_accepts_loss_kwargs = False  # backbones take images only
         self.argument = first_parameter(model.get_base_model())
         self.classes = model.active_peft_config.num_labels
         self.mixup = v2.MixUp(alpha=mixup, num_classes=self.classes) if mixup else None
@@ -84,7 +85,7 @@ class ClipTrainer(Trainer):
         self.add_callback(StopIfNothingCanBeRead(self))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
-        """Take the batches of a step, noting how long they were waited for and what is wrong with them."""
+        """Return the batches of a step; record the time spent waiting for them, and the clips that cannot be read."""
         began = time.perf_counter()
         batches, count = super().get_batch_samples(*args, **kwargs)
         self.speed.waited += time.perf_counter() - began
@@ -98,7 +99,7 @@ class ClipTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Compute the loss of clips, mixed if that is wanted."""
+        """Compute the loss of a batch, with mixup if it is on."""
         clips, labels = inputs["clips"], inputs["labels"]
         readable = labels != IGNORED
         targets = F.one_hot(labels.clamp(min=0), self.classes).float() * readable[:, None]
@@ -109,26 +110,27 @@ class ClipTrainer(Trainer):
         return super().compute_loss(model, {self.argument: clips, "labels": targets}, return_outputs, **kwargs)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Save the adapter; that PEFT cannot look up whether the image model has text embeddings is no news."""
+        """Save the adapter, without PEFT's warnings that it cannot look up text embeddings of the backbone."""
         with warnings.catch_warnings():
             for message in ("Could not find a config file in", "Unable to fetch remote file"):
                 warnings.filterwarnings("ignore", message=message)
             super().save_model(*args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Leave the temporal embedding, like biases and norms, without weight decay."""
+        """Exclude the temporal embedding from weight decay, like biases and norms."""
         return [name for name in super().get_decay_parameter_names(model) if "temporal_embedding" not in name]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast training goes.
+    """Training speed.
 
     Attributes:
-        step_seconds: Time of a step without waiting for clips.
-        model_clips_per_second: Clips that the model trains on in a second, by all processes together.
-        loader_clips_per_second: Clips that the workers could deliver in a second, by all processes together.
-        waiting: Part of the time that was spent waiting for clips.
+        step_seconds: Seconds per step, without waiting for data.
+        model_clips_per_second: Clips per second that the model can train on, over all processes.
+        loader_clips_per_second: Clips per second that the workers can load, over all processes; None if none were
+            loaded.
+        waiting: Fraction of the time spent waiting for data.
     """
 
     step_seconds: float
@@ -138,10 +140,10 @@ class Speed:
 
     def __str__(self) -> str:
         loader = self.loader_clips_per_second
-        reading = f"workers can read {loader:.1f} clips/s; " if loader else ""
+        loading = f"workers load up to {loader:.1f} clips/s; " if loader else ""
         return (
-            f"{reading}the model takes {self.step_seconds:.3f} s per step, {self.model_clips_per_second:.1f} clips/s; "
-            f"{self.waiting:.0%} of the time was spent waiting for clips"
+            f"{loading}the model takes {self.step_seconds:.3f} s per step, {self.model_clips_per_second:.1f} clips/s; "
+            f"{self.waiting:.0%} of the time was spent waiting for data"
         )
 
     def to_dict(self) -> dict[str, float | None]:
@@ -150,7 +152,7 @@ class Speed:
 
 
 class SpeedCallback(TrainerCallback):
-    """Measures how fast training goes, from the second step on: the first one warms up."""
+    """Measure the training speed, from the second step on; the first one is a warmup."""
 
     def __init__(self) -> None:
         self.waited = 0.0
@@ -158,14 +160,14 @@ class SpeedCallback(TrainerCallback):
         self._steps, self._ended, self._clips, self._reading = 0, 0.0, 0, 0.0
 
     def read(self, seconds: float) -> None:
-        """Note how long it took to read a clip; those that stand for nothing took no time."""
+        """Record the loading time of a clip; 0 is that of a clip that fills up a batch, and does not count."""
         self._clips += seconds > 0
         self._reading += seconds
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note that a step is over."""
+        """Record the end of a step."""
         now = time.perf_counter()
         if self._began is None:
             self._began, self.waited = now, 0.0
@@ -173,7 +175,7 @@ class SpeedCallback(TrainerCallback):
             self._steps, self._ended = self._steps + 1, now
 
     def result(self, args: TrainingArguments) -> Speed | None:
-        """Return how fast it went, None if there were fewer than two steps."""
+        """Return the training speed, None if there were fewer than two steps."""
         if not self._steps:
             return None
         whole = self._ended - self._began
@@ -186,27 +188,27 @@ class SpeedCallback(TrainerCallback):
 
 
 class StopIfNothingCanBeRead(TrainerCallback):
-    """Ends a training whose first epoch had no clip to learn from: paths are wrong, most likely.
+    """Stop training after an epoch if no clip could be read so far, most likely because paths are wrong.
 
     Args:
-        trainer: Knows what was read.
+        trainer: The trainer, which counts the readable clips.
     """
 
     def __init__(self, trainer: ClipTrainer) -> None:
         self.trainer = trainer
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Check what was read.
+        """Check that some clips could be read.
 
         Raises:
-            ValueError: If it was nothing.
+            ValueError: If none could.
         """
         if not self.trainer.readable:
             raise ValueError(f"None of the training videos can be read. {next(iter(self.trainer.skipped), '')}")
 
 
 class _Reproducible(TrainerCallback):
-    """Makes what is random in a step, of clips and model, depend on seed and step alone, so it can be resumed."""
+    """Make the random numbers of a step, in clips and model, depend on seed and step only, so that runs can resume."""
 
     def __init__(self, clips: Dataset) -> None:
         self.clips = clips

@@ -1,4 +1,4 @@
-"""Reading frames of files, whole and broken."""
+"""Decoding frames of intact and broken video files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from peft_aim.video.data.decode import BrokenVideo, open_video
 
 @pytest.fixture(params=["pyav", "torchcodec"])
 def reader(request, monkeypatch):
-    """Each of the two libraries; PyAV stands in where torchcodec doesn't take a file."""
+    """Each of the two libraries; PyAV reads the files that torchcodec does not open."""
     if request.param == "pyav":
         monkeypatch.setattr(decode, "torchcodec", lambda: None)
     elif decode.torchcodec() is None:
@@ -24,7 +24,7 @@ def reader(request, monkeypatch):
 
 
 @pytest.mark.parametrize("indices", [[0, 1, 2], [11], [3, 3, 9], [10, 2, 6], list(range(12))])
-def test_the_frames_asked_for_are_read(tmp_path, reader, indices):
+def test_the_requested_frames_are_read(tmp_path, reader, indices):
     with open_video(write(tmp_path / "a.mp4")) as video:
         frames = video.read(indices)
         assert len(video.seconds) == 12
@@ -33,28 +33,28 @@ def test_the_frames_asked_for_are_read(tmp_path, reader, indices):
     assert shown(frames) == indices
 
 
-def test_frames_have_times(tmp_path, reader):
+def test_frames_have_presentation_times(tmp_path, reader):
     with open_video(write(tmp_path / "a.mp4", count=5, rate=10)) as video:
         assert np.allclose(video.seconds, [0.0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_frames_at_irregular_times_are_counted_and_not_interpolated(tmp_path):
+def test_frames_at_irregular_times_are_counted_not_interpolated(tmp_path):
     with pyav.opened(write_variable(tmp_path / "a.mp4", gaps=[1, 7, 1, 3, 2])) as video:
         assert np.allclose(video.seconds, [0.0, 0.1, 0.8, 0.9, 1.2])
         assert shown(video.read([0, 2, 4, 1])) == [0, 2, 4, 1]
 
 
-def test_only_what_is_needed_is_decoded(tmp_path, monkeypatch):
+def test_only_the_necessary_frames_are_decoded(tmp_path, monkeypatch):
     decoded = []
     tolerant = pyav._tolerant
     monkeypatch.setattr(pyav, "_tolerant", lambda stream: (decoded.append(1) or frame for frame in tolerant(stream)))
     with pyav.opened(write(tmp_path / "a.mp4", count=60, key_every=10)) as video:
         assert shown(video.read([0, 41])) == [0, round(41 * 20 % 256 / 20)]
-    assert len(decoded) <= 8  # of 60: B frames come a little early
+    assert len(decoded) <= 8  # of 60; B frames need a few more
 
 
-def test_a_truncated_video_gives_the_frames_that_are_there(tmp_path, reader):
-    path = tmp_path / "a.mkv"  # its frames come before any table of contents
+def test_truncated_videos_have_the_frames_that_are_left(tmp_path, reader):
+    path = tmp_path / "a.mkv"  # a container without an index at the end
     data = write(path, count=60, size=(64, 64)).read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with open_video(path) as video:
@@ -64,18 +64,18 @@ def test_a_truncated_video_gives_the_frames_that_are_there(tmp_path, reader):
 
 
 @pytest.mark.parametrize("what", ["empty", "note", "truncated"])
-def test_files_that_are_no_videos_are_named(tmp_path, reader, what):
+def test_files_that_are_not_videos_are_named(tmp_path, reader, what):
     path = write_broken(tmp_path)[what]
     with pytest.raises(BrokenVideo, match=f"{what}.mp4 cannot be read as a video"), open_video(path):
         pass
 
 
-def test_a_file_that_is_not_there_is_broken_too(tmp_path, reader):
+def test_missing_files_are_broken_too(tmp_path, reader):
     with pytest.raises(BrokenVideo, match="No such file"), open_video(tmp_path / "nowhere.mp4"):
         pass
 
 
-def test_sound_without_pictures_is_no_video(tmp_path, reader):
+def test_files_with_audio_only_are_broken(tmp_path, reader):
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
@@ -83,18 +83,18 @@ def test_sound_without_pictures_is_no_video(tmp_path, reader):
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(BrokenVideo, match="has no video in it"), open_video(path):
+    with pytest.raises(BrokenVideo, match="has no video stream"), open_video(path):
         pass
 
 
-def test_pyav_stands_in_where_torchcodec_gives_up(tmp_path, monkeypatch):
+def test_pyav_reads_what_torchcodec_cannot(tmp_path, monkeypatch):
     class Decoders:
         class VideoDecoder:
             metadata = type("Metadata", (), {"average_fps": 10.0})
 
             def __init__(self, path: str, num_ffmpeg_threads: int) -> None:
                 if "bad" in Path(path).name:
-                    raise RuntimeError("no table of contents")
+                    raise RuntimeError("no index")
 
             def __len__(self) -> int:
                 return 12
@@ -108,7 +108,7 @@ def test_pyav_stands_in_where_torchcodec_gives_up(tmp_path, monkeypatch):
             assert shown(video.read([1, 4])) == [1, 4]
 
 
-def test_a_damaged_frame_is_the_one_before_it_and_shifts_no_others(tmp_path, monkeypatch):
+def test_a_damaged_frame_is_replaced_by_the_one_before_and_shifts_no_others(tmp_path, monkeypatch):
     tolerant, path = pyav._tolerant, write(tmp_path / "a.mp4")
     with pyav.opened(path) as video:
         times = video._times
@@ -121,7 +121,7 @@ def test_a_damaged_frame_is_the_one_before_it_and_shifts_no_others(tmp_path, mon
         assert shown(video.read([8, 9, 10, 11])) == [8, 8, 8, 8]
 
 
-def test_titles_in_whatever_encoding_are_no_trouble(tmp_path, reader):
+def test_titles_may_have_any_encoding(tmp_path, reader):
     path = tmp_path / "a.avi"
     with av.open(str(path), "w") as container:
         container.metadata["title"] = "caf@"

@@ -1,4 +1,4 @@
-"""Which frames make a clip: exact indices."""
+"""Frame sampling: exact indices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peft_aim.video.data.sampling import evaluation_frames, training_frames, win
 
 @pytest.mark.parametrize("count", [1, 3, 8, 30, 301])
 @pytest.mark.parametrize("frames", [1, 8, 16])
-def test_one_frame_of_each_segment(count, frames):
+def test_each_segment_has_one_frame(count, frames):
     (centres,) = evaluation_frames(count, frames, stride=None)
     assert centres == [min(count - 1, int((i + 0.5) * count / frames)) for i in range(frames)]
     for _ in range(20):
@@ -18,7 +18,7 @@ def test_one_frame_of_each_segment(count, frames):
             assert int(i * count / frames) <= index <= min(count - 1, int((i + 1) * count / frames))
 
 
-def test_training_takes_every_frame_of_a_segment_and_every_start():
+def test_training_samples_every_frame_of_a_segment_and_every_start():
     drawn = torch.tensor([training_frames(12, 3, stride=None) for _ in range(500)])
     assert [set(column.tolist()) for column in drawn.T] == [{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}]
     clips = [training_frames(50, 8, stride=4) for _ in range(500)]
@@ -26,7 +26,7 @@ def test_training_takes_every_frame_of_a_segment_and_every_start():
     assert all(clip == list(range(clip[0], clip[0] + 29, 4)) for clip in clips)
 
 
-def test_strided_clips_start_at_the_centres_of_equal_intervals():
+def test_strided_clips_start_at_the_centers_of_equal_intervals():
     # 300 frames have 300 - 31 * 4 = 176 starts: three intervals of 58.67
     assert [clip[0] for clip in evaluation_frames(300, 32, stride=4, clips=3)] == [29, 88, 146]
     assert evaluation_frames(300, 32, stride=4) == [list(range(88, 88 + 125, 4))]
@@ -35,13 +35,13 @@ def test_strided_clips_start_at_the_centres_of_equal_intervals():
 
 @pytest.mark.parametrize("clips", [1, 3, 5, 7, 9])
 @pytest.mark.parametrize("stride", [None, 4])
-def test_the_middle_one_of_an_odd_number_of_clips_is_the_single_one(clips, stride):
+def test_the_middle_clip_of_an_odd_number_is_the_single_clip(clips, stride):
     for count in (1, 7, 30, 211, 300):
         of_many, of_one = (evaluation_frames(count, 8, stride, clips=k) for k in (clips, 1))
         assert of_many[clips // 2] == of_one[0]
 
 
-def test_short_videos_loop_with_a_stride_and_repeat_by_segments():
+def test_short_videos_loop_with_a_stride_and_repeat_frames_with_segments():
     assert evaluation_frames(10, 4, stride=4) == [[0, 4, 8, 2]]
     assert evaluation_frames(3, 4, stride=2, clips=2) == [[0, 2, 1, 0]] * 2
     assert evaluation_frames(2, 4, stride=None) == [[0, 0, 1, 1]]
@@ -49,7 +49,7 @@ def test_short_videos_loop_with_a_stride_and_repeat_by_segments():
     assert training_frames(1, 3, stride=None) == [0, 0, 0]
 
 
-def test_several_clips_by_segments_take_other_parts_of_each_segment():
+def test_several_clips_take_different_parts_of_each_segment():
     assert evaluation_frames(24, 4, stride=None, clips=3) == [[1, 7, 13, 19], [3, 9, 15, 21], [5, 11, 17, 23]]
 
 

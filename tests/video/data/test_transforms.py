@@ -1,4 +1,4 @@
-"""Preparing clips: every frame of a clip alike, labels mirrored with it, crops in their places."""
+"""Preprocessing and augmentation: the same for all frames of a clip, with labels that follow flips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GREY = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3)
 ALL = {"flip": True, "color_jitter": True, "rand_augment": (4, 7), "random_erasing": 0.5, "crop_scale": (0.2, 1.0)}
 
 
-def test_all_frames_of_a_clip_are_prepared_alike():
+def test_all_frames_of_a_clip_are_augmented_alike():
     frame = torch.randint(0, 255, (1, 3, 40, 60), dtype=torch.uint8)
     transform = ForTraining(GREY, Recipe(**ALL), ["a", "b"])
     results = [transform(frame.expand(5, -1, -1, -1), 0)[0] for _ in range(30)]
@@ -22,7 +22,7 @@ def test_all_frames_of_a_clip_are_prepared_alike():
     assert not torch.equal(results[0], results[1])
 
 
-def test_frames_are_not_mixed_with_one_another():
+def test_augmentation_does_not_mix_frames():
     frames = torch.randint(0, 255, (3, 3, 40, 60), dtype=torch.uint8)
     changed = frames.clone()
     changed[1] = 255 - changed[1]
@@ -35,7 +35,7 @@ def test_frames_are_not_mixed_with_one_another():
         assert torch.equal(one[0], other[0]) and torch.equal(one[2], other[2])
 
 
-def test_mirrored_clips_of_left_are_clips_of_right():
+def test_flips_swap_the_labels_of_flip_pairs():
     frames = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     frames[..., :8] = 255  # bright on the left
     recipe = Recipe(flip=True, flip_pairs=(("left", "right"),), crop_scale=(1.0, 1.0))
@@ -49,29 +49,29 @@ def test_mirrored_clips_of_left_are_clips_of_right():
         assert seen == {(False, label), (True, 1 if bright == "left" else 2)}
 
 
-def test_pairs_of_something_something_are_mirrored():
+def test_flip_pairs_of_something_something_are_swapped():
     recipe = preset("ssv2")
     pairs = mirrored_labels(recipe.flip_pairs, [str(i) for i in range(174)])
     assert pairs == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
-    with pytest.raises(ValueError, match="names 'west', which is none of the 2 classes"):
+    with pytest.raises(ValueError, match="contains 'west', which is not one of the 2 classes"):
         mirrored_labels((("west", "east"),), ["left", "right"])
 
 
-def test_nothing_is_flipped_unasked():
+def test_flips_are_off_by_default():
     frames = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     frames[..., :8] = 255
     transform = ForTraining(GREY, Recipe(crop_scale=(1.0, 1.0)), ["left", "right"])
     assert all(transform(frames, 0)[0][..., :4].mean() == 1 for _ in range(20))
 
 
-def test_strength_of_rand_augment_is_out_of_thirty_as_in_the_official_configs():
+def test_rand_augment_magnitudes_are_out_of_30_as_in_the_official_configs():
     operations = ForTraining(GREY, preset("ssv2"), [str(i) for i in range(174)]).steps.transforms[1]
     assert operations.num_ops == 4
     angles, _ = operations._AUGMENTATION_SPACE["Rotate"]
     assert angles(operations.num_magnitude_bins, 224, 224)[operations.magnitude] == pytest.approx(7.0)  # of 30 degrees
 
 
-def test_evaluation_takes_the_centre_or_crops_from_end_to_end():
+def test_evaluation_crops_the_center_or_from_end_to_end():
     frame = torch.zeros(1, 3, 16, 48, dtype=torch.uint8)
     frame[..., 16:32], frame[..., 32:] = 128, 255
     assert torch.equal(ForEvaluation(GREY)(frame), ForEvaluation(GREY, crops=3)(frame)[1:2])
@@ -91,7 +91,7 @@ def test_frames_of_any_size_fit(size, wanted):
     assert torch.equal(clip, torch.ones(2, 3, *wanted))
 
 
-def test_pictures_show_what_was_there():
+def test_to_image_undoes_the_normalization():
     frames = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
     clip = ForEvaluation(GREY)(frames)[0]
     assert torch.allclose(to_image(clip, GREY), frames.permute(0, 2, 3, 1) / 255, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Training on videos: from files to an adapter, whatever happens on the way."""
+"""Training on videos: clips, loss, outputs, interruption and resuming, several processes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.data.clips import IGNORED, EvaluationClips, TrainingClips
 from peft_aim.video.data.data import Data, notes_on, typical_seconds
 from peft_aim.video.data.transforms import ForTraining, Preprocessing
+from peft_aim.video.data.views import Views
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.checkpoints import COMPLETE, last_complete
 from peft_aim.video.training.run import adapt, halve, measure_speed, new_trainer, train
@@ -48,7 +49,7 @@ def clips_of(folder: Path, recipe: Recipe = SHORT) -> TrainingClips:
     return TrainingClips(data.train, recipe, ForTraining(GREY, recipe, data.classes))
 
 
-def test_clips_depend_on_seed_epoch_and_video_alone(folder):
+def test_clips_depend_on_seed_epoch_and_video_only(folder):
     recipe = Recipe(frames=4, flip=True)
     clips = clips_of(folder, recipe)
     first = clips[2]["clips"]
@@ -60,7 +61,7 @@ def test_clips_depend_on_seed_epoch_and_video_alone(folder):
     assert not torch.equal(clips_of(folder, Recipe(frames=4, flip=True, seed=1))[2]["clips"], first)
 
 
-def test_workers_that_outlive_an_epoch_see_the_next_one(folder):
+def test_persistent_workers_see_the_next_epoch(folder):
     clips = clips_of(folder, Recipe(frames=4, flip=True))
     loader = torch.utils.data.DataLoader(clips, batch_size=6, num_workers=1, persistent_workers=True)
     first, again = (next(iter(loader))["clips"] for _ in range(2))
@@ -69,7 +70,7 @@ def test_workers_that_outlive_an_epoch_see_the_next_one(folder):
     assert not torch.equal(next(iter(loader))["clips"], first)
 
 
-def test_a_video_that_breaks_is_ignored_and_named(folder):
+def test_broken_videos_are_ignored_and_reported(folder):
     clips = clips_of(folder)
     assert clips[0]["labels"] == 0 and clips[5]["labels"] == 1 and clips[0]["skipped"] == ""
     clips.videos[0][0].write_bytes(b"")
@@ -80,10 +81,10 @@ def test_a_video_that_breaks_is_ignored_and_named(folder):
 @pytest.mark.parametrize(
     ("views", "count", "single"), [((1, 1), 1, 0), ((3, 3), 9, 4), ((1, 3), 3, 1), ((4, 3), 12, 12), ((2, 2), 4, 4)]
 )
-def test_the_single_view_is_among_the_others_if_it_can(folder, views, count, single):
+def test_the_single_view_is_one_of_the_others_if_possible(folder, views, count, single):
     videos = Data.find(folder).val
-    many = EvaluationClips(videos, 2, None, views, GREY, min_frames=1)
-    one = EvaluationClips(videos, 2, None, (1, 1), GREY, min_frames=1)
+    many = EvaluationClips(videos, Views(2, None, *views, GREY), min_frames=1)
+    one = EvaluationClips(videos, Views(2, None, 1, 1, GREY), min_frames=1)
     assert (many.count, many.single) == (count, single)
     assert len(many[1]["clips"]) == max(count, single + 1)
     assert torch.equal(many[1]["clips"][single], one[1]["clips"][0])
@@ -92,7 +93,7 @@ def test_the_single_view_is_among_the_others_if_it_can(folder, views, count, sin
 # The loss.
 
 
-def test_the_loss_is_the_mean_over_readable_clips_in_whatever_parts():
+def test_the_loss_is_the_mean_over_readable_clips_in_any_parts():
     scores, labels = torch.randn(8, 3), torch.tensor([0, 1, 2, IGNORED, 1, IGNORED, 0, 2])
     targets = F.one_hot(labels.clamp(min=0), 3).float() * (labels >= 0)[:, None]
     for smoothing in (0.0, 0.1):
@@ -105,8 +106,8 @@ def test_the_loss_is_the_mean_over_readable_clips_in_whatever_parts():
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
-def test_accumulation_changes_nothing(folder, tmp_path, image_model, accumulation):
-    folder.joinpath("train/dark/0.mp4").write_bytes(b"")  # in one of the parts
+def test_gradient_accumulation_does_not_change_the_result(folder, tmp_path, image_model, accumulation):
+    folder.joinpath("train/dark/0.mp4").write_bytes(b"")  # in one of the accumulation steps
     recipe = Recipe(**{**vars(SHORT), "batch_size": 4, "accumulation": accumulation, "epochs": 2, "lr": 1e-2})
     train(Data.find(folder), image_model, tmp_path / "out", recipe)
     whole = Recipe(**{**vars(recipe), "accumulation": 1})
@@ -128,11 +129,11 @@ def test_mixup_mixes_readable_clips_and_their_labels(folder, tmp_path, image_mod
     mixed, targets = seen["pixel_values"][:, 0, 0, 0, 0], seen["labels"]
     assert mixed[2] == 2 and targets[2].sum() == 0
     assert torch.allclose(targets.sum(-1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
-    part = targets[0, 0]  # of clip 0, the rest is of clip 3
+    part = targets[0, 0]  # weight of clip 0; the rest is clip 3
     assert torch.allclose(mixed[[0, 1, 3]], torch.stack([3 * (1 - part), part, part * 3 + (1 - part)]))
 
 
-def test_no_weight_decay_on_norms_biases_and_the_temporal_embedding(folder, tmp_path, image_model):
+def test_norms_biases_and_the_temporal_embedding_have_no_weight_decay(folder, tmp_path, image_model):
     model, _ = adapt(Data.find(folder), Source(image_model), SHORT)
     decayed = new_trainer(model, clips_of(folder), SHORT, tmp_path).get_decay_parameter_names(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -141,19 +142,19 @@ def test_no_weight_decay_on_norms_biases_and_the_temporal_embedding(folder, tmp_
         assert (name in decayed) == (parameter.ndim == 2), name
 
 
-# The whole way.
+# From videos to an adapter.
 
 
-def test_train_saves_an_adapter_that_says_what_it_is(folder, tmp_path, capsys):
+def test_train_saves_an_adapter_with_its_description(folder, tmp_path, capsys):
     broken = write_broken(folder / "train" / "dark")
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "weights.safetensors")
     output = tmp_path / "adapter"
     of_model = ["--model", "test_vit", "--weights", str(tmp_path / "weights.safetensors")]
     assert main(["train", str(folder), *of_model, *OPTIONS, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
-    assert "On val, 4 videos evaluated, 0 skipped" in printed and "class / taken for" in printed
-    assert "4 files skipped" in printed and all(str(path) in printed for path in broken.values())
-    assert re.search(r"workers can read [\d.]+ clips/s; the model takes [\d.]+ s per step, [\d.]+ clips/s", printed)
+    assert "val: 4 videos evaluated, 0 skipped" in printed and "true / predicted" in printed
+    assert "Files skipped: 4" in printed and all(str(path) in printed for path in broken.values())
+    assert re.search(r"workers load up to [\d.]+ clips/s; the model takes [\d.]+ s per step, [\d.]+ clips/s", printed)
     assert {path.name for path in output.iterdir()} == {
         *("adapter_model.safetensors", "adapter_config.json", "README.md"),
         *("report.json", "evaluation.json", "confusion.png"),
@@ -173,7 +174,7 @@ def test_train_saves_an_adapter_that_says_what_it_is(folder, tmp_path, capsys):
     assert not any("blocks.0.attn.qkv" in key for key in weights(output))
 
 
-def test_check_names_broken_videos_before_training(folder, tmp_path, image_model, capsys, monkeypatch):
+def test_check_finds_broken_videos_before_training(folder, tmp_path, image_model, capsys, monkeypatch):
     write_broken(folder / "train" / "dark")
     seen = []
     monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: seen.append(len(self.train_dataset.videos)) or self)
@@ -184,7 +185,7 @@ def test_check_names_broken_videos_before_training(folder, tmp_path, image_model
     assert "Checking train" in capsys.readouterr().err
 
 
-def test_recipes_reach_adapter_and_trainer(folder, tmp_path, image_model, monkeypatch):
+def test_recipes_configure_adapter_and_trainer(folder, tmp_path, image_model, monkeypatch):
     seen = {}
 
     def stop(self, **_):
@@ -207,13 +208,13 @@ def test_recipes_reach_adapter_and_trainer(folder, tmp_path, image_model, monkey
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"recompute": "block"}, {"mixup": 0.8}, {"workers": 2}])
-def test_other_ways_to_train(folder, tmp_path, image_model, changes):
+def test_other_recipes_train(folder, tmp_path, image_model, changes):
     recipe = Recipe(**{**vars(SHORT), "label_smoothing": 0.1, "flip": True, **changes})
     _, report = train(Data.find(folder), image_model, tmp_path / "out", recipe)
     assert report.evaluation.videos == 4
 
 
-def test_an_adapter_is_saved_in_half_precision_once_it_is_trained(folder, tmp_path, image_model):
+def test_trained_adapters_can_be_saved_in_half_precision(folder, tmp_path, image_model):
     adapted, _ = train(
         Data.find(folder), image_model, tmp_path / "out", Recipe(**{**vars(SHORT), "save_dtype": "float16"})
     )
@@ -227,7 +228,7 @@ def test_an_adapter_is_saved_in_half_precision_once_it_is_trained(folder, tmp_pa
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch cannot trace the context managers of PeftModel yet")
-def test_a_compiled_model_is_trained_and_saved_as_any_other(folder, tmp_path, image_model):
+def test_compiled_models_are_trained_and_saved_like_others(folder, tmp_path, image_model):
     recipe = Recipe(**{**vars(SHORT), "compile": True, "lr": 1e-2})
     train(Data.find(folder), image_model, tmp_path / "out", recipe)
     train(Data.find(folder), image_model, tmp_path / "plain", Recipe(**{**vars(recipe), "compile": False}))
@@ -236,10 +237,10 @@ def test_a_compiled_model_is_trained_and_saved_as_any_other(folder, tmp_path, im
         assert torch.allclose(tensor, expected[key], atol=1e-3), key
 
 
-def test_noise_shows_the_models_own_speed(folder, image_model, capsys):
+def test_random_clips_measure_the_speed_of_the_model(folder, image_model, capsys):
     assert measure_speed(Data.find(folder), image_model, SHORT, steps=3).model_clips_per_second > 0
     assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--synthetic"]) == 0
-    assert re.search(r"On noise: the model takes [\d.]+ s per step", capsys.readouterr().out)
+    assert re.search(r"On random clips: the model takes [\d.]+ s per step", capsys.readouterr().out)
 
 
 def test_a_linear_head_alone_can_be_trained(folder, tmp_path, image_model):
@@ -248,15 +249,17 @@ def test_a_linear_head_alone_can_be_trained(folder, tmp_path, image_model):
     assert report.trained_parameters == 2 * 32 + 2
 
 
-def test_what_limits_the_results_is_noted(folder):
+def test_missing_videos_are_noted(folder):
     data = Data.find(folder)
     assert notes_on(data) == []
-    assert notes_on(Data(data.classes, data.train, data.val[2:])) == ["No video of val is of the classes ['dark']."]
-    assert notes_on(Data(data.classes, data.train)) == ["There is no split val, so nothing was evaluated."]
+    assert notes_on(Data(data.classes, data.train, data.val[2:])) == [
+        "The val split has no videos of the classes ['dark']."
+    ]
+    assert notes_on(Data(data.classes, data.train)) == ["There is no val split, so the adapter is not evaluated."]
     assert typical_seconds(data.train) == pytest.approx(0.4)
 
 
-# Interrupted and resumed.
+# Interruption and resuming.
 
 
 def command(folder: Path, model: str, output: Path, *more: str) -> list[str]:
@@ -297,7 +300,7 @@ def uninterrupted(tmp_path_factory, image_model):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_training_that_is_stopped_goes_on_where_it_was(uninterrupted, tmp_path, image_model, how):
+def test_interrupted_training_resumes_to_the_same_result(uninterrupted, tmp_path, image_model, how):
     videos, output = uninterrupted / "videos", tmp_path / "out"
     process = subprocess.Popen(command(videos, image_model, output), stderr=subprocess.PIPE, text=True)
     wait_for(output / "checkpoints" / "checkpoint-8" / COMPLETE, process)
@@ -306,21 +309,21 @@ def test_a_training_that_is_stopped_goes_on_where_it_was(uninterrupted, tmp_path
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     assert not (output / "adapter_model.safetensors").exists()
     if how == signal.SIGINT:
-        assert "interrupted; a checkpoint is in" in error and "go on with --resume" in error
-    # As if it had been killed while writing another one.
+        assert "interrupted; a checkpoint is in" in error and "continue with --resume" in error
+    # As if killed while writing another checkpoint.
     half = output / "checkpoints" / "checkpoint-99"
     half.mkdir()
     (half / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
     result = subprocess.run(command(videos, image_model, output, "--resume"), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "Going on from" in result.stdout and "checkpoint-99" not in result.stdout
-    assert "1 files skipped" in result.stdout
+    assert "Resuming from" in result.stdout and "checkpoint-99" not in result.stdout
+    assert "Files skipped: 1" in result.stdout
     expected = weights(uninterrupted / "out")
     for key, tensor in weights(output).items():
         assert torch.equal(tensor, expected[key]), key
 
 
-def test_only_complete_checkpoints_count(tmp_path):
+def test_incomplete_checkpoints_are_deleted(tmp_path):
     for step, complete in ((5, True), (10, True), (15, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if complete:
@@ -329,34 +332,34 @@ def test_only_complete_checkpoints_count(tmp_path):
     assert not (tmp_path / "checkpoint-15").exists()
 
 
-def test_a_training_is_resumed_with_its_own_settings_only(folder, tmp_path, image_model, capsys, monkeypatch):
+def test_runs_only_resume_with_the_same_settings(folder, tmp_path, image_model, capsys, monkeypatch):
     monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]
     assert main([*arguments, "--resume"]) == 1
-    assert "There is nothing to resume in" in capsys.readouterr().err
+    assert "Nothing to resume in" in capsys.readouterr().err
     assert main(arguments) == 130
     assert main(arguments) == 1
-    assert "or go on with the training in it with --resume" in capsys.readouterr().err
+    assert "or resume the training run in it with --resume" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--lr", "0.5"]) == 1
-    assert "was begun with lr=0.001. Resume it with the same settings" in capsys.readouterr().err
+    assert "was started with lr=0.001. Resume it with the same settings" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--workers", "1"]) == 130
-    assert "No checkpoint is complete yet: starting from the beginning" in capsys.readouterr().out
+    assert "No complete checkpoint yet: training from the start" in capsys.readouterr().out
 
 
-def test_nothing_is_overwritten_unasked(folder, tmp_path, image_model, capsys):
+def test_outputs_are_only_overwritten_on_request(folder, tmp_path, image_model, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "config.json").write_text("{}")
     (tmp_path / "file").write_text("")
     arguments = ["train", str(folder), "--model", image_model, "--output"]
     assert main([*arguments, str(tmp_path / "full")]) == 1
-    assert "full is not empty. Give another folder, or allow it with --overwrite." in capsys.readouterr().err
+    assert "full is not empty. Give another folder, or write to it with --overwrite." in capsys.readouterr().err
     assert main([*arguments, str(tmp_path / "file")]) == 1
     assert "file is a file. Give a folder." in capsys.readouterr().err
     assert main(arguments[:-1]) == 1
-    assert "Say where the adapter is to be saved with --output DIR" in capsys.readouterr().err
+    assert "--output is missing. Give the folder to save the adapter to with --output DIR" in capsys.readouterr().err
 
 
-def test_a_mistake_before_training_leaves_the_output_as_it_was(folder, tmp_path, image_model, capsys):
+def test_errors_before_training_leave_the_output_unchanged(folder, tmp_path, image_model, capsys):
     output = tmp_path / "out"
     assert main(["train", str(folder), "--model", "vit_tinny", *OPTIONS, "--output", str(output)]) == 1
     assert not output.exists()
@@ -366,7 +369,7 @@ def test_a_mistake_before_training_leaves_the_output_as_it_was(folder, tmp_path,
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
-def test_overwriting_leaves_no_results_of_others(folder, tmp_path, image_model):
+def test_overwriting_removes_earlier_results(folder, tmp_path, image_model):
     arguments = ["--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]
     assert main(["train", str(folder), *arguments]) == 0
     shutil.rmtree(folder / "val")
@@ -375,7 +378,7 @@ def test_overwriting_leaves_no_results_of_others(folder, tmp_path, image_model):
     assert left == {"adapter_model.safetensors", "adapter_config.json", "README.md", "report.json"}
 
 
-def test_nothing_to_learn_from_is_an_error_after_an_epoch(folder, tmp_path, image_model, capsys):
+def test_training_without_readable_videos_is_an_error(folder, tmp_path, image_model, capsys):
     (folder / "list.txt").write_text("wrong/a.mp4 0\nwrong/b.mp4 1\n")
     arguments = ["--model", image_model, *OPTIONS, "--epochs", "9", "--output", str(tmp_path / "out")]
     assert main(["train", str(folder / "list.txt"), *arguments]) == 1
@@ -385,30 +388,30 @@ def test_nothing_to_learn_from_is_an_error_after_an_epoch(folder, tmp_path, imag
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_nothing_to_evaluate_on_is_noted(folder, tmp_path, image_model, capsys):
+def test_unreadable_validation_videos_are_noted(folder, tmp_path, image_model, capsys):
     for path in (folder / "val").rglob("*.mp4"):
         path.write_bytes(b"")
     assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]) == 0
-    assert "Note: None of the 4 videos to evaluate on can be read" in capsys.readouterr().out
+    assert "Note: None of the 4 evaluation videos can be read" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "report.json").read_text())["results"] is None
 
 
-def test_flip_pairs_go_with_flip(folder, tmp_path, image_model, capsys):
+def test_flip_pairs_need_flip(folder, tmp_path, image_model, capsys):
     arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--flip-pairs", "dark=light"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
     assert "Give --flip, too" in capsys.readouterr().err
 
 
-def test_other_videos_are_another_training(folder, tmp_path, image_model, capsys, monkeypatch):
+def test_runs_only_resume_with_the_same_videos(folder, tmp_path, image_model, capsys, monkeypatch):
     monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]
     assert main(arguments) == 130
     (folder / "train" / "dark" / "0.mp4").unlink()
     assert main([*arguments, "--resume"]) == 1
-    assert re.search("was begun with videos='[0-9a-f]+'", capsys.readouterr().err)
+    assert re.search("was started with videos='[0-9a-f]+'", capsys.readouterr().err)
 
 
-def test_ctrl_c_is_given_back_whatever_happens(folder, tmp_path, image_model, monkeypatch):
+def test_the_ctrl_c_handler_is_restored_after_errors(folder, tmp_path, image_model, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(ClipTrainer, "training_step", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -416,7 +419,7 @@ def test_ctrl_c_is_given_back_whatever_happens(folder, tmp_path, image_model, mo
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_adapter_is_saved_before_anything_can_go_wrong_in_evaluation(folder, tmp_path, image_model, monkeypatch):
+def test_adapters_are_saved_before_evaluation(folder, tmp_path, image_model, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -428,8 +431,8 @@ def test_an_adapter_is_saved_before_anything_can_go_wrong_in_evaluation(folder, 
 # Several processes.
 
 
-def test_two_processes_train_the_adapter_that_one_does(folder, tmp_path, image_model):
-    (folder / "train" / "light" / "3.mp4").write_bytes(b"")  # one process sees more broken clips than the other
+def test_two_processes_train_the_same_adapter_as_one(folder, tmp_path, image_model):
+    (folder / "train" / "light" / "3.mp4").write_bytes(b"")  # one process has more broken clips than the other
     options = ["--frames", "2", "--epochs", "3", "--batch-size", "4", "--workers", "0", "--flip", "--lr", "0.01"]
     same = ["--drop-path", "0", "--head-dropout", "0"]
     arguments = [str(folder), "--model", image_model, *options, *same, "--views", "3x1"]
@@ -446,8 +449,8 @@ def test_two_processes_train_the_adapter_that_one_does(folder, tmp_path, image_m
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert result.returncode == 0, result.stderr
-        assert result.stdout.count("On val, 4 videos evaluated") == 1
-        assert "1 files skipped" in result.stdout
+        assert result.stdout.count("val: 4 videos evaluated") == 1
+        assert "Files skipped: 1" in result.stdout
     expected = weights(tmp_path / "one")
     for key, tensor in weights(tmp_path / "two").items():
         assert torch.allclose(tensor, expected[key], atol=1e-5), key
@@ -455,7 +458,7 @@ def test_two_processes_train_the_adapter_that_one_does(folder, tmp_path, image_m
     assert one["views"]["3x1"]["confusion"] == two["views"]["3x1"]["confusion"]
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(folder, tmp_path, image_model, monkeypatch):
+def test_batches_that_cannot_be_divided_are_rejected(folder, tmp_path, image_model, monkeypatch):
     class Three:
         num_processes = 3
 

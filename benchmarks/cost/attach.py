@@ -1,0 +1,88 @@
+"""What attaching an adapter costs: arithmetic and memory of ``get_peft_model``, beside those of one image."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measuring.counting import Alive
+from peft_aim import AIMConfig
+from peft_aim.backbone import inspect_backbone
+
+Facts = dict[str, Any]
+
+
+def attaching(models: dict[str, str], **options: Any) -> list[Facts]:
+    """Attach adapters to models, and count.
+
+    Args:
+        models: timm's names of the models, by their names in the table.
+        options: Arguments of ``timm.create_model``.
+    """
+    found = []
+    for title, name in models.items():
+
+        def build(name: str = name) -> nn.Module:
+            torch.manual_seed(0)
+            return timm.create_model(name, num_classes=0, **options).eval().requires_grad_(False)
+
+        found.append({"model": title, "timm": name, **arithmetic(build()), **memory(build())})
+        print(found[-1], flush=True)
+    return found
+
+
+def arithmetic(model: nn.Module) -> Facts:
+    """Count multiply-adds in units of 10^9 (GMAC), and how often the model runs.
+
+    Returns:
+        GMAC of one image and of attaching an adapter, and their ratio; the seconds of attaching; the number of times
+        that the model runs for the first adapter, for a second one, and for a saved one after ``unload()``.
+    """
+    runs: list[None] = []
+    of_image = counted(lambda: model(torch.zeros(1, *model.pretrained_cfg["input_size"])))
+    model.register_forward_pre_hook(lambda *_: runs.append(None))
+    adapted: list[PeftModel] = []
+    began = time.perf_counter()
+    of_attaching = counted(lambda: adapted.append(get_peft_model(model, AIMConfig())))
+    seconds, first = time.perf_counter() - began, len(runs)
+    adapted[0].add_adapter("second", AIMConfig(temporal_adapters=2))
+    second = len(runs) - first
+    with tempfile.TemporaryDirectory() as folder:
+        adapted[0].save_pretrained(folder)
+        PeftModel.from_pretrained(adapted[0].unload(), folder)
+    return {
+        "image_gmac": of_image,
+        "attach_gmac": of_attaching,
+        "ratio": of_attaching / of_image,
+        "seconds": round(seconds, 1),
+        "runs": [first, second, len(runs) - first - second],
+    }
+
+
+def memory(model: nn.Module) -> Facts:
+    """Return megabytes: the peak of the inspection, that of running two images, and the largest block's weights."""
+    images = torch.zeros(2, *model.pretrained_cfg["input_size"])
+    with torch.no_grad(), Alive() as forward:
+        model(images)
+    with Alive() as inspection:
+        blocks = inspect_backbone(model).blocks
+    sizes = [sum(p.numel() * p.element_size() for p in model.get_submodule(name).parameters()) for name in blocks]
+    peaks = {"inspection_mb": inspection.peak / 1e6, "two_images_mb": forward.peak / 1e6}
+    return {**peaks, "largest_block_mb": max(sizes) / 1e6}
+
+
+def counted(function: Callable[[], object]) -> float:
+    """Return the multiply-adds of a call, in units of 10^9, without warnings about skipped blocks."""
+    with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        function()
+    return counter.get_total_flops() / 2e9

@@ -1,0 +1,1 @@
+"""What does a block with AIM's three adapters look like? ``python -m benchmarks.drawing``."""

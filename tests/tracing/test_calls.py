@@ -1,0 +1,157 @@
+"""The traced calls of a model, and copies that need not run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peft_aim.tracing.calls import Call, running, trace
+from peft_aim.tracing.copies import traits
+from peft_aim.tracing.stand_ins import standing_in
+
+X = {"x": torch.ones(2, 4)}
+
+
+class Scaled(nn.Module):
+    """Counts how often it runs."""
+
+    def __init__(self, factor: float = 1.0, activation=F.relu) -> None:
+        super().__init__()
+        self.factor, self.activation, self.runs = factor, activation, [0]
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, None]:
+        self.runs[0] += 1
+        return self.activation(self.linear(x)) * self.factor, None
+
+
+class Chain(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x, _ = block(x)
+        return x
+
+
+def is_scaled(call: Call) -> bool:
+    return isinstance(call.module, Scaled)
+
+
+def runs(*blocks: Scaled) -> list[int]:
+    trace(Chain(*blocks), X, once=is_scaled)
+    return [block.runs[0] for block in blocks]
+
+
+def alike(factor: float = 1.0, **options) -> Scaled:
+    """Return one whose counter is not compared."""
+    block = Scaled(factor, **options)
+    block.runs = Counter()
+    return block
+
+
+class Counter(list):
+    """A counter that is equal to any other."""
+
+    def __init__(self) -> None:
+        super().__init__([0])
+
+
+@pytest.fixture(autouse=True)
+def counters_are_no_traits(monkeypatch):
+    from peft_aim.tracing import copies
+
+    trait = copies.trait
+    monkeypatch.setattr(copies, "trait", lambda value: Counter if isinstance(value, Counter) else trait(value))
+
+
+def test_of_copies_one_runs():
+    assert runs(alike(), alike(), alike()) == [1, 0, 0]
+
+
+@pytest.mark.parametrize("other", [lambda: alike(2.0), lambda: alike(activation=F.gelu), lambda: with_buffer(alike())])
+def test_modules_that_differ_in_anything_but_weights_run(other):
+    assert runs(alike(), other(), alike()) == [1, 1, 0]
+
+
+def with_buffer(block: Scaled) -> Scaled:
+    block.register_buffer("mask", torch.ones(2))
+    return block
+
+
+def test_modules_that_share_a_part_run():
+    one, other = alike(), alike()
+    other.linear = one.linear
+    assert runs(one, other) == [1, 1]
+
+
+def test_copies_that_are_called_in_another_way_run():
+    class Uneven(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            for block, given in zip(self.blocks, (None, None, torch.ones(4), x, torch.ones(4)), strict=True):
+                x, _ = block(x, bias=given)
+            return x
+
+    blocks = [alike() for _ in range(5)]
+    trace(Uneven(*blocks), X, once=is_scaled)
+    assert [block.runs[0] for block in blocks] == [1, 0, 1, 1, 0]
+
+
+def test_a_copy_returns_its_input_and_has_the_calls_of_the_original():
+    model = Chain(alike(), alike())
+    root, output = trace(model, X, once=is_scaled)
+    first, second = root.children
+    assert second.copy_of is first and second.original is first and first.original is first
+    assert [call.name for call in second.walk()] == ["blocks.1", "blocks.1.linear"]
+    assert second.children[0].module is model.blocks[1].linear
+    assert torch.equal(output, model.blocks[0](X["x"])[0])
+    assert second.returned != second.given  # not the very tensor, which somebody may change in place
+
+
+def test_forwards_are_restored_and_hooks_run(monkeypatch):
+    model, seen = Chain(alike(), alike()), []
+    model.blocks[1].register_forward_hook(lambda *_: seen.append(1))
+    model.blocks[0].register_forward_hook(lambda *_: None)  # as many hooks
+    own = model.blocks[1].forward = lambda x: (x, None)
+    trace(model, X, once=is_scaled)
+    assert seen == [1] and model.blocks[1].forward is own and "forward" not in vars(model.blocks[0])
+    with pytest.raises(ZeroDivisionError), standing_in({model.blocks[0]: lambda x: 1 / 0}):
+        model.blocks[0](X["x"])
+    assert "forward" not in vars(model.blocks[0])
+
+
+def test_a_call_can_be_made_again_on_other_tokens():
+    class Named(nn.Module):
+        def forward(self, pair: tuple[Tensor, str], *, shift: Tensor) -> tuple[Tensor, str]:
+            return pair[0] + shift, pair[1]
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Named()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(pair=(x, "text"), shift=torch.tensor(3.0))[0]
+
+    root, _ = trace(Outer(), X)
+    (call,) = root.children
+    assert call.given.shape == (2, 4) and call.kwargs["pair"] == (None, "text")
+    tokens, text = call.again(torch.zeros(1))
+    assert tokens == 3 and text == "text"
+
+
+def test_drop_rates_are_no_traits_unless_they_are_zero():
+    assert traits(nn.Dropout(0.1)) == traits(nn.Dropout(0.2)) != traits(nn.Dropout(0.0))
+
+
+def test_running_freezes_and_restores():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval()).train()
+    model[0].bias.requires_grad_(False)
+    before = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
+    with running(model, training=True):
+        assert not any(p.requires_grad for p in model.parameters()) and not model[1].training
+    assert ([p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]) == before
