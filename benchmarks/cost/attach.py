@@ -5,16 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import timm
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring.counting import Alive
+from benchmarks.measuring.counting import Alive, gmac
 from peft_aim import AIMConfig
 from peft_aim.backbone import inspect_backbone
 
@@ -48,11 +46,13 @@ def arithmetic(model: nn.Module) -> Facts:
         that the model runs for the first adapter, for a second one, and for a saved one after ``unload()``.
     """
     runs: list[None] = []
-    of_image = counted(lambda: model(torch.zeros(1, *model.pretrained_cfg["input_size"])))
+    of_image = gmac(lambda: model(torch.zeros(1, *model.pretrained_cfg["input_size"])))
     model.register_forward_pre_hook(lambda *_: runs.append(None))
     adapted: list[PeftModel] = []
     began = time.perf_counter()
-    of_attaching = counted(lambda: adapted.append(get_peft_model(model, AIMConfig())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about skipped blocks
+        of_attaching = gmac(lambda: adapted.append(get_peft_model(model, AIMConfig())))
     seconds, first = time.perf_counter() - began, len(runs)
     adapted[0].add_adapter("second", AIMConfig(temporal_adapters=2))
     second = len(runs) - first
@@ -78,11 +78,3 @@ def memory(model: nn.Module) -> Facts:
     sizes = [sum(p.numel() * p.element_size() for p in model.get_submodule(name).parameters()) for name in blocks]
     peaks = {"inspection_mb": inspection.peak / 1e6, "two_images_mb": forward.peak / 1e6}
     return {**peaks, "largest_block_mb": max(sizes) / 1e6}
-
-
-def counted(function: Callable[[], object]) -> float:
-    """Return the multiply-adds of a call, in units of 10^9, without warnings about skipped blocks."""
-    with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        function()
-    return counter.get_total_flops() / 2e9

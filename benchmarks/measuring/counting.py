@@ -11,7 +11,30 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+# torch before 2.15 doesn't count its attention kernel for CPUs.
+ON_CPU = {
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **options: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **options: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+def gmac(function: Callable[[], object]) -> float:
+    """Return the multiply-adds of a call, in units of 10^9 (GMAC).
+
+    Example:
+        >>> from torch.nn.functional import scaled_dot_product_attention
+        >>> q, k, v = torch.ones(3, 2, 4, 100, 50)  # 8 sequences: q k^T, then its product with v
+        >>> gmac(lambda: scaled_dot_product_attention(q, k, v)) == 8 * 2 * 100 * 100 * 50 / 1e9
+        True
+    """
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+        function()
+    return counter.get_total_flops() / 2e9
 
 
 def cost_of_step(model: nn.Module, clips: Tensor, loss: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -33,15 +56,14 @@ def cost_of_step(model: nn.Module, clips: Tensor, loss: Callable[[Tensor], Tenso
             saved[tensor.untyped_storage()._cdata] = tensor  # a reference, or the address could be reused
         return tensor
 
-    with saved_tensors_hooks(note, lambda tensor: tensor), FlopCounterMode(display=False) as forward:
-        value = loss(model(clips))
+    value: list[Tensor] = []
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        forward = gmac(lambda: value.append(loss(model(clips))))
     saved_bytes = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     saved.clear()
-    with FlopCounterMode(display=False) as backward:
-        value.backward()
+    backward = gmac(value[0].backward)
     model.zero_grad()
-    gmac = [counter.get_total_flops() / 2e9 for counter in (forward, backward)]
-    return {"forward_gmac": gmac[0], "backward_gmac": gmac[1], "saved_mb": saved_bytes / 1e6}
+    return {"forward_gmac": forward, "backward_gmac": backward, "saved_mb": saved_bytes / 1e6}
 
 
 def peak_of_step(model: nn.Module, clips: Tensor, loss: Callable[[Tensor], Tensor]) -> float:

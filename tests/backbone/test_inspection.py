@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 
 import pytest
 import timm
@@ -15,9 +14,8 @@ import zoo
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring.counting import Alive
+from benchmarks.measuring.counting import Alive, gmac
 from peft_aim import AIMConfig
 from peft_aim.attention.kinds import USERS_KINDS, along_time
 from peft_aim.backbone.anatomy import PartNames
@@ -466,19 +464,13 @@ def test_explicit_part_names():
 # Cost.
 
 
-def flops(function: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize("depth", [3, 12])
 @pytest.mark.parametrize("drop_path", [0.0, 0.1])
 def test_attaching_costs_two_images_at_most_at_any_depth(depth, drop_path):
     options = {"embed_dim": 192, "num_heads": 3, "depth": depth, "drop_path_rate": drop_path}
     model = timm.create_model("vit_tiny_patch16_224", **options).requires_grad_(False).eval()
-    of_image = flops(lambda: model(torch.zeros(1, 3, 224, 224)))
-    ratio = flops(lambda: adapt(model)) / of_image
+    of_image = gmac(lambda: model(torch.zeros(1, 3, 224, 224)))
+    ratio = gmac(lambda: adapt(model)) / of_image
     assert ratio <= 2.2 and (depth == 3 or ratio <= 1)  # of copies, one runs
 
 
