@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.metadata
-import json
 import pickle
 import subprocess
 import sys
@@ -69,44 +67,3 @@ def test_another_owner_of_the_name_is_an_import_error(monkeypatch):
 def test_version():
     assert importlib.metadata.version("peft-aim") == peft_aim.__version__
     assert (PACKAGE / "py.typed").is_file()
-
-
-def test_readme_names_what_is_there():
-    readme = (PACKAGE.parent / "README.md").read_text()
-    assert 'pip install -e ".[video]" && peft-aim demo' in readme
-    assert 'pip install -e ".[test]" && pytest' in readme
-
-
-def test_readme_quotes_what_was_measured():
-    root = PACKAGE.parent
-    rows = json.loads((root / "benchmarks" / "results" / "demo.json").read_text())["rows"]
-    readme = (root / "README.md").read_text()
-    for task in {row["task"] for row in rows}:
-        chance, frozen, aim = (row for row in rows if row["task"] == task)
-        scores = " | ".join(f"{row['top-1']:.1%}" for row in (chance, frozen, aim))
-        assert f"| {scores} | {aim['trained parameters']:,} | {aim['file bytes'] / 1000:.0f} kB |" in readme
-        assert aim["top-1"] >= 0.95 and frozen["top-1"] <= chance["top-1"] + 0.15
-
-
-def test_readme_quotes_what_token_mixers_learned():
-    root = PACKAGE.parent
-    rows = json.loads((root / "benchmarks" / "results" / "token_mixers.json").read_text())["rows"]
-
-    def mean(mixing: str, column: str) -> str:
-        values = [row[column] for row in rows if mixing in row["mixing"]]
-        assert len(values) == 3
-        return f"{sum(values) / 3:.1%}"
-
-    readme = " ".join((root / "README.md").read_text().split())
-    assert f"{mean('XCiT', 'with')} and {mean('SwiftFormer', 'with')} on [a task that no sum over frames" in readme
-    without = sorted(mean(mixing, "without") for mixing in ("softmax", "XCiT", "SwiftFormer"))
-    assert f"has {mean('softmax', 'with')}, and {without[0]} to {without[-1]} without" in readme
-
-
-@pytest.mark.parametrize("benchmark", ["cost", "accuracy"])
-def test_readmes_show_the_tables_of_the_records(benchmark):
-    root = PACKAGE.parent
-    tables = importlib.import_module(f"benchmarks.{benchmark}.tables")
-    found = json.loads((root / "benchmarks" / "results" / f"{benchmark}.json").read_text())
-    assert tables.front_table(found) in (root / "README.md").read_text()
-    assert tables.page(found) in (root / "benchmarks" / "README.md").read_text()

@@ -20,6 +20,8 @@ from timm.models.xcit import XCA
 from torch import Tensor, nn
 
 from benchmarks.reporting.record import record
+from benchmarks.reporting.tables import HERE, insert
+from benchmarks.token_mixers.tables import table
 from peft_aim import AIMConfig
 from peft_aim.attention import OnGrid, along_time
 from peft_aim.video.demo import RANGES, SIZE, Digits, draw, stills
@@ -80,7 +82,7 @@ class Backbone(nn.Module):
 
 
 def main() -> None:
-    """Run all mixers and seeds and write ``results/token_mixers.json``."""
+    """Run all mixers and seeds; write ``results/token_mixers.json`` and the table."""
     rows = []
     for name, mixer in MIXERS.items():
         for seed in SEEDS:
@@ -90,6 +92,7 @@ def main() -> None:
             rows.append({"mixing": name, "seed": seed, "stills": right, "without": without, "with": time})
             print(rows[-1], flush=True)
     print(record("token_mixers", "python -m benchmarks.token_mixers", seed=0, chance=0.5, rows=rows))
+    insert("token_mixers", table(rows), HERE)
 
 
 def pretrained(mixer: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
