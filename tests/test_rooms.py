@@ -116,7 +116,7 @@ def test_rooms_build_on_each_other_in_one_direction():
         ),
     ],
 )
-def test_a_fault_is_told_with_the_two_files(tmp_path, files, fault):
+def test_a_violation_names_both_files(tmp_path, files, fault):
     package = tmp_path / "peft_aim"
     for room in ("tracing", "clips"):
         (package / room).mkdir(parents=True)

@@ -147,7 +147,7 @@ def expectations(found: dict[str, list[Facts]]) -> str:
             verdict(
                 f"Each adapter improves mean top-1: {', '.join(steps)}%.",
                 all(top1[low.name] < top1[high.name] for low, high in pairwise(ladder)),
-                "" if told_apart(last) else f", but the last step, {points(last)} points, is not significant",
+                "" if is_significant(last) else f", but the last step, {points(last)} points, is not significant",
             ),
             verdict(
                 f"Without temporal attention, within-pair accuracy is at chance: {100 * min(pairs):.1f}% to "
@@ -167,11 +167,11 @@ def expectations(found: dict[str, list[Facts]]) -> str:
     )
 
 
-def told_apart(differences: Facts) -> bool:
+def is_significant(differences: Facts) -> bool:
     """Return whether a mean difference exceeds twice its standard error.
 
     Example:
-        >>> told_apart({"mean": 0.02, "sd": 0.01, "values": [0.01, 0.02, 0.03]})
+        >>> is_significant({"mean": 0.02, "sd": 0.01, "values": [0.01, 0.02, 0.03]})
         True
     """
     return abs(differences["mean"]) > 2 * differences["sd"] / math.sqrt(len(differences["values"]))

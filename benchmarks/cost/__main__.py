@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan = replace(plan, with_gelu=None)
     facts = {"plan": asdict(plan), "rows": measure(plan), "swapping": swapping(plan), "growth": growth(plan)}
     facts["gelu"] = counts(replace(plan, backbone=plan.with_gelu)) if plan.with_gelu else []
-    facts["attaching"] = attaching(plan.attach)
+    facts["attach"] = attaching(plan.attach)
     print(record("cost", command, 0, given.output, threads=torch.get_num_threads(), **facts))
     publish(given.output)
 

@@ -50,7 +50,7 @@ def page(found: Facts) -> str:
             "--device cuda --dtype bfloat16 --batch 32`)."
         )
     parts += ["**Activation checkpointing**", recompute_table(found)]
-    parts += ["**Attaching an adapter**", attach_table(found["attaching"])]
+    parts += ["**Attaching an adapter**", attach_table(found["attach"])]
     if plan["backbone"] == Plan().backbone:
         parts += ["**Goals**", goals_table(found)]
     parts += ["**Growth**", growth_table(found["growth"])]
@@ -179,7 +179,7 @@ def goals(found: Facts, rows: dict[str, Facts]) -> dict[str, tuple[float, float,
         "hot swap from disk / reading the bytes": (3, swap["hotswap_over_reading"], ".1f"),
         "file, MiB": (41.85, swap["file_bytes"]["as trained"] / MIB, ".2f"),
         "file in half precision, MiB": (20.95, swap["file_bytes"]["float16"] / MIB, ".2f"),
-        "arithmetic of attaching / one image, at most": (2.2, max(row["ratio"] for row in found["attaching"]), ".2f"),
+        "arithmetic of attaching / one image, at most": (2.2, max(row["ratio"] for row in found["attach"]), ".2f"),
     }
 
 

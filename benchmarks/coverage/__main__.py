@@ -103,7 +103,7 @@ def examine(backbone: nn.Module) -> Row:
     facts |= {
         "blocks": len(found.blocks),
         "of": len(found.blocks) + len(found.left_out),
-        "along time": sorted({in_words(anatomy.attend) for anatomy in found.blocks.values()}),
+        "temporal attention": sorted({in_words(anatomy.attend) for anatomy in found.blocks.values()}),
     }
     if found.left_out:
         facts["left out"] = sorted({reason.split(" (its own forward")[0] for reason in found.left_out.values()})
@@ -155,7 +155,7 @@ def _family_line(family: str, rows: list[Row]) -> str:
     adapted = [row for row in rows if row["outcome"] == "adapted"]
     blocks = sorted({f"{row['blocks']} of {row['of']}" for row in adapted if row["blocks"] < row["of"]})
     partly = f"{', '.join(blocks)} in some models" if blocks else "all" if adapted else "-"
-    kinds = "; ".join(sorted({kind for row in adapted for kind in row["along time"]})) or "-"
+    kinds = "; ".join(sorted({kind for row in adapted for kind in row["temporal attention"]})) or "-"
     reasons = Counter(row["reason"] for row in rows if row["outcome"] != "adapted")
     why = [f"{count} model{'s' * (count > 1)}: {reason}" for reason, count in reasons.most_common(3)]
     why += sorted({reason for row in adapted for reason in row.get("left out", [])})[:3]

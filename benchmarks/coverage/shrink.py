@@ -156,7 +156,7 @@ def flat(value: object) -> list:
 def small_config(
     config: tf.PretrainedConfig, level: int, size: int | None = None, **options: object
 ) -> tf.PretrainedConfig:
-    """Return a small copy of a config, constructed anew so that derived values are computed again."""
+    """Return a small copy of a config, constructed anew so that derived values fit."""
     names = [name for name in inspect.signature(type(config)).parameters if name not in DERIVED]
     fields = {name: getattr(config, name) for name in names if hasattr(config, name)}
     changes = {**smaller(fields, level), **options}

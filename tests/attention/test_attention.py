@@ -1,4 +1,4 @@
-"""How attention is run along time: each kind computes what softmax attention does, and the rest is refused."""
+"""How temporal attention runs: each kind computes what softmax attention does, and anything else raises an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kind of attention along time is found for what, and what the kinds compute."""
+"""Which kind of temporal attention is found for which attention, and what the kinds compute."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_stages_that_are_run_again_know_their_frames():
 
 
 def test_images_in_patch_groups():
-    """MobileViT's tokens lead with the images' patch groups: another number of groups is refused."""
+    """MobileViT's tokens lead with the images' patch groups: another number of groups raises an error."""
     model = get_peft_model(catalogue.build("timm", "mobilevit_xs"), AIMConfig(num_frames=2))
     layers = [m for m in model.modules() if type(m).__name__ == "AIMLayer"]
     assert {layer.anatomy.groups for layer in layers} == {4}

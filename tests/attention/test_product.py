@@ -1,4 +1,4 @@
-"""Attention along time that ends in the adapter: one product for two layers, and only where it is one."""
+"""Temporal attention that ends in the adapter: one product for two layers, and only where it is one."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_dropout_of_attention_is_on_where_the_model_trains_and_off_where_it_does
     once, again = (model(zoo.make_clips()).image_embeds for _ in range(2))
     assert torch.equal(once, again)
     model.train()
-    for layer in layers(model):  # none in space, so what differs is along time
+    for layer in layers(model):  # without spatial adapters, only temporal attention differs
         layer.base_layer.self_attn.register_forward_pre_hook(lambda module, args: module.eval() and None)
         layer.base_layer.self_attn.register_forward_hook(lambda module, *_: module.train() and None)
     once, again = (model(zoo.make_clips()).image_embeds for _ in range(2))

@@ -72,7 +72,7 @@ def test_quick(tmp_path, capsys):
     assert all(name in text for name in names)
     assert "Goals" not in text  # they are those of CLIP ViT-B/16
     assert goals(found, by_row(found["rows"]))["graph breaks"][:2] == (0, 0)
-    (attached,) = found["attaching"]
+    (attached,) = found["attach"]
     assert attached["ratio"] <= 2.2 and attached["runs"] == [3, 0, 0]
     assert found["swapping"]["recompiled_by_hotswap"] == 0
     assert found["growth"]["adapters"]["exponents"]["adapters_mb"] == pytest.approx(1)
