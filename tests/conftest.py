@@ -1,9 +1,16 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as tf
 from videos import write
+
+
+def pytest_configure():
+    """Give each process one thread: the tests themselves run in parallel."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 @pytest.fixture(autouse=True)

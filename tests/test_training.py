@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import two_processes
 import zoo
+from accelerate.state import AcceleratorState
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -118,12 +120,13 @@ def test_drop_path_grows_over_depth_and_skips_the_spatial_branch():
 
 def test_two_processes_train_the_same_adapter_as_one(tmp_path):
     script = str(Path(__file__).with_name("two_processes.py"))
-    for processes in ("1", "2"):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-        result = subprocess.run(
-            [sys.executable, *launch, script, str(tmp_path)], capture_output=True, text=True, timeout=300
-        )
-        assert result.returncode == 0, result.stderr
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [sys.executable, *launch, script, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    two_processes.train(str(tmp_path))
+    AcceleratorState._reset_state(reset_partial_state=True)
     alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
     for key, tensor in alone.items():
         assert torch.equal(first[key], second[key]), key

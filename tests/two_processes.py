@@ -1,4 +1,4 @@
-"""Run by test_training with torchrun: a few training steps, each process on its part of the batch."""
+"""A few training steps, each process on its part of the batch: run by test_training, also with torchrun."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from peft_aim import AIMConfig
 
 
 def train(folder: str) -> None:
+    torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     model = get_peft_model(zoo.build("timm_vit"), AIMConfig(num_frames=zoo.FRAMES, num_labels=3))
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
@@ -31,5 +32,4 @@ def train(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     train(sys.argv[1])

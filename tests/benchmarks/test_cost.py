@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from benchmarks.cost.__main__ import main, rows
 from benchmarks.cost.plan import QUICK
+from benchmarks.cost.swap import swapping
 from benchmarks.cost.tables import by_row, goals
 from benchmarks.measuring.counting import Alive, cost_of_step
 from benchmarks.methods import rivals
@@ -79,9 +81,8 @@ def test_quick(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"cost.json", "cost.md", "cost_growth.svg", "cost_pareto.svg"}
 
 
-def test_quick_in_half_precision(tmp_path):
-    main(["--quick", "--dtype", "bfloat16", "--output", str(tmp_path)])
-    sizes = json.loads((tmp_path / "cost.json").read_text())["swapping"]["file_bytes"]
+def test_adapters_of_models_in_half_precision_are_saved_in_it():
+    sizes = swapping(replace(QUICK, dtype="bfloat16"))["file_bytes"]
     assert sizes["as trained"] == pytest.approx(sizes["float16"], abs=100)
 
 

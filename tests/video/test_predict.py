@@ -181,10 +181,10 @@ def test_the_code_of_the_card_runs(tasks):
     card = ModelCard.load(tasks / "one" / "README.md")
     blocks = re.findall(r"```python\n(.*?)```", card.text, re.S)
     assert len(blocks) == 2
-    for block in blocks:
-        result = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=tasks)
-        assert result.returncode == 0, result.stderr
-        assert not block.startswith("from peft_aim.video.predict") or "video.mp4: one" in result.stdout
+    each_alone = f"for block in {blocks!r}: exec(block, {{}})"
+    result = subprocess.run([sys.executable, "-c", each_alone], capture_output=True, text=True, cwd=tasks)
+    assert result.returncode == 0, result.stderr
+    assert "video.mp4: one" in result.stdout
 
 
 def test_the_card_has_metadata_for_the_hub(tasks, image_model):

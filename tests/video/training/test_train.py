@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -262,21 +261,9 @@ def test_missing_videos_are_noted(folder):
 # Interruption and resuming.
 
 
-def command(folder: Path, model: str, output: Path, *more: str) -> list[str]:
+def arguments(folder: Path, model: str, output: Path, *more: str) -> list[str]:
     options = ["--frames", "2", "--epochs", "6", "--batch-size", "2", "--workers", "1", "--flip", "--lr", "0.01"]
-    return [
-        sys.executable,
-        "-m",
-        "peft_aim",
-        "train",
-        str(folder),
-        "--model",
-        model,
-        *options,
-        *more,
-        "--output",
-        str(output),
-    ]
+    return ["train", str(folder), "--model", model, *options, *more, "--output", str(output)]
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -295,14 +282,15 @@ def uninterrupted(tmp_path_factory, image_model):
         for i in range(3):
             write(root / "videos" / split / name / f"{i}.mp4", count=4 + i)
     (root / "videos" / "train" / "dark" / "broken.mp4").write_bytes(b"")
-    subprocess.run(command(root / "videos", image_model, root / "out"), check=True, capture_output=True)
+    assert main(arguments(root / "videos", image_model, root / "out")) == 0
     return root
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_training_resumes_to_the_same_result(uninterrupted, tmp_path, image_model, how):
+def test_interrupted_training_resumes_to_the_same_result(uninterrupted, tmp_path, image_model, how, capsys):
     videos, output = uninterrupted / "videos", tmp_path / "out"
-    process = subprocess.Popen(command(videos, image_model, output), stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "peft_aim", *arguments(videos, image_model, output)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(output / "checkpoints" / "checkpoint-8" / COMPLETE, process)
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
@@ -314,10 +302,11 @@ def test_interrupted_training_resumes_to_the_same_result(uninterrupted, tmp_path
     half = output / "checkpoints" / "checkpoint-99"
     half.mkdir()
     (half / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
-    result = subprocess.run(command(videos, image_model, output, "--resume"), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "Resuming from" in result.stdout and "checkpoint-99" not in result.stdout
-    assert "Files skipped: 1" in result.stdout
+    capsys.readouterr()
+    assert main(arguments(videos, image_model, output, "--resume")) == 0
+    printed = capsys.readouterr().out
+    assert "Resuming from" in printed and "checkpoint-99" not in printed
+    assert "Files skipped: 1" in printed
     expected = weights(uninterrupted / "out")
     for key, tensor in weights(output).items():
         assert torch.equal(tensor, expected[key]), key
@@ -431,26 +420,20 @@ def test_adapters_are_saved_before_evaluation(folder, tmp_path, image_model, mon
 # Several processes.
 
 
-def test_two_processes_train_the_same_adapter_as_one(folder, tmp_path, image_model):
+def test_two_processes_train_the_same_adapter_as_one(folder, tmp_path, image_model, capsys):
     (folder / "train" / "light" / "3.mp4").write_bytes(b"")  # one process has more broken clips than the other
     options = ["--frames", "2", "--epochs", "3", "--batch-size", "4", "--workers", "0", "--flip", "--lr", "0.01"]
     same = ["--drop-path", "0", "--head-dropout", "0"]
-    arguments = [str(folder), "--model", image_model, *options, *same, "--views", "3x1"]
-    alone = [sys.executable, "-m", "peft_aim", "train"]
+    command = ["train", str(folder), "--model", image_model, *options, *same, "--views", "3x1", "--output"]
     flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", *flags, "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "-m", "peft_aim", "train"]
-    for name, start in (("one", alone), ("two", launch)):
-        result = subprocess.run(
-            [*start, *arguments, "--output", str(tmp_path / name)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("val: 4 videos evaluated") == 1
-        assert "Files skipped: 1" in result.stdout
+    launch += ["--main_process_port", "0", "-m", "peft_aim", *command, str(tmp_path / "two")]
+    result = subprocess.run(launch, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert main([*command, str(tmp_path / "one")]) == 0
+    for printed in (capsys.readouterr().out, result.stdout):
+        assert printed.count("val: 4 videos evaluated") == 1
+        assert "Files skipped: 1" in printed
     expected = weights(tmp_path / "one")
     for key, tensor in weights(tmp_path / "two").items():
         assert torch.allclose(tensor, expected[key], atol=1e-5), key
