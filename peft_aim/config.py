@@ -34,8 +34,8 @@ class AIMConfig(PeftConfig):
             32. Set it to the number of frames you train with. Clips of any other length can be run as well: the
             temporal embedding is interpolated.
         bottleneck_ratio: Width of the bottlenecks as a fraction of the token width D. The default is the paper's:
-            on Kinetics-400, ratios of 0.0625, 0.125, 0.25 and 0.5 reach 83.3, 83.4, 83.9 and 83.8 % top-1. Lower it
-            for smaller adapters.
+            on Kinetics-400, ratios of 0.0625, 0.125, 0.25 and 0.5 reach 83.3%, 83.4%, 83.9% and 83.8% top-1.
+            Lower it for smaller adapters.
         spatial: Whether blocks get the spatial adapter.
         temporal: Whether blocks get temporal attention and the temporal adapter. If False, blocks process each frame
             independently.
@@ -54,8 +54,8 @@ class AIMConfig(PeftConfig):
             settings, from most activation memory to least:
 
             - "nothing" (default) saves all activations.
-            - "pointwise" recomputes norms and activation functions, which saves a few percent of the memory, and
-              nothing where attention has windows.
+            - "pointwise" recomputes norms and activation functions, which reduces memory by a few percent, or not at
+              all where attention has windows.
             - "mlp" also recomputes the hidden layer of the MLP, attention over few tokens, and the temporal adapter's
               second layer.
             - "block" saves only the input of each block, and recomputes everything else.
@@ -79,8 +79,8 @@ class AIMConfig(PeftConfig):
         modules_to_save: Names of other modules to train and save with the adapter.
         save_dtype: "float16" or "bfloat16" rounds the adapter to half precision when it is saved, which halves the
             file; None saves it unrounded. It is loaded in the precision that it was trained in. Checkpoints of a
-            Trainer are rounded as well: to resume from them exactly, set this option in ``model.peft_config`` after
-            training.
+            Trainer are rounded as well; to resume from unrounded ones, leave this at None during training and set it
+            in ``model.peft_config`` afterwards.
         init_weights: If False, the up-projections and the temporal embedding are drawn at random instead of
             initialized to zero, so that a new adapter is not an identity. For tests.
         backbone_fingerprint: Fingerprint of the frozen weights that the adapter was trained on. Set when the adapter
@@ -140,8 +140,8 @@ class AIMConfig(PeftConfig):
         unknown = sorted(set(kwargs) - {option.name for option in fields(cls)})
         if unknown:
             raise ValueError(
-                f"AIMConfig has no option {', '.join(unknown)}. If it is from a saved adapter, that was saved with a "
-                "newer version: pip install -U peft-aim peft. Otherwise, see help(AIMConfig) for the options."
+                f"AIMConfig has no option {', '.join(unknown)}. If it is from a saved adapter, the adapter was saved "
+                "with a newer version: pip install -U peft-aim peft. Otherwise, see help(AIMConfig) for the options."
             )
         return super().__new__(cls)
 

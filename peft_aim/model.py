@@ -101,7 +101,7 @@ class AIMModel(BaseTuner):
         """Resolve which modules get which adapters, from the structure of the model and the options."""
         names = {field.name: getattr(peft_config, f"{field.name}_module") for field in fields(PartNames)}
         found = self._clips(PartNames(**names)).inspection
-        peft_config.branches = {}
+        peft_config.branches, peft_config.of_model = {}, {}
         if peft_config.has_block_adapters:
             blocks = select_blocks(self.model, found, peft_config.search_anew())
             peft_config.note_targets(as_regex(blocks))
@@ -189,7 +189,7 @@ class AIMModel(BaseTuner):
             >>> backbone = timm.create_model("vit_tiny_patch16_224", depth=2)
             >>> config = AIMConfig(spatial=False, temporal_embedding=False)
             >>> get_peft_model(backbone, config).print_adapted_blocks()  # doctest: +ELLIPSIS
-            VisionTransformer with the adapter 'default': 2 of 2 blocks with attention adapted
+            VisionTransformer with the adapter 'default': 2 of 2 blocks with attention are adapted
             <BLANKLINE>
             block                     parts                  width  bottleneck  adapters         temporal attention
             blocks.0 to blocks.1 (2)  norm1 attn; norm2 mlp  192    48          temporal, joint  its own forward ...

@@ -59,7 +59,7 @@ def summary(model: nn.Module, adapter_name: str) -> str:
     total = len(found.blocks) + len(found.left_out)
     parts = [
         f"{type(model).__name__} with the adapter {adapter_name!r}: {adapted} of {total} blocks with attention "
-        "adapted",
+        "are adapted",
         _table(
             ["block", "parts", "width", "bottleneck", "adapters", "temporal attention"],
             [

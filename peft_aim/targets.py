@@ -46,7 +46,7 @@ def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> lis
     names = list(found.blocks)
     if config.target_modules is not None:
         targets = _targets(model, found, config)
-    elif not found.refused:
+    elif not found.rejected:
         targets = names
         if found.skipped:
             warnings.warn(
@@ -167,7 +167,7 @@ def check_head(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
         )
     if any(found.head.endswith(name) for name in config.modules_to_save or []):
         raise ValueError(
-            f"modules_to_save={config.modules_to_save} holds the head {found.head!r}, which num_labels="
+            f"modules_to_save={config.modules_to_save} contains the head {found.head!r}, which num_labels="
             f"{config.num_labels} replaces with a new one. Leave one of the two out."
         )
 

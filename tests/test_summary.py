@@ -22,7 +22,7 @@ def test_summary_lists_the_adapters_of_each_block(capsys):
     text = printed(capsys, zoo.build("timm_vit"), num_labels=3, layers_to_transform=[1, 2], temporal_adapters=2)
     rows = [line.split("  ") for line in text.splitlines()]
     cells = [[cell.strip() for cell in row if cell] for row in rows]
-    assert text.startswith("VisionTransformer with the adapter 'default': 2 of 3 blocks with attention adapted\n")
+    assert text.startswith("VisionTransformer with the adapter 'default': 2 of 3 blocks with attention are adapted\n")
     assert ["block", "parts", "width", "bottleneck", "adapters", "temporal attention"] in cells
     assert ["blocks.0", "norm1 attn; norm2 mlp", "32", "-", "temporal embedding", "none"] in cells
     both = "temporal (before attention), temporal, spatial, joint"
@@ -66,7 +66,7 @@ def test_summary_of_an_inactive_adapter(capsys):
     ("name", "expected"),
     [
         ("vit_tiny_patch16_224", "12 of 12 blocks"),
-        ("timm:test_vit", "blocks with attention adapted"),
+        ("timm:test_vit", "blocks with attention are adapted"),
         ("torchvision:swin_v2_t", "softmax attention with its own projections, without its spatial terms"),
         ("open_clip:ViT-S-16", "visual.transformer.resblocks.0"),
     ],

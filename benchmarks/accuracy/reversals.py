@@ -111,9 +111,9 @@ def courses(kinds: Tensor) -> dict[str, Tensor]:
     time, count = torch.arange(FRAMES) / (FRAMES - 1), len(kinds)
     found = {}
     for index, name in enumerate(PROPERTIES):
-        cycles, phase, depth, centre = 1 + torch.rand(count, 1), *torch.rand(3, count, 1)
-        sway = 0.25 + 0.5 * centre + SWAY * depth * (2 * math.pi * (cycles * time + phase)).sin()
-        once = (1 - RUN) * centre + RUN * time
+        cycles, phase, depth, center = 1 + torch.rand(count, 1), *torch.rand(3, count, 1)
+        sway = 0.25 + 0.5 * center + SWAY * depth * (2 * math.pi * (cycles * time + phase)).sin()
+        once = (1 - RUN) * center + RUN * time
         again = (0.55 * cycles * time + 0.45 * phase) % 1  # a sawtooth
         runs = again if name == "ink" else once
         found[name] = torch.where((kinds == index)[:, None], runs, sway) + TREMBLE * torch.randn(count, FRAMES)

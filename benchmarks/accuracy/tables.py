@@ -116,7 +116,7 @@ def front_table(found: Facts) -> str:
             *(spread(rows[name][k]) for k in ("top1", "within_pair")),
             longer.get(name, "-"),
         )
-        for name in (row.name for row in (*BLIND.values(), TEMPORAL, AIM, DIVIDED))
+        for name in (row.name for row in MAIN if row in (*BLIND.values(), TEMPORAL, AIM, DIVIDED))
     ]
     return headed(["synthetic clips", *SCORES, "top-1, 4x steps"], lines)
 

@@ -22,11 +22,11 @@ from benchmarks.cost.attach import attaching
 from benchmarks.cost.growth import growth
 from benchmarks.cost.plan import QUICK, Plan
 from benchmarks.cost.swap import swapping
-from benchmarks.cost.tables import FROZEN, LITERAL, PLAIN, SETTING, publish
+from benchmarks.cost.tables import FROZEN, PLAIN, REFERENCE, SETTING, publish
 from benchmarks.measuring.counting import cost_of_step, peak_of_step
 from benchmarks.measuring.timing import in_turns, ratio, settle
 from benchmarks.methods import rivals
-from benchmarks.methods.reference import literal
+from benchmarks.methods.reference import reference_aim
 from benchmarks.reporting.arguments import parse
 from benchmarks.reporting.record import record
 
@@ -40,7 +40,7 @@ def rows(plan: Plan) -> dict[str, Callable[[nn.Module], nn.Module]]:
     return {
         FROZEN: lambda model: rivals.frozen(model, classes),
         **{name: lambda model, s=s: rivals.aim(model, classes, frames, recompute=s) for s, name in SETTING.items()},
-        LITERAL: lambda model: literal(model, classes, frames),
+        REFERENCE: lambda model: reference_aim(model, classes, frames),
         "LoRA, frames averaged": lambda model: rivals.lora(model, classes, of_aim),
         "full fine-tuning, frames averaged": lambda model: rivals.full(model, classes),
         "full fine-tuning, divided space-time attention": lambda model: rivals.divided(model, classes, frames),
@@ -80,7 +80,7 @@ def measure(plan: Plan) -> list[Facts]:
         facts = {"row": name, **sizes(model), **cost_of_step(model, clips, loss), "peak_mb": peak(model, clips)}
         print(facts, flush=True)
         found.append(facts)
-    compiled = {name: copy.deepcopy(steppers[name].model) for name in (FROZEN, PLAIN, LITERAL)}
+    compiled = {name: copy.deepcopy(steppers[name].model) for name in (FROZEN, PLAIN, REFERENCE)}
     for name, model in compiled.items():
         model.compile(backend=plan.compiler)
         steppers[f"{name}, compiled"] = Stepper(model, clips)
@@ -91,7 +91,7 @@ def measure(plan: Plan) -> list[Facts]:
     found += [{"row": name} for name in steppers if name.endswith(", compiled")]
     for facts in found:
         facts["step_seconds"], facts["inference_seconds"] = steps[facts["row"]], inference[facts["row"]]
-        facts["step_ratio"] = ratio(facts["step_seconds"], steps[LITERAL])
+        facts["step_ratio"] = ratio(facts["step_seconds"], steps[REFERENCE])
         facts["inference_ratio"] = ratio(facts["inference_seconds"], inference[FROZEN])
     return found
 
@@ -100,7 +100,7 @@ def counts(plan: Plan) -> list[Facts]:
     """Count the cost of AIM and of its reference implementation on another backbone."""
     found, clips = [], plan.clips()
     for name, build in rows(plan).items():
-        if name in (LITERAL, *SETTING.values()):
+        if name in (REFERENCE, *SETTING.values()):
             found.append({"row": name, **cost_of_step(plan.ready(build(plan.model())), clips, loss)})
             print(found[-1], flush=True)
     return found
@@ -125,6 +125,15 @@ def peak(model: nn.Module, clips: Tensor) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
+def planned(given: argparse.Namespace) -> Plan:
+    """Return what the command line asks for."""
+    options = ("backbone", "device", "dtype", "batch", "rounds")
+    changes = {name: getattr(given, name) for name in options if getattr(given, name) is not None}
+    if given.backbone:
+        changes |= {"with_gelu": None, "options": {}, "attach": {given.backbone: given.backbone}}
+    return replace(QUICK if given.quick else Plan(), **changes)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write ``cost.json``, the plots and the tables."""
     parser = argparse.ArgumentParser("benchmarks.cost", description=__doc__.splitlines()[0])
@@ -133,12 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, help="clips per step")
     parser.add_argument("--rounds", type=int, help="number of times that each time is taken")
-    given, command = parse(parser, argv)
-    options = ("backbone", "device", "dtype", "batch", "rounds")
-    changes = {name: getattr(given, name) for name in options if getattr(given, name) is not None}
-    plan = replace(QUICK if given.quick else Plan(), **changes)
-    if given.backbone:
-        plan = replace(plan, with_gelu=None)
+    given, command = parse(parser, argv, others=("backbone", "device", "dtype", "batch"))
+    plan = planned(given)
     facts = {"plan": asdict(plan), "rows": measure(plan), "swapping": swapping(plan), "growth": growth(plan)}
     facts["gelu"] = counts(replace(plan, backbone=plan.with_gelu)) if plan.with_gelu else []
     facts["attach"] = attaching(plan.attach)

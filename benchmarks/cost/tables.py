@@ -22,7 +22,7 @@ Facts = dict[str, Any]
 
 FROZEN = "frozen backbone, linear head"
 PLAIN = "AIM"
-LITERAL = "AIM, reference implementation"
+REFERENCE = "AIM, reference implementation"
 SETTING = {setting: PLAIN if setting == "nothing" else f'{PLAIN}, recompute="{setting}"' for setting in SETTINGS}
 MIB = 2**20
 COUNTS = (("forward_gmac", 1), ("backward_gmac", 1), ("saved_mb", 0), ("peak_mb", 0))
@@ -41,7 +41,8 @@ def page(found: Facts) -> str:
     plan, versions = found["plan"], found["versions"]
     where = (
         f"{plan['backbone']}, {plan['batch']} clip of {plan['frames']} frames of {plan['size']} px, {plan['dtype']}, "
-        f"{found['device']}, {found['threads']} threads, torch {versions['torch']}, commit {found['commit']}"
+        f"{found['device']}, "
+        f"{found['threads']} thread{'s' * (found['threads'] > 1)}, torch {versions['torch']}, commit {found['commit']}"
     )
     parts = [f"`{found['command']}`: {where}.", main_table(found)]
     if plan["device"] == "cpu":
@@ -125,7 +126,7 @@ def attach_table(rows: list[Facts]) -> str:
 def front_table(found: Facts) -> str:
     """Return the table of the front page, from which a user chooses ``recompute``."""
     rows, gelu, plan = by_row(found["rows"]), by_row(found["gelu"]), found["plan"]
-    chosen = {"reference implementation": LITERAL}
+    chosen = {"reference implementation": REFERENCE}
     chosen |= {f'`recompute="{setting}"`': name for setting, name in SETTING.items()}
     lines = [
         line(
@@ -137,7 +138,8 @@ def front_table(found: Facts) -> str:
         )
         for label, name in chosen.items()
     ]
-    names = [f"CLIP ViT-B/16, {plan['frames']} frames", "saved activations, QuickGELU", "GELU", "forward and backward"]
+    backbone = "CLIP ViT-B/16" if plan["backbone"] == Plan().backbone else plan["backbone"]
+    names = [f"{backbone}, {plan['frames']} frames", "saved activations, QuickGELU", "GELU", "forward and backward"]
     return headed([*names, "step time on a CPU"], lines)
 
 

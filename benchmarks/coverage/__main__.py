@@ -96,7 +96,7 @@ def examine(backbone: nn.Module) -> Row:
     try:
         found = laws.adapt(copy.deepcopy(backbone)).base_model.model.aim_clips.inspection
     except ValueError as error:
-        return {**facts, "outcome": "refused", "reason": _shortened(error)}
+        return {**facts, "outcome": "rejected", "reason": _shortened(error)}
     if found.tower:  # open_clip's image towers are built separately
         reason = f"also takes text, so it does not classify clips as a whole; its image tower {found.tower} is adapted"
         return {**facts, "outcome": "not run", "reason": reason}
@@ -132,7 +132,7 @@ def summary(rows: list[Row]) -> str:
         own = [row for row in rows if row["library"] == library]
         count = Counter(row["outcome"] for row in own)
         share = f"{count['adapted']} ({count['adapted'] / len(own):.1%})" if own else "-"
-        numbers = (len(own), share, count["refused"], count["wrong"], count["not run"])
+        numbers = (len(own), share, count["rejected"], count["wrong"], count["not run"])
         lines.append(line(TITLES[library], *numbers))
     return headed(names, lines)
 

@@ -119,13 +119,13 @@ def positions_never_mix(build: Callable, clips: Images) -> None:
     model = adapt(build())
     for layer, tokens in zip(layers(model), _tokens(model, clips)[0], strict=True):
         axis, groups = layer.anatomy.channels, layer.anatomy.groups
-        before = layer._attend_along_time("default", FRAMES, tokens)
+        before = layer._attend_over_time("default", FRAMES, tokens)
         reached = 0
         for frame in range(FRAMES):  # each, since one with a negligible attention weight reaches no other
             changed = tokens.movedim(axis, -1).clone()
             position = (frame * groups, *[size // 2 for size in changed.shape[1:-1]])  # clip 0, first patch group
             changed[position] = torch.randn(layer.anatomy.width)
-            after = layer._attend_along_time("default", FRAMES, changed.movedim(-1, axis))
+            after = layer._attend_over_time("default", FRAMES, changed.movedim(-1, axis))
             change = (before - after).movedim(axis, -1).abs().amax(-1).unflatten(0, (CLIPS, FRAMES, groups))
             here = (0, slice(None), 0, *position[1:])
             reached += int((change[here] > 0).sum()) - 1

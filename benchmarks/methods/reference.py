@@ -30,7 +30,7 @@ class Adapter(nn.Module):
         return self.up(F.gelu(self.down(x)))
 
 
-class LiteralBlock(nn.Module):
+class ReferenceBlock(nn.Module):
     """A block ``x + attn(norm1(x))``, ``x + mlp(norm2(x))`` with AIM's three adapters (figure 2e).
 
     Args:
@@ -70,13 +70,13 @@ class Embedded(nn.Module):
         return self.module((x.unflatten(0, (-1, self.embedding.shape[1])) + self.embedding).flatten(0, 1))
 
 
-def literal(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
+def reference_aim(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
     """Return the reference implementation of AIM: a frozen backbone, adapters, a temporal embedding and a new head."""
     found = inspect_backbone(backbone.requires_grad_(False), PartNames())
     new_head(backbone, found, classes)
     for name, anatomy in found.blocks.items():
         block = backbone.get_submodule(name)
-        transcribed = LiteralBlock(block, anatomy, frames)
+        transcribed = ReferenceBlock(block, anatomy, frames)
         check_alike(block, transcribed, torch.randn(frames, 5, anatomy.width))
         backbone.set_submodule(name, transcribed)
     for block, pre_norm in found.entries.items():
@@ -86,7 +86,7 @@ def literal(backbone: nn.Module, classes: int, frames: int) -> OverFrames:
 
 
 @torch.no_grad()
-def check_alike(block: nn.Module, transcribed: LiteralBlock, tokens: Tensor) -> None:
+def check_alike(block: nn.Module, transcribed: ReferenceBlock, tokens: Tensor) -> None:
     """Check that a block and its transcription agree while the adapters add nothing.
 
     Raises:

@@ -170,7 +170,7 @@ def _check_attends_to_itself(attention: Call, width: int) -> None:
         others = tokens and value.shape[1] != attention.given.shape[1] and torch.equal(value[0], value[-1])
         if (others or name in ("key", "value")) and Handle.of(value) != attention.given:
             raise NotABlock(
-                f"its attention also gets tokens {tuple(value.shape)} as {name}, so it attends to other tokens than "
+                f"its attention also gets tokens {tuple(value.shape)} as {name}, so it attends to tokens other than "
                 "its own",
                 understood=True,
             )
@@ -193,12 +193,12 @@ def _attention(block: Call, names: PartNames) -> tuple[Call, Call | None, bool]:
             "which self-attention does not",
             understood=_is_attention(attention),
         )
-    place = _position(parts, attention)
+    position = _position(parts, attention)
     norm1 = _named(parts, names.norm1, "norm1_module")
     if norm1 is not None:
-        return attention, norm1, _position(parts, norm1) < place
-    before = [norm for norm in norms if _position(parts, norm) < place]
-    behind = [norm for norm in norms if _position(parts, norm) > place]
+        return attention, norm1, _position(parts, norm1) < position
+    before = [norm for norm in norms if _position(parts, norm) < position]
+    behind = [norm for norm in norms if _position(parts, norm) > position]
     if not before and len(behind) > 1:  # post-norm, unless both norms come before the MLP
         between = parts[_position(parts, behind[0]) : _position(parts, behind[1])]
         if any(mixes(part.module) for part in between):
@@ -264,7 +264,8 @@ def _named(parts: list[Call], name: str | None, option: str) -> Call | None:
     for call in (call for part in parts for call in part.walk()):
         if call.name == name or call.name.endswith(f".{name}"):
             if mixes(call.module) == option.startswith("norm"):
-                raise NotABlock(f"{option}={name!r} is a {type(call.module).__name__}, which does not fit")
+                does = "mixes" if option.startswith("norm") else "does not mix"
+                raise NotABlock(f"{option}={name!r} is a {type(call.module).__name__}, which {does} features")
             return call
     called = ", ".join(part.name.rpartition(".")[2] for part in parts)
     raise NotABlock(f"it does not call {option}={name!r}, only {called or 'nothing'}")

@@ -32,7 +32,7 @@ class Inspection:
         blocks: The blocks that AIM can adapt, by name, in the order in which they run.
         skipped: Blocks that are skipped because they are something else (class attention, downsampling), or because
             their attention cannot be used as temporal attention: the reason by name.
-        refused: Other blocks with attention that AIM cannot adapt: the reason by name.
+        rejected: Other blocks with attention that AIM cannot adapt: the reason by name.
         without_attention: Modules that resemble a block but have no attention: the reason by name.
         entries: The blocks that tokens enter first, one per parallel trunk, each with the name of the norm between
             the position embedding and the block (CLIP), or None.
@@ -46,7 +46,7 @@ class Inspection:
     further: dict[str, int]
     blocks: dict[str, Anatomy]
     skipped: dict[str, str]
-    refused: dict[str, str]
+    rejected: dict[str, str]
     without_attention: dict[str, str]
     entries: dict[str, str | None]
     head: str | None
@@ -56,7 +56,7 @@ class Inspection:
     @property
     def left_out(self) -> dict[str, str]:
         """All blocks with attention that cannot be adapted: the reason by name."""
-        return {**self.skipped, **self.refused}
+        return {**self.skipped, **self.rejected}
 
 
 def inspect_backbone(model: nn.Module, names: PartNames = NO_NAMES) -> Inspection:
@@ -97,9 +97,9 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         check_alike(model, output)
         check_positions_stay(tower, images, root, found.probed)
     if found.blocks and runs:
-        found.refuse(scattered(tower, images, root, found.probed))
+        found.reject(scattered(tower, images, root, found.probed))
     if found.blocks and runs and not (names.attention and names.mlp):  # the user has vouched for them
-        found.refuse(misbuilt(found.probed))
+        found.reject(misbuilt(found.probed))
     if not found.blocks:
         raise ValueError(found.nothing(model))
     first = entries(tower, images, root, found.probed) if runs else list(found.blocks)[:1]
@@ -110,12 +110,12 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         further={name: argument.ndim for name, argument in list(images.items())[1:]},
         blocks=found.blocks,
         skipped=found.skipped,
-        refused=found.refused,
+        rejected=found.rejected,
         without_attention=found.without_attention(),
         entries={name: _pre_norm(calls, name) for name in first},
         head=head and head.name,
         features=head and head.given.shape[-1],
-        final_norms=_final_norms(calls, {*found.blocks, *found.skipped, *found.refused}),
+        final_norms=_final_norms(calls, {*found.blocks, *found.skipped, *found.rejected}),
     )
 
 
@@ -161,7 +161,7 @@ class _Found:
     def __init__(self) -> None:
         self.blocks: dict[str, Anatomy] = {}
         self.skipped: dict[str, str] = {}
-        self.refused: dict[str, str] = {}
+        self.rejected: dict[str, str] = {}
         self.others: dict[str, str] = {}  # without attention, judging by their names
         self._calls: dict[str, Call] = {}
         self._examined: dict[Call, Anatomy | NotABlock] = {}
@@ -183,29 +183,29 @@ class _Found:
             if isinstance(anatomy, Anatomy):
                 self.blocks[call.name] = anatomy
                 continue
-            kind = self.refused if has_attention(call) else self.others
+            kind = self.rejected if has_attention(call) else self.others
             kind = self.skipped if anatomy.understood else kind
             kind[call.name] = str(anatomy)
         called = [call.name for call in calls]
         twice = [name for name in self.blocks if called.count(name) > 1]
-        self.refuse(dict.fromkeys(twice, "it runs more than once in a forward pass"))
-        for kind in (self.skipped, self.refused):  # stages, whose blocks are listed instead, and parts of blocks
+        self.reject(dict.fromkeys(twice, "it runs more than once in a forward pass"))
+        for kind in (self.skipped, self.rejected):  # stages, whose blocks are listed instead, and parts of blocks
             stages = [name for name in kind if any(within(block, [name]) for block in self.blocks)]
             for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
                 self.others[name] = kind.pop(name)
 
-    def refuse(self, reasons: dict[str, str]) -> None:
-        self.refused.update(reasons)
+    def reject(self, reasons: dict[str, str]) -> None:
+        self.rejected.update(reasons)
         self.blocks = {name: anatomy for name, anatomy in self.blocks.items() if name not in reasons}
 
     def without_attention(self) -> dict[str, str]:
         """Return the innermost modules that resemble a block but have no attention."""
-        known = {*self.blocks, *self.skipped, *self.refused, *self.others}
+        known = {*self.blocks, *self.skipped, *self.rejected, *self.others}
         around = {name for name in self.others if any(within(other, [name]) for other in known)}
         return {name: reason for name, reason in self.others.items() if name not in around}
 
     def nothing(self, model: nn.Module) -> str:
-        seen = {**self.skipped, **self.refused} or self.others
+        seen = {**self.skipped, **self.rejected} or self.others
         outermost = [name for name in seen if not within(name, seen)]
         reasons = listed({name: seen[name] for name in outermost})
         found = f"Candidates were:{reasons}" if seen else "None of its modules resembles such a block."

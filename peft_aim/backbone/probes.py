@@ -1,8 +1,9 @@
-"""Checks what the structure of a model does not show: that tokens keep their positions, and how blocks add up."""
+"""Checks what the structure of a model does not show: that tokens keep their positions, and branches are added."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,7 +43,7 @@ def check_alike(model: nn.Module, output: Any) -> None:
         output: Its output in evaluation mode for a batch of the two.
 
     Raises:
-        ValueError: If they differ: a model that masks random patches (ViT-MAE) keeps other positions in each frame.
+        ValueError: If they differ: a model that masks random patches (ViT-MAE) keeps others in each frame.
     """
     for tensor in tensors_in(output):
         if tensor.device.type == "meta" or tensor.ndim < 2 or tensor.shape[0] != 2:
@@ -68,20 +69,22 @@ def check_positions_stay(tower: nn.Module, images: Images, root: Call, blocks: B
     Raises:
         ValueError: If they don't: patches are dropped at random, different ones in each frame.
     """
+    arrived, left = {}, {}
     buffers = [(buffer, buffer.clone()) for buffer in tower.buffers()]
     try:
         with torch.random.fork_rng([p.device for p in tower.parameters() if p.is_cuda][:1]):
-            arrived = run_skeleton(tower, images, root, blocks, training=True)
-            left = {call: _probe(call, anatomy, training=True).returned for call, anatomy in _originals(blocks)}
-    except Exception:  # a model that needs more than images in training cannot be checked
-        return
+            with suppress(Exception):  # a model that needs more than images in training cannot be checked
+                arrived = run_skeleton(tower, images, root, blocks, training=True)
+            for call, anatomy in _originals(blocks):
+                with suppress(Exception):  # nor can a block that fails in training
+                    left[call] = _probe(call, anatomy, training=True).returned
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
     for name, (call, _) in blocks.items():
         seen = arrived[name].shape if name in arrived else call.given.shape
-        kept = left[call.original].numel() == call.given.numel
+        kept = call.original not in left or left[call.original].numel() == call.given.numel
         if seen != call.given.shape or not kept:
             what = f"receives tokens {seen}" if kept else f"returns tokens {tuple(left[call.original].shape)}"
             raise ValueError(
@@ -151,9 +154,9 @@ def _fault(call: Call, anatomy: Anatomy) -> str | None:
     if anatomy.mlp is None:
         quiet.between, loud.between = quiet.given, loud.returned
     added = not _equal(loud.given, loud.returned)  # otherwise a gate after the attention is still closed
-    if anatomy.norm_first and anatomy.norm1 and not _is_called_on(loud.normed, loud.attended):
+    if anatomy.norm_first and anatomy.norm1 and not _is_called_on(loud.normed, loud.attention_input):
         return "its attention is not called on the output of its first norm"
-    if not (anatomy.norm_first and anatomy.norm1) and not _is_called_on(quiet.given, quiet.attended):
+    if not (anatomy.norm_first and anatomy.norm1) and not _is_called_on(quiet.given, quiet.attention_input):
         return "its attention is called neither on its input nor on the normalized input"
     if not _passes(quiet.given, quiet.between):
         return "the input of its MLP branch is not the input of the block plus the output of the attention branch"
@@ -165,26 +168,26 @@ def _fault(call: Call, anatomy: Anatomy) -> str | None:
 
 
 @dataclass
-class _Seen:
+class _Observed:
     """The tokens observed in a block, with the channels last.
 
     Attributes:
         given: Its input.
         normed: The output of its first norm.
-        attended: The input of its attention.
+        attention_input: The input of its attention.
         between: The input of its MLP branch.
         returned: Its output.
     """
 
     given: Tensor
     normed: Tensor | None
-    attended: Tensor
+    attention_input: Tensor
     between: Tensor | None
     returned: Tensor
 
 
 @torch.no_grad()
-def _probe(call: Call, anatomy: Anatomy, loud: bool = False, training: bool = False) -> _Seen:
+def _probe(call: Call, anatomy: Anatomy, loud: bool = False, training: bool = False) -> _Observed:
     """Run a block alone on random tokens, with stand-ins for its branches, which compute nothing.
 
     Args:
@@ -208,10 +211,10 @@ def _probe(call: Call, anatomy: Anatomy, loud: bool = False, training: bool = Fa
         return name and _channels_last(noted[parts[name].module], parts[name].module, anatomy)
 
     norm = anatomy.norm1 and parts[anatomy.norm1]
-    return _Seen(
+    return _Observed(
         given=tokens.movedim(anatomy.channels, -1),
         normed=norm and _channels_last((_loud if loud else Handle.zeros)(norm.returned), norm.module, anatomy),
-        attended=input_of(anatomy.attention),
+        attention_input=input_of(anatomy.attention),
         between=input_of(branch),
         returned=returned.movedim(anatomy.channels, -1),
     )

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.recipe:
         print(
             "Note: the checkpoint does not record how it was trained. Assuming one frame per segment, 1 x 1 views "
-            f"(clips x crops) and scale {scale}. Better name its recipe with --recipe: {', '.join(PRESETS)}.",
+            f"(clips x crops) and scale {scale}. If you know its recipe, pass it as --recipe: {', '.join(PRESETS)}.",
             file=sys.stderr,
         )
     model = from_official(arguments.checkpoint, backbone, scale)

@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     parser = new_command(
         commands,
         "demo",
-        "Generate videos for two tasks that no single frame solves, train an adapter for each on a small image "
+        "Generate videos for two tasks that no single frame can solve, train an adapter for each on a small image "
         "transformer, and swap the adapters.",
         "peft-aim demo --output peft-aim-demo",
     )

@@ -22,7 +22,9 @@ def add(commands: Commands) -> None:
     )
     add_videos(parser)
     parser.add_argument(
-        "--val", metavar="LIST", help="text file or .csv of the videos to evaluate on, if videos has no val split"
+        "--val",
+        metavar="LIST",
+        help="text file or .csv of the videos to evaluate on, if the argument videos has no val split",
     )
     parser.add_argument("--classes", metavar="FILE", help="class names, one per line, for videos labeled 0, 1, ...")
     parser.add_argument("--output", metavar="DIR", help="folder for the adapter, its model card and the results")
@@ -54,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     changes = {option.name: getattr(arguments, option.name) for option in fields(Recipe) if option.name in arguments}
     recipe = preset(arguments.recipe, **changes) if arguments.recipe else Recipe(**changes)
     if "flip_pairs" in changes and not recipe.flip:
-        raise ValueError("--flip-pairs is given without --flip, so no clip is flipped. Give --flip, too.")
+        raise ValueError("--flip-pairs is given without --flip, so no clip is flipped. Add --flip.")
     names = read_names(arguments.classes) if arguments.classes else None
     data = Data.find(arguments.videos, arguments.val, arguments.root, names)
     if arguments.synthetic:

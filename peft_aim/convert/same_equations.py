@@ -104,9 +104,9 @@ def _check(
     difference = relative_difference(got.cpu().float(), expected.cpu().float())
     if not difference <= TOLERANCE + rounding:
         raise ValueError(
-            f"This {type(backbone).__name__} has the weights of {file.source}, but {where} it computes something else "
-            f"than the official {file.layout.name} model ({difference:.1%} difference on a random image). Give the "
-            "image model that the checkpoint was trained on."
+            f"This {type(backbone).__name__} has the weights of {file.source}, but {where} it computes something "
+            f"other than the official {file.layout.name} model ({difference:.1%} difference on a random image). Give "
+            "the image model that the checkpoint was trained on."
         )
 
 

@@ -44,7 +44,7 @@ def pair_weights(file: Official, backbone: nn.Module, found: Inspection) -> Pair
         "backbone.blocks.0.attn.qkv.weight (query)".
 
     Raises:
-        ValueError: If some tensors have no equal, with the closest ones.
+        ValueError: If some tensors have no match, with the closest ones.
     """
     parameters = dict(backbone.named_parameters())
     after = [*found.final_norms, *filter(None, [found.head])]
@@ -89,7 +89,7 @@ def check_nothing_else(
 
 
 def _pair(wanted: Mapping[str, Tensor], free: dict[str, nn.Parameter], fused: str = " ") -> tuple[Pairs, Pairs]:
-    """Return the pairs, each parameter in at most one, and what was observed for tensors that have no equal."""
+    """Return the pairs, each parameter in at most one, and what was observed for tensors that have no match."""
     pairs, wrong = {}, {}
     for name, tensor in _split(wanted, free, fused).items():
         equal, observed = _equal(tensor, free)
@@ -133,5 +133,5 @@ def _other_weights(file: Official, backbone: nn.Module, wrong: Pairs, total: int
         advice = "Most are equal: give exactly the image model that the checkpoint was trained on, not a variant."
     return (
         f"{file.source} was not trained on the weights of this {type(backbone).__name__}: {len(wrong)} of {total} "
-        f"frozen tensors have no equal in it (differences are relative root mean squares).{lines}{more}\n{advice}"
+        f"frozen tensors have no match in it (differences are relative root mean squares).{lines}{more}\n{advice}"
     )

@@ -13,7 +13,7 @@ from peft_aim.config import AIMConfig
 
 WHY_NO_MERGE = (
     "AIM adapters cannot be merged: they are nonlinear, and the temporal one runs the attention a second time, so no "
-    "weights of the backbone are equivalent. Keep the adapter separate, or remove it with unload()."
+    "change of the backbone's weights can replace them. Keep the adapter separate, or remove it with unload()."
 )
 
 

@@ -149,7 +149,7 @@ class AIMLayer(AIMTunerLayer):
         if adapter in self.aim_temporal_embedding:
             tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy)
         if adapter in self.aim_temporal_up:
-            tokens = tokens + self._checkpointed(partial(self._attend_along_time, adapter, frames), tokens)
+            tokens = tokens + self._checkpointed(partial(self._attend_over_time, adapter, frames), tokens)
         args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
         return self.base_layer(*args, **kwargs)
 
@@ -162,7 +162,7 @@ class AIMLayer(AIMTunerLayer):
         for handle in self._handles:
             handle.remove()
 
-    def _attend_along_time(self, adapter: str, frames: int, tokens: Tensor) -> Tensor:
+    def _attend_over_time(self, adapter: str, frames: int, tokens: Tensor) -> Tensor:
         """Compute the temporal branch, in the shape of the tokens."""
         anatomy = self.anatomy
         h = tokens.movedim(anatomy.channels, -1)  # (B*T, *N, D)

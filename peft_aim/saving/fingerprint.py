@@ -10,9 +10,7 @@ from torch import Tensor
 
 CHUNK = 4096  # weights projected at a time
 PROJECTIONS = 8
-TOLERANCE = (
-    0.004  # rounding to bfloat16 changes the projections by 0.001, a change of the weights by 1 % does by 0.007
-)
+TOLERANCE = 0.004  # rounding to bfloat16 changes the projections by 0.001, a 1% change of the weights by 0.007
 INDICES = (torch.int64, torch.int32, torch.bool)  # dtypes of buffers that are not weights
 
 

@@ -24,7 +24,7 @@ def hotswap_adapter(
     revision: str | None = None,
     token: str | None = None,
 ) -> None:
-    """Replace a loaded adapter by a saved one in place, as ``peft.utils.hotswap`` does for LoRA.
+    """Replace a loaded adapter with a saved one in place, as ``peft.utils.hotswap`` does for LoRA.
 
     Modules and parameters are kept, so a compiled model is not recompiled, unless the new adapter has another
     ``scale`` or, in training, another ``drop_path``, ``head_dropout`` or ``recompute``.
@@ -102,6 +102,6 @@ def check_fits(tensors: dict[str, Tensor], found: Shapes | None, source: str) ->
         check_shapes(shapes_of(tensors), found, source)
     except ValueError as error:
         raise ValueError(
-            f"{error} A hot swap needs the same blocks, widths, frames and classes. Load other adapters in addition: "
-            f"model.load_adapter({str(source)!r}, 'other'), model.set_adapter('other')."
+            f"{error} A hot swap needs the same blocks, widths, frames and classes. Load this adapter under another "
+            f"name instead: model.load_adapter({str(source)!r}, 'other'), model.set_adapter('other')."
         ) from None

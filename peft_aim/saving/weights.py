@@ -110,7 +110,7 @@ def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
 
 
 def _containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict | nn.ParameterDict]]:
-    """Iterate over everything that contains weights by the names of adapters, with its own name."""
+    """Iterate over the containers that map names of adapters to weights, with the containers' own names."""
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             yield f"{name}.modules_to_save", module.modules_to_save
@@ -129,7 +129,7 @@ def _tensors(content: nn.Parameter | nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> None:
-    """Check that PEFT has left out the weights of other adapters, and no others that have their names in theirs.
+    """Check that PEFT has left out the weights of other adapters only, not weights whose names contain an adapter's.
 
     Args:
         model: The adapted model.

@@ -1,6 +1,6 @@
 """Observes a module that somebody else wrote: which modules it calls, on what, and whether two are copies.
 
-The lowest room: it knows no attention, blocks or adapters.
+The lowest layer of the package: it knows nothing about attention, blocks or adapters.
 """
 
 from peft_aim.tracing.calls import Call, Handle, running, trace

@@ -45,8 +45,8 @@ class Handle:
         if not isinstance(tensor, Tensor):
             return None
         storage = StorageWeakRef(tensor.untyped_storage())
-        place = (storage, tensor.storage_offset(), tensor.numel())
-        return cls(*place, tuple(tensor.shape), tensor.dtype, tensor.device)
+        span = (storage, tensor.storage_offset(), tensor.numel())
+        return cls(*span, tuple(tensor.shape), tensor.dtype, tensor.device)
 
     def zeros(self) -> Tensor:
         """Return zeros of its shape, dtype and device, in the default memory format."""
@@ -217,9 +217,10 @@ class _Recorder:
         return replace_first(original.form, tokens.clone(memory_format=torch.contiguous_format))
 
     def _copied(self, call: Call, old: str, new: str) -> Call:
-        name = f"{new}{call.name.removeprefix(old)}"
+        own = f"{call.name}.".startswith(f"{old}.")  # other modules that a block calls are shared by its copies
+        name = f"{new}{call.name.removeprefix(old)}" if own else call.name
         children = [self._copied(child, old, new) for child in call.children]
-        return replace(call, name=name, module=self._modules[name], children=children, copy_of=call)
+        return replace(call, name=name, module=self._modules[name], children=children, copy_of=call.original)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable
 from functools import partial
 from types import MethodType
@@ -63,17 +64,37 @@ def trait(value: Any) -> Hashable:
     if isinstance(value, (set, frozenset)):
         return set, tuple(sorted(map(repr, value)))
     if isinstance(value, Tensor):
-        return Tensor, *_shape(value), _sum(value)
+        return Tensor, *_shape(value), _content(value)
     if isinstance(value, MethodType):
         return MethodType, value.__func__
     if isinstance(value, partial):
         return partial, trait(value.func), trait(value.args), trait(value.keywords)
-    return object, id(value)
+    return _Itself(value)
+
+
+class _Itself:
+    """An object that equals itself alone, and nothing after it is gone; it is not kept alive."""
+
+    def __init__(self, value: Any) -> None:
+        self._id = id(value)
+        try:
+            self._get = weakref.ref(value)
+        except TypeError:  # some small objects cannot be referred to weakly
+            self._get = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Itself) and None is not self._get() is other._get())
+
+    def __hash__(self) -> int:
+        return self._id
 
 
 def _shape(tensor: Tensor) -> tuple:
     return tuple(tensor.shape), tensor.dtype, tensor.device.type
 
 
-def _sum(tensor: Tensor) -> float | None:
-    return None if tensor.device.type == "meta" else float(tensor.detach().double().nan_to_num().sum())
+def _content(tensor: Tensor) -> int | None:
+    if tensor.device.type == "meta":
+        return None
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
+    return hash(flat.view(torch.uint8).numpy().tobytes())

@@ -44,7 +44,7 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
 
     Raises:
         ValueError: If one of them is not an adapter, has no description of how to make its clips, was trained on
-            another backbone than the others, or on other frozen weights than those loaded.
+            a different backbone from the others, or on frozen weights other than those loaded.
     """
     configs = [_config(name) for name in names]
     descriptions = [Description.read(config, name) for config, name in zip(configs, names, strict=True)]

@@ -105,8 +105,8 @@ def evaluate(
     found = find_videos(videos, split, root)
     if by_index(found, description.classes):
         say(f"Note: numeric labels are read as the adapter's class indices, {dict(enumerate(description.classes))}.")
-    labelled = indexed(found, description.classes)
-    result = evaluate_model(loaded.model, description, labelled, views, batch_size, workers, min_frames)
+    labeled = indexed(found, description.classes)
+    result = evaluate_model(loaded.model, description, labeled, views, batch_size, workers, min_frames)
     if processes().is_main_process:
         write(result, Path(output))
     return result

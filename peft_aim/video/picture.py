@@ -20,12 +20,12 @@ class Row:
     Attributes:
         images: Frames, ``(T, H, W, 3)`` in [0, 1].
         text: Text beside the frames.
-        colour: Color of the text.
+        color: Color of the text.
     """
 
     images: Tensor
     text: str
-    colour: str = "black"
+    color: str = "black"
 
 
 def row_of(images: Tensor, probabilities: Tensor, classes: Sequence[str], label: int | None = None) -> Row:
@@ -61,7 +61,7 @@ def draw_strip(path: Path, rows: Sequence[Row]) -> None:
             axis.axis("off")
         for axis, image in zip(axes, row.images, strict=False):
             axis.imshow(image.numpy())
-        axes[-1].text(0, 0.5, row.text, va="center", color=row.colour, parse_math=False)
+        axes[-1].text(0, 0.5, row.text, va="center", color=row.color, parse_math=False)
     grid[0, -1].set_title("prediction", loc="left")
     figure.savefig(path, dpi=110)
 

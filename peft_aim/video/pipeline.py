@@ -44,7 +44,7 @@ def video_pipeline(adapter: str, source: Source | None = None, **options: Any) -
 
 
 class ClipPipeline(VideoClassificationPipeline):
-    """transformers' pipeline, which accepts :class:`ClipClassifier`, too."""
+    """transformers' pipeline, extended to accept :class:`ClipClassifier`."""
 
     def check_model_type(self, supported_models: Any) -> None:
         """Accept a model that is not in transformers' list."""

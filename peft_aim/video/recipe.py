@@ -55,8 +55,8 @@ class Recipe:
         label_smoothing: Label smoothing, the fraction of the target that is spread over all classes.
         precision: Training precision: "fp32", or mixed precision with "bf16" or "fp16".
         recompute: Activation checkpointing: what blocks recompute in the backward pass, which saves activation memory,
-            costs time and leaves the result the same. "nothing"; "pointwise", norms and activations (saves a few
-            percent); "mlp", also the hidden layer of the MLP (a third); "block", all but the block's input (nearly
+            costs time and leaves the result the same. "nothing"; "pointwise", norms and activation functions (saves a
+            few percent); "mlp", also the hidden layer of the MLP (a third); "block", all but the block's input (nearly
             all).
         save_dtype: Round the trained adapter to "float16" or "bfloat16" before it is evaluated and saved, which halves
             the file. None (the default) saves it unrounded.

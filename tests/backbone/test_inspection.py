@@ -43,7 +43,7 @@ def adapt(model: nn.Module, **options: object) -> nn.Module:
 def test_inspection(name, expected):
     found = inspect_backbone(zoo.build(name), PartNames())
     assert (found.tower, *found.entries.values(), found.head) == expected
-    assert found.image == (3, 32, 32) and not found.further and not found.refused
+    assert found.image == (3, 32, 32) and not found.further and not found.rejected
 
 
 def test_image_tower_of_a_model_of_images_and_text():
@@ -188,7 +188,7 @@ def test_user_hooks_run_only_in_spatial_attention():
         ({"exclude_modules": r"blocks\.\d"}, "No block is left: target_modules=None, exclude_modules="),
         ({"layers_to_transform": 3}, "selects block 3, but VisionTransformer has 3 blocks, 0 to 2"),
         ({"attention_module": "self_attn"}, "it does not call attention_module='self_attn', only norm1, attn, "),
-        ({"num_labels": 2, "modules_to_save": ["head"]}, "holds the head 'head', which num_labels=2 replaces"),
+        ({"num_labels": 2, "modules_to_save": ["head"]}, "contains the head 'head', which num_labels=2 replaces"),
     ],
     ids=str,
 )
@@ -478,7 +478,7 @@ def test_a_block_that_differs_is_probed_on_its_own():
     """A copy of a sound block does not vouch for one that only resembles it."""
     model = Toy(Block(attention()), Block(attention()), Parallel(attention()))
     found = inspect_backbone(model)
-    assert list(found.blocks) == ["blocks.0", "blocks.1"] and list(found.refused) == ["blocks.2"]
+    assert list(found.blocks) == ["blocks.0", "blocks.1"] and list(found.rejected) == ["blocks.2"]
 
 
 class Recounting(nn.Module):

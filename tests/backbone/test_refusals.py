@@ -105,7 +105,7 @@ class Toy(nn.Module):
         (NormOutOfSight, "its attention is called neither on its input nor on the normalized input"),
         (LinearBetween, "its attention is not called on the output of its first norm"),
         (ScaledBetween, "its attention is not called on the output of its first norm"),
-        (ToLatents, r"its attention also gets tokens \(2, 6, 8\) as key, so it attends to other tokens than its own"),
+        (ToLatents, r"its attention also gets tokens \(2, 6, 8\) as key, so it attends to tokens other than its own"),
         (NormOfImages, "its norm norm1, a LayerNorm, normalizes over all spatial positions"),
         (GateAsAttention, "Gate cannot be used as temporal attention .*it only scales the channels of each token"),
     ],

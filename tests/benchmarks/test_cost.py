@@ -12,12 +12,12 @@ import zoo
 from torch import nn
 
 from benchmarks.cost.__main__ import main, rows
-from benchmarks.cost.plan import QUICK
+from benchmarks.cost.plan import QUICK, Plan
 from benchmarks.cost.swap import swapping
 from benchmarks.cost.tables import by_row, goals
 from benchmarks.measuring.counting import Alive, cost_of_step
 from benchmarks.methods import rivals
-from benchmarks.methods.reference import literal
+from benchmarks.methods.reference import reference_aim
 from peft_aim.saving.weights import adapter_weights
 
 
@@ -26,9 +26,9 @@ from peft_aim.saving.weights import adapter_weights
 def test_the_reference_implementation_scores_as_aim_does(name):
     backbone, clips = zoo.build(name), zoo.make_clips()
     model = rivals.aim(copy.deepcopy(backbone), 3, zoo.FRAMES, init_weights=False).eval()
-    twin = literal(backbone, 3, zoo.FRAMES).eval()
+    twin = reference_aim(backbone, 3, zoo.FRAMES).eval()
     wanted = adapter_weights(model, "default")
-    for block, layer in enumerate(m for m in twin.modules() if type(m).__name__ == "LiteralBlock"):
+    for block, layer in enumerate(m for m in twin.modules() if type(m).__name__ == "ReferenceBlock"):
         for branch in ("temporal", "spatial", "joint"):
             for end in ("down", "up"):
                 for kind in ("weight", "bias"):
@@ -61,7 +61,7 @@ def test_peak_of_memory():
 
 def test_blocks_that_the_reference_implementation_does_not_cover_are_rejected():
     with pytest.raises(ValueError, match="Block computes something other than"):
-        literal(zoo.build("timm_dinov2"), 3, zoo.FRAMES)
+        reference_aim(zoo.build("timm_dinov2"), 3, zoo.FRAMES)
 
 
 def test_quick(tmp_path, capsys):
@@ -86,6 +86,27 @@ def test_adapters_of_models_in_half_precision_are_saved_in_it():
     assert sizes["as trained"] == pytest.approx(sizes["float16"], abs=100)
 
 
-def test_quick_never_overwrites_the_results():
+def test_options_change_the_plan(monkeypatch, tmp_path):
+    plans = []
+
+    def stop(plan):
+        plans.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.cost.__main__.measure", stop)
+    options = ["--device", "cuda", "--dtype", "bfloat16", "--batch", "3", "--rounds", "1", "--output", str(tmp_path)]
+    for more in ([], ["--backbone", "test_vit"]):
+        with pytest.raises(KeyboardInterrupt):
+            main([*options, *more])
+    same, other = plans
+    changes = {"device": "cuda", "dtype": "bfloat16", "batch": 3, "rounds": 1}
+    assert same == replace(Plan(), **changes)
+    only = {"backbone": "test_vit", "with_gelu": None, "attach": {"test_vit": "test_vit"}}
+    assert other == replace(Plan(), **changes, **only)
+
+
+@pytest.mark.parametrize("option", [["--quick"], ["--batch", "2"], ["--backbone", "test_vit"]])
+def test_other_measurements_never_overwrite_the_results(option, capsys):
     with pytest.raises(SystemExit):
-        main(["--quick"])
+        main(option)
+    assert f"{option[0]} would overwrite the results in" in capsys.readouterr().err

@@ -269,6 +269,10 @@ def test_one_config_can_be_used_for_several_backbones(tmp_path):
         assert torch.equal(zoo.scores(loaded(clips)), zoo.scores(model(clips)))
     found = [AIMConfig.from_pretrained(tmp_path / name).target_modules for name in models]
     assert found == [r"blocks\.(0|1)", r"blocks\.(0|1|2)", r"vit\.layers\.(0|1)"]
+    assert shared.to_dict()["backbone_fingerprint"] is not None
+    get_peft_model(zoo.build("timm_vit"), shared)  # the values of the model that was saved last are forgotten
+    assert shared.to_dict()["backbone_fingerprint"] is None
+    assert shared.to_dict()["target_modules"] == r"blocks\.(0|1|2)"
 
 
 def test_given_targets_are_not_changed(tmp_path):

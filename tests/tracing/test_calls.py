@@ -73,20 +73,52 @@ def test_of_copies_one_runs():
     assert runs(alike(), alike(), alike()) == [1, 0, 0]
 
 
-@pytest.mark.parametrize("other", [lambda: alike(2.0), lambda: alike(activation=F.gelu), lambda: with_buffer(alike())])
+@pytest.mark.parametrize("other", [lambda: alike(2.0), lambda: alike(activation=F.gelu), lambda: with_buffer(1, 0)])
 def test_modules_that_differ_in_anything_but_weights_run(other):
     assert runs(alike(), other(), alike()) == [1, 1, 0]
+    assert runs(with_buffer(0, 1), with_buffer(1, 0), with_buffer(0, 1)) == [1, 1, 0]
 
 
-def with_buffer(block: Scaled) -> Scaled:
-    block.register_buffer("mask", torch.ones(2))
+def with_buffer(*order: int) -> Scaled:
+    block = alike()
+    block.register_buffer("order", torch.tensor(order))
     return block
+
+
+def test_attributes_without_a_value_equal_themselves_alone():
+    one, other = (Scaled(activation=lambda x: x) for _ in range(2))
+    before = traits(one)
+    assert before == traits(one) != traits(other)
+    one.activation = lambda x: x  # perhaps at the address of the one before
+    assert before != traits(one)
 
 
 def test_modules_that_share_a_part_run():
     one, other = alike(), alike()
     other.linear = one.linear
     assert runs(one, other) == [1, 1]
+
+
+def test_copies_may_call_modules_outside_of_themselves():
+    class WithRotation(nn.Module):
+        def __init__(self, shared: list[nn.Module]) -> None:
+            super().__init__()
+            self.shared, self.inner, self.runs = shared, alike(), Counter()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, None]:
+            self.runs[0] += 1
+            return self.shared[0](self.inner(x)[0]), None
+
+    shared = [nn.Linear(4, 4)]
+    blocks = [WithRotation(shared) for _ in range(3)]
+    model = Chain(*blocks)
+    model.rotation = shared[0]
+    root, _ = trace(model, X, once=lambda call: isinstance(call.module, WithRotation | Scaled))
+    assert [block.runs[0] for block in blocks] == [1, 0, 0]
+    assert [call.name for call in root.children[1].walk()] == [
+        *("blocks.1", "blocks.1.inner", "blocks.1.inner.linear", "rotation")
+    ]
+    assert [call.original for call in root.children[2].walk()] == [*root.children[0].walk()]
 
 
 def test_copies_that_are_called_in_another_way_run():

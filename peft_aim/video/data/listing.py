@@ -13,14 +13,14 @@ LABEL_COLUMNS = ("label", "class", "action", "category")
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """A video file and the name of its class, or the index of its class as a string of digits."""
 
     path: Path
     label: str
 
 
-def find_videos(source: str | Path, split: str | None = None, root: str | Path | None = None) -> list[Labelled]:
+def find_videos(source: str | Path, split: str | None = None, root: str | Path | None = None) -> list[Labeled]:
     """Find the videos of a split.
 
     Args:
@@ -59,7 +59,7 @@ def has_split(source: str | Path, split: str) -> bool:
     return any((row.get("split") or "").strip() == split for _, row in rows)
 
 
-def class_names(videos: list[Labelled], names: list[str] | None = None, by_name: bool = False) -> list[str]:
+def class_names(videos: list[Labeled], names: list[str] | None = None, by_name: bool = False) -> list[str]:
     """Return the names of the classes, in the order of their indices.
 
     Args:
@@ -71,9 +71,9 @@ def class_names(videos: list[Labelled], names: list[str] | None = None, by_name:
         ValueError: If there is only one class, or a label is not one of the names.
 
     Example:
-        >>> class_names([Labelled(Path("a.mp4"), "walk"), Labelled(Path("b.mp4"), "run")])
+        >>> class_names([Labeled(Path("a.mp4"), "walk"), Labeled(Path("b.mp4"), "run")])
         ['run', 'walk']
-        >>> class_names([Labelled(Path("a.mp4"), "2"), Labelled(Path("b.mp4"), "0")])
+        >>> class_names([Labeled(Path("a.mp4"), "2"), Labeled(Path("b.mp4"), "0")])
         ['0', '1', '2']
     """
     if names is None:
@@ -86,17 +86,17 @@ def class_names(videos: list[Labelled], names: list[str] | None = None, by_name:
     return names
 
 
-def by_index(videos: list[Labelled], classes: list[str]) -> bool:
+def by_index(videos: list[Labeled], classes: list[str]) -> bool:
     """Whether videos are labeled by the index of their class, not by its name.
 
     Example:
-        >>> by_index([Labelled(Path("a.mp4"), "1")], ["run", "walk"])
+        >>> by_index([Labeled(Path("a.mp4"), "1")], ["run", "walk"])
         True
     """
     return any(video.label not in classes for video in videos) and all(video.label.isdecimal() for video in videos)
 
 
-def indexed(videos: list[Labelled], classes: list[str]) -> list[tuple[Path, int]]:
+def indexed(videos: list[Labeled], classes: list[str]) -> list[tuple[Path, int]]:
     """Return the videos with the indices of their classes.
 
     Raises:
@@ -124,21 +124,21 @@ def read_names(path: str | Path) -> list[str]:
     return [line.strip() for line in _text(Path(path)).splitlines() if line.strip()]
 
 
-def _of_folder(folder: Path, split: str) -> list[Labelled]:
+def _of_folder(folder: Path, split: str) -> list[Labeled]:
     classes = sorted(path for path in (folder / split).glob("[!.]*") if path.is_dir())
     if not classes:
         raise ValueError(
             f"{folder} has no folders {split}/<class>. Arrange the videos as {folder / split}/<class>/*.mp4."
         )
     return [
-        Labelled(path, folder.name)
+        Labeled(path, folder.name)
         for folder in classes
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in SUFFIXES
     ]
 
 
-def _of_file(source: Path, split: str | None, root: Path) -> list[Labelled]:
+def _of_file(source: Path, split: str | None, root: Path) -> list[Labeled]:
     if source.suffix.lower() == ".csv":
         return _of_table(source, split, root)
     found = []
@@ -147,11 +147,11 @@ def _of_file(source: Path, split: str | None, root: Path) -> list[Labelled]:
             parts = line.rsplit("\t" if "\t" in line else None, maxsplit=1)
             if len(parts) < 2:
                 raise ValueError(f"Line {number} of {source} is {line!r}. Write each line as: path label.")
-            found.append(Labelled(root / parts[0].strip(), parts[1].strip()))
+            found.append(Labeled(root / parts[0].strip(), parts[1].strip()))
     return found
 
 
-def _of_table(source: Path, split: str | None, root: Path) -> list[Labelled]:
+def _of_table(source: Path, split: str | None, root: Path) -> list[Labeled]:
     rows = _table(source)
     columns = list(rows[0][1]) if rows else []
     path, label = (next((c for c in wanted if c in columns), None) for wanted in (PATH_COLUMNS, LABEL_COLUMNS))
@@ -165,7 +165,7 @@ def _of_table(source: Path, split: str | None, root: Path) -> list[Labelled]:
         if not (row[path] and row[label]):
             raise ValueError(f"Line {number} of {source} has no {path} or no {label}: {row}. Fill in both.")
         if split is None or row.get("split", split).strip() == split:
-            found.append(Labelled(root / row[path].strip(), row[label].strip()))
+            found.append(Labeled(root / row[path].strip(), row[label].strip()))
     return found
 
 

@@ -52,10 +52,10 @@ def evaluation_frames(count: int, frames: int, stride: int | None, clips: int = 
         >>> evaluation_frames(16, 4, stride=None)
         [[2, 6, 10, 14]]
     """
-    centres = [(k + 0.5) / clips for k in range(clips)]
+    centers = [(k + 0.5) / clips for k in range(clips)]
     if stride is None:
-        return [_of_segments(count, [centre] * frames) for centre in centres]
-    starts = [int(centre * _starts(count, frames, stride)) for centre in centres]
+        return [_of_segments(count, [center] * frames) for center in centers]
+    starts = [int(center * _starts(count, frames, stride)) for center in centers]
     return [_strided(start, count, frames, stride) for start in starts]
 
 

@@ -10,7 +10,7 @@ from videos import write, write_broken
 
 from peft_aim.video.data.clips import scan
 from peft_aim.video.data.data import Data
-from peft_aim.video.data.listing import Labelled, class_names, find_videos, has_split, indexed
+from peft_aim.video.data.listing import Labeled, class_names, find_videos, has_split, indexed
 from peft_aim.video.recipe import Recipe
 
 
@@ -33,10 +33,10 @@ def test_numeric_folder_names_are_class_names(tmp_path):
 def test_lists_have_a_path_and_a_label_per_line(tmp_path):
     (tmp_path / "train.txt").write_text("a/x y.mp4 2\n\nb.mp4 0\n")
     assert find_videos(tmp_path / "train.txt") == [
-        Labelled(tmp_path / "a/x y.mp4", "2"),
-        Labelled(tmp_path / "b.mp4", "0"),
+        Labeled(tmp_path / "a/x y.mp4", "2"),
+        Labeled(tmp_path / "b.mp4", "0"),
     ]
-    assert find_videos(tmp_path / "train.txt", root="/videos")[1] == Labelled(Path("/videos/b.mp4"), "0")
+    assert find_videos(tmp_path / "train.txt", root="/videos")[1] == Labeled(Path("/videos/b.mp4"), "0")
     (tmp_path / "tabs.txt").write_text("a.mp4\tturn left\n")
     assert find_videos(tmp_path / "tabs.txt")[0].label == "turn left"
 
@@ -78,7 +78,7 @@ def test_lines_that_cannot_be_parsed_are_named(tmp_path, name, text, message):
 
 
 def test_wrong_labels_and_sources_are_rejected(tmp_path):
-    videos = [Labelled(Path("a.mp4"), "run"), Labelled(Path("b.mp4"), "fly")]
+    videos = [Labeled(Path("a.mp4"), "run"), Labeled(Path("b.mp4"), "fly")]
     with pytest.raises(
         ValueError, match=r"b.mp4 has the label 'fly', which is not one of the classes \['run', 'walk'\]"
     ):

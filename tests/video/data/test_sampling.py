@@ -11,8 +11,8 @@ from peft_aim.video.data.sampling import evaluation_frames, training_frames, win
 @pytest.mark.parametrize("count", [1, 3, 8, 30, 301])
 @pytest.mark.parametrize("frames", [1, 8, 16])
 def test_each_segment_has_one_frame(count, frames):
-    (centres,) = evaluation_frames(count, frames, stride=None)
-    assert centres == [min(count - 1, int((i + 0.5) * count / frames)) for i in range(frames)]
+    (centers,) = evaluation_frames(count, frames, stride=None)
+    assert centers == [min(count - 1, int((i + 0.5) * count / frames)) for i in range(frames)]
     for _ in range(20):
         for i, index in enumerate(training_frames(count, frames, stride=None)):
             assert int(i * count / frames) <= index <= min(count - 1, int((i + 1) * count / frames))

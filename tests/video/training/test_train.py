@@ -388,7 +388,7 @@ def test_unreadable_validation_videos_are_noted(folder, tmp_path, image_model, c
 def test_flip_pairs_need_flip(folder, tmp_path, image_model, capsys):
     arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--flip-pairs", "dark=light"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
-    assert "Give --flip, too" in capsys.readouterr().err
+    assert "Add --flip" in capsys.readouterr().err
 
 
 def test_runs_only_resume_with_the_same_videos(folder, tmp_path, image_model, capsys, monkeypatch):

@@ -125,7 +125,7 @@ def test_random_weights_are_rejected():
             from_official(state, build(other))
         message = str(error.value)
         assert re.search(
-            r": (29 of 29|37 of 37) frozen tensors have no equal in it \(differences are relative root mean", message
+            r": (29 of 29|37 of 37) frozen tensors have no match in it \(differences are relative root mean", message
         )
         assert re.search(r"\n  backbone.conv1.weight: the closest is .*, which differs by 1..\..%", message)
         assert message.count("\n  backbone.") == 6 and re.search(r"\n  \.\.\. and (23|31) more", message)
@@ -143,7 +143,7 @@ def test_a_single_different_norm_is_named():
         from_official(state, backbone)
     assert str(error.value) == (
         "checkpoint={...} was not trained on the weights of this CLIPVisionModelWithProjection: 1 of 37 frozen "
-        "tensors have no equal in it (differences are relative root mean squares).\n"
+        "tensors have no match in it (differences are relative root mean squares).\n"
         "  backbone.transformer.resblocks.1.ln_2.weight: the closest is "
         "vision_model.encoder.layers.1.layer_norm2.weight, which differs by 1.0%\n"
         "Most are equal: give exactly the image model that the checkpoint was trained on, not a variant."
@@ -267,17 +267,17 @@ def test_another_computation_with_the_same_weights_is_rejected():
 
     backbone = timm_clip(state)
     backbone.blocks[1].ls2 = Scaled()
-    with pytest.raises(ValueError, match=r"but in blocks.1 it computes something else than the official CLIP model"):
+    with pytest.raises(ValueError, match=r"but in blocks.1 it computes something other than the official CLIP model"):
         from_official(state, backbone)
     backbone = timm_clip(state)
     backbone.pos_drop = Scaled()
     backbone.norm_pre.eps = 0.0
     backbone.norm_pre.register_forward_hook(lambda module, args, output: 1.1 * output)
-    with pytest.raises(ValueError, match=r"but in the patch embedding it computes something else"):
+    with pytest.raises(ValueError, match=r"but in the patch embedding it computes something other"):
         from_official(state, backbone)
     backbone = timm_clip(state)
     backbone.blocks[1].register_forward_pre_hook(lambda module, args: (1.1 * args[0], *args[1:]))
-    with pytest.raises(ValueError, match=r"but before blocks.1 it computes something else"):
+    with pytest.raises(ValueError, match=r"but before blocks.1 it computes something other"):
         from_official(state, backbone)
 
 
