@@ -140,7 +140,8 @@ def _build_small(model_cls: Callable, variant: str, pretrained: bool = False, **
         functools.partial(_construct, model_cls, family), variant, False, **options
     )
     size = getattr(model, "catalogue", {"image_size": 224})["image_size"]
-    model.pretrained_cfg["input_size"] = (3, size, size)
+    # without the name and the source of the weights, so that models of the same structure are equal
+    model.pretrained_cfg = model.default_cfg = {"input_size": (3, size, size)}
     return model
 
 

@@ -87,9 +87,10 @@ class Call:
         first = first_parameter(module)
         given = first_argument(first, args, kwargs)
         others = {key: value for key, value in named_arguments(module, args, kwargs).items() if key != first}
-        if given is not None:
+        tokens = Handle.of(given)
+        if tokens is not None:  # not a shape, for instance
             args, kwargs = with_first_argument(replace_first(given, None), first, args, kwargs)
-        return cls(name, module, Handle.of(given), others, args, kwargs)
+        return cls(name, module, tokens, others, args, kwargs)
 
     @property
     def original(self) -> Call:
@@ -191,7 +192,8 @@ class _Recorder:
 
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         call = self._running.pop()
-        call.returned, call.form = Handle.of(output), replace_first(output, None)
+        call.returned = Handle.of(output)
+        call.form = None if call.returned is None else replace_first(output, None)
         if call.copy_of is None and self._once(call):
             self._keep_copies_from_running(call)
 

@@ -176,6 +176,25 @@ def test_a_call_can_be_made_again_on_other_tokens():
     assert tokens == 3 and text == "text"
 
 
+def test_arguments_and_outputs_without_tensors_are_kept():
+    class Grid(nn.Module):
+        def forward(self, shape: torch.Size) -> torch.Size:
+            return shape[:1]
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = Grid()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.grid(x.shape)[0]
+
+    root, output = trace(Outer(), X)
+    (call,) = root.children
+    assert call.given is call.returned is None and call.args == (torch.Size([2, 4]),)
+    assert torch.equal(output, X["x"] + 2)
+
+
 def test_drop_rates_are_no_traits_unless_they_are_zero():
     assert traits(nn.Dropout(0.1)) == traits(nn.Dropout(0.2)) != traits(nn.Dropout(0.0))
 
