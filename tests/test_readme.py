@@ -53,11 +53,11 @@ def small_models(monkeypatch):
 
     def small(name: str, pretrained: bool = False, **options: Any) -> torch.nn.Module:
         torch.manual_seed(0)
-        return create(name, embed_dim=32, num_heads=2, depth=2, **options)
+        return create(name, embed_dim=32, num_heads=2, depth=2, patch_size=56, **options)
 
     def small_vit(name: str) -> tf.PreTrainedModel:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        return tf.ViTForImageClassification(tf.ViTConfig(**sizes))
+        return tf.ViTForImageClassification(tf.ViTConfig(**sizes, patch_size=56))
 
     monkeypatch.setattr(timm, "create_model", small)
     monkeypatch.setattr(tf.AutoModelForImageClassification, "from_pretrained", small_vit)
