@@ -36,7 +36,10 @@ def add(commands: Commands) -> None:
     )
     add_backbone(parser, required=True)
     parser.add_argument(
-        "--random-weights", action="store_true", help="freeze a backbone with random weights, to try things out"
+        "--random-weights",
+        action="store_true",
+        help="freeze a backbone with random weights, to try training out: they are not saved, so the adapter is of no "
+        "use afterwards",
     )
     group = parser.add_argument_group("recipe", "The defaults shown are those without --recipe.")
     group.add_argument(

@@ -58,7 +58,7 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
     if source is None and sources[0].random_weights:
         raise ValueError(
             f"{names[0]} was trained on a backbone with random weights, which were not saved. Train it again on "
-            "pretrained weights."
+            "pretrained weights, or on those in a file, with --weights FILE."
         )
     wanted = sources[0]
     if source is not None:  # what it leaves open is as recorded in the adapter
