@@ -147,6 +147,8 @@ def test_single_frames_do_not_show_the_class(task):
 
 def test_the_demo_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     """The machinery, not the numbers: a few videos and steps."""
+    (tmp_path / "peft_aim").mkdir()  # beside a clone, which "python -m" would take for the package
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo_module, "VIDEOS_PER_CLASS", {"train": 4, "val": 2})
     monkeypatch.setattr(demo_module, "PRETRAINING_STEPS", 2)
     monkeypatch.setattr(demo_module, "RECIPE", Recipe(**{**vars(demo_module.RECIPE), "epochs": 1, "workers": 0}))

@@ -113,7 +113,7 @@ def compare_elsewhere(adapted: dict[str, PeftModel], folder: Path) -> None:
         folder: Output folder of the demo.
 
     Raises:
-        RuntimeError: If the scores differ.
+        RuntimeError: If the other process fails, or the scores differ.
     """
     preprocessing = load_backbone(str(folder / "backbone"))[1]
     examples = {task: validation_clips(folder / task, preprocessing) for task in adapted}
@@ -123,10 +123,12 @@ def compare_elsewhere(adapted: dict[str, PeftModel], folder: Path) -> None:
         with torch.no_grad():
             scores[str(folder / f"{task}-aim")] = model.eval()(batch).logits
     save_file({"clips": batch.contiguous(), **scores}, folder / "expected.safetensors")
-    script = ["-W", "ignore::FutureWarning", "-m", "peft_aim.video.demo.swap"]
-    command = [sys.executable, *script, str(folder / "expected.safetensors"), *scores]
+    script = Path(__file__).with_name("swap.py")  # "-m" would find a folder peft_aim, such as a clone, here first
+    command = [sys.executable, "-W", "ignore::FutureWarning", script, folder / "expected.safetensors", *scores]
     if subprocess.run(command).returncode:
-        raise RuntimeError("The saved adapters give different scores in another process.")
+        raise RuntimeError(
+            "The saved adapters cannot be compared in another process, or give other scores there; see above."
+        )
     rows, position = [], 0
     for (task, clips), of_task in zip(examples.items(), scores.values(), strict=True):
         for clip, label in clips:
