@@ -41,8 +41,8 @@ def page(found: Facts) -> str:
     plan, versions = found["plan"], found["versions"]
     where = (
         f"{plan['backbone']}, {plan['batch']} clip of {plan['frames']} frames of {plan['size']} px, {plan['dtype']}, "
-        f"{found['device']}, "
-        f"{found['threads']} thread{'s' * (found['threads'] > 1)}, torch {versions['torch']}, commit {found['commit']}"
+        f"{found['device']}, {found['threads']} thread{'s' * (found['threads'] > 1)}, torch {versions['torch']}, "
+        f"commit {found['commit']}"
     )
     parts = [f"`{found['command']}`: {where}.", main_table(found)]
     if plan["device"] == "cpu":

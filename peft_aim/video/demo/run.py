@@ -40,7 +40,7 @@ def demo(folder: Path) -> list[dict[str, Any]]:
         The rows of the printed table.
 
     Raises:
-        RuntimeError: If the saved adapters give different scores in another process.
+        RuntimeError: If the saved adapters cannot be loaded in another process, or give different scores there.
     """
     began = time.perf_counter()
     torch.manual_seed(0)
