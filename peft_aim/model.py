@@ -106,7 +106,7 @@ class AIMModel(BaseTuner):
             blocks = select_blocks(self.model, found, peft_config.search_anew())
             peft_config.note_targets(as_regex(blocks))
             peft_config.branches = {name: branches(peft_config, found.blocks[name]) for name in blocks}
-        if peft_config.temporal_embedding:
+        if peft_config.temporal_embedding == "input":
             for block, pre_norm in found.entries.items():
                 peft_config.branches.setdefault(pre_norm or block, []).append("temporal_embedding")
         check_modules_to_save(self.model, found, peft_config)

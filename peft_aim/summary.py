@@ -125,7 +125,12 @@ def _counts(
     for branch, text in ADAPTERS.items():
         has = [layer for layer in layers.values() if _has(layer, branch, adapter)]
         sizes[text] = [_size(_down(m, branch, adapter)) + _size(_up(m, branch, adapter)) for m in has]
-    sizes["temporal embedding"] = [embedding.numel() for embedding in embeddings.values()]
+    blocks = [layer for layer in layers.values() if isinstance(layer, AIMLayer)]
+    convolutions = [layer.aim_temporal_conv for layer in blocks]
+    sizes["temporal convolution"] = [_size(found[adapter]) for found in convolutions if adapter in found]
+    inner = [layer.aim_temporal_inner_embedding for layer in blocks]
+    found = [*embeddings.values(), *(held[adapter] for held in inner if adapter in held)]
+    sizes["temporal embedding"] = [embedding.numel() for embedding in found]
     for text, kind in {"final norm": AIMNorm, "head": AIMHead}.items():
         own = [m.adapters[adapter] for m in model.modules() if isinstance(m, kind) and adapter in m.adapters]
         sizes[text] = [_size(module) for module in own]

@@ -135,7 +135,7 @@ def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig
         ValueError: If one does not exist, or overlaps with the modules that AIM adapts.
     """
     names = [name.replace("base_layer.", "") for name, _ in model.named_modules()]
-    hooked = [norm for norm in found.entries.values() if norm and config.temporal_embedding]
+    hooked = [norm for norm in found.entries.values() if norm and config.temporal_embedding == "input"]
     hooked += found.final_norms if config.final_norm else []
     blocks = [name for name in found.blocks if name in config.branches]
     inside = [(name.replace("base_layer.", ""), module) for name, module in model.named_modules()]

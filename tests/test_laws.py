@@ -21,8 +21,10 @@ pytestmark = pytest.mark.parametrize("name", zoo.ZOO)
 
 
 def adapt(backbone: nn.Module, **options: object) -> PeftModel:
-    """Adapt a backbone, by default with randomly initialized adapters, which change its outputs."""
-    return get_peft_model(backbone, AIMConfig(**{"num_frames": zoo.FRAMES, "init_weights": False, **options})).eval()
+    """Adapt a backbone, by default with randomly initialized adapters, which change its outputs, and all their parts."""
+    parts = {"temporal_conv": options.get("temporal", True)}
+    options = {"num_frames": zoo.FRAMES, "init_weights": False, **parts, **options}
+    return get_peft_model(backbone, AIMConfig(**options)).eval()
 
 
 def layers(model: nn.Module) -> list[AIMLayer]:

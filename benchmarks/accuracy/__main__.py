@@ -21,15 +21,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.accuracy.fitting import fit, measured, scores_of
+from benchmarks.accuracy.fitting import fit, scores_of
 from benchmarks.accuracy.ladder import AIM, TABLES, Row
 from benchmarks.accuracy.reversals import CLASSES, Clips, training_clips, with_reversals
 from benchmarks.accuracy.small_vit import pretrained
 from benchmarks.accuracy.tables import publish, summary
-from benchmarks.accuracy.trials import Facts, Trials
 from benchmarks.methods.rivals import trained_parameters
 from benchmarks.reporting.arguments import parse
 from benchmarks.reporting.record import record
+from benchmarks.training.metrics import measured
+from benchmarks.training.trials import Facts, Trials
 
 TEST_SEED, VALIDATION_SEED = 1_000, 1_001  # training clips are drawn with the seed of the trial: 0, 1, 2 ...
 

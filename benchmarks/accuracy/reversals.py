@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.training.metrics import partner
 from peft_aim.video.demo import RANGES, SIZE, Digits, draw
 
 FRAMES = 8
@@ -53,16 +54,6 @@ class Clips:
     def reversed(self) -> Clips:
         """Return the reversed clips, labeled with the partner classes."""
         return Clips(self.pixels.flip(1), partner(self.labels))
-
-
-def partner(labels: Tensor) -> Tensor:
-    """Return the classes of the reversed clips; 0 and 1, 2 and 3 ... are partners.
-
-    Example:
-        >>> partner(torch.tensor([0, 1, 6]))
-        tensor([1, 0, 7])
-    """
-    return labels ^ 1
 
 
 def digits_of(split: str) -> Digits:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from benchmarks.accuracy.fitting import minimize
 from benchmarks.accuracy.reversals import FAINTEST, paint
+from benchmarks.training.loop import minimize
 from peft_aim.video.demo import SIZE, stills
 
 WIDTH, DEPTH, HEADS, PATCH = 64, 4, 4, 8

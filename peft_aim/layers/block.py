@@ -14,9 +14,19 @@ from peft_aim.attention import ending_in, off_the_fast_path
 from peft_aim.backbone import Anatomy
 from peft_aim.clips import Frames, PerThread
 from peft_aim.config import AIMConfig
-from peft_aim.layers.adapter import bottleneck, drop_path, from_time, initialize, narrow, to_time, widen
+from peft_aim.layers.adapter import (
+    add_temporal_embedding,
+    bottleneck,
+    drop_path,
+    from_time,
+    initialize,
+    narrow,
+    to_time,
+    widen,
+)
 from peft_aim.layers.base import AIMTunerLayer
 from peft_aim.layers.embedding import embed, new_embedding
+from peft_aim.layers.order import convolve, new_convolution, waves
 from peft_aim.recompute import Widths, cheap_from, hidden_widths, recomputing
 from peft_aim.tracing import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 
@@ -67,6 +77,8 @@ class AIMLayer(AIMTunerLayer):
 
     adapter_layer_names = (
         "aim_temporal_embedding",
+        "aim_temporal_inner_embedding",
+        "aim_temporal_conv",
         *(f"aim_{branch}_{layer}" for branch in BRANCHES for layer in ("down", "up")),
     )
     other_param_names = ("aim_settings",)
@@ -109,6 +121,8 @@ class AIMLayer(AIMTunerLayer):
                 found["aim_temporal_embedding"] = new_embedding(config, self.anatomy.width)
             else:
                 found[f"aim_{branch}_down"], found[f"aim_{branch}_up"] = self._new_bottleneck(config)
+        if "temporal" in branches:
+            found |= self._new_order(config)
         return found
 
     def configure(self, adapter_name: str, config: AIMConfig) -> None:
@@ -173,6 +187,11 @@ class AIMLayer(AIMTunerLayer):
         if adapter in self.aim_temporal_in_up:
             h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
         z = self._mix(adapter, h, like)
+        if adapter in self.aim_temporal_conv:
+            before = from_time(narrow(h, self.aim_temporal_down[adapter]), like, anatomy.groups)
+            z = z + convolve(before, self.aim_temporal_conv[adapter], frames, anatomy.groups)
+        if adapter in self.aim_temporal_inner_embedding:
+            z = add_temporal_embedding(z, self.aim_temporal_inner_embedding[adapter], frames, anatomy.groups)
         with cheap_from("mlp"):
             mixed = widen(z, self.aim_temporal_up[adapter]).to(tokens.dtype)
         mixed = mixed.movedim(-1, anatomy.channels)
@@ -240,14 +259,26 @@ class AIMLayer(AIMTunerLayer):
         return function(tokens)
 
     def _new_bottleneck(self, config: AIMConfig) -> tuple[nn.Linear, nn.Linear]:
-        width = self.anatomy.width
-        hidden = max(1, int(width * config.bottleneck_ratio))
+        width, hidden = self.anatomy.width, self._bottleneck_width(config)
         down, up = nn.Linear(width, hidden), nn.Linear(hidden, width)
         if config.init_weights:
             initialize(down)
             nn.init.zeros_(up.weight)
             nn.init.zeros_(up.bias)
         return down, up
+
+    def _bottleneck_width(self, config: AIMConfig) -> int:
+        return max(1, int(self.anatomy.width * config.bottleneck_ratio))
+
+    def _new_order(self, config: AIMConfig) -> dict[str, nn.Module | nn.Parameter]:
+        """Create what makes the order of frames visible inside the temporal adapter, as configured."""
+        found: dict[str, nn.Module | nn.Parameter] = {}
+        width = self._bottleneck_width(config)
+        if config.temporal_conv:
+            found["aim_temporal_conv"] = new_convolution(width)
+        if config.temporal_embedding == "blocks":
+            found["aim_temporal_inner_embedding"] = nn.Parameter(waves(config.num_frames, width))
+        return found
 
 
 def _leave_the_fast_path(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.accuracy import __main__ as accuracy
 from benchmarks.accuracy import tables as accuracy_tables
 from benchmarks.accuracy.ladder import BLIND, TABLES
-from benchmarks.accuracy.trials import Trials
+from benchmarks.training.trials import Trials
 
 
 @pytest.fixture(scope="module")

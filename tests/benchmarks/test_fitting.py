@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.accuracy.fitting import groups, measured, minimize
-from benchmarks.accuracy.reversals import partner
+from benchmarks.training.loop import groups, minimize
+from benchmarks.training.metrics import measured, partner
 
 
 def test_new_parameters_get_a_higher_rate_and_only_matrices_decay():

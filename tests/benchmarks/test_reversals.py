@@ -1,7 +1,8 @@
 import torch
 
 from benchmarks.accuracy import reversals
-from benchmarks.accuracy.reversals import CLASSES, FRAMES, digits_of, forwards, partner, training_clips, with_reversals
+from benchmarks.accuracy.reversals import CLASSES, FRAMES, digits_of, forwards, training_clips, with_reversals
+from benchmarks.training.metrics import partner
 
 
 def test_every_test_clip_comes_with_its_reversal_in_the_partner_class():

@@ -118,7 +118,7 @@ class ClipTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Exclude the temporal embedding from weight decay, like biases and norms."""
-        return [name for name in super().get_decay_parameter_names(model) if "temporal_embedding" not in name]
+        return [name for name in super().get_decay_parameter_names(model) if "_embedding" not in name]
 
 
 @dataclass(frozen=True)

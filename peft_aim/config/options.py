@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +10,8 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 
 from peft_aim.card import write_card
+from peft_aim.config.checks import check
 from peft_aim.peft_type import add_peft_type
-from peft_aim.recompute import SETTINGS
 
 
 @dataclass
@@ -62,8 +60,13 @@ class AIMConfig(PeftConfig):
 
             With "pointwise" and "mlp", backward can run only once per graph (no ``retain_graph``). It fails with "has
             been mutated" if a block changes the result of a layer in place; use "block" then.
-        temporal_embedding: Whether to add a learned embedding (1, T, D), initialized to zero, to the tokens before
-            the first block.
+        temporal_embedding: Where to add a learned embedding of the frames. "input" (default), as in the paper: to the
+            tokens before the first block, (1, T, D), initialized to zero. "blocks": inside the temporal adapter of
+            every block, before its GELU, (1, T, r D), initialized to waves; the order of frames is then learned in a
+            fraction of the steps. False adds none, and True means "input".
+        temporal_conv: Whether the temporal adapter also gets the tokens before temporal attention, through a depthwise
+            convolution over 3 frames in its bottleneck. Frozen attention along time blurs what changes from frame to
+            frame; this keeps it. The paper has none.
         num_labels: Number of classes of the adapter's own classification head, which is trained from scratch and
             saved with the adapter. None keeps the model's head.
         id2label: Class names by index, saved with the adapter. Implies ``num_labels``.
@@ -112,7 +115,8 @@ class AIMConfig(PeftConfig):
     head_dropout: float = 0.0
     final_norm: bool = False
     recompute: str = "nothing"
-    temporal_embedding: bool = True
+    temporal_embedding: bool | str = "input"
+    temporal_conv: bool = False
     num_labels: int | None = None
     id2label: dict[int, str] | None = None
     target_modules: str | list[str] | set[str] | None = None
@@ -148,12 +152,7 @@ class AIMConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = add_peft_type()
-        self._check_numbers()
-        self._check_flags()
-        self._check_choices()
-        self._check_labels()
-        self._check_modules()
-        self._check_contradictions()
+        check(self)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
@@ -195,155 +194,3 @@ class AIMConfig(PeftConfig):
     def has_block_adapters(self) -> bool:
         """Whether blocks get adapters; otherwise only the temporal embedding or a head is trained."""
         return self.spatial or self.temporal or self.joint
-
-    def _check_numbers(self) -> None:
-        if not _is_int(self.num_frames) or self.num_frames < 1:
-            raise ValueError(
-                f"num_frames={self.num_frames!r} is not a positive integer. Give the number of frames per clip, "
-                "8 for example."
-            )
-        if not _is_number(self.bottleneck_ratio) or not 0 < self.bottleneck_ratio <= 1:
-            raise ValueError(
-                f"bottleneck_ratio={self.bottleneck_ratio!r} is not a number in (0, 1]. Give the width of the "
-                "bottlenecks as a fraction of the token width; the paper uses 0.25."
-            )
-        if not _is_int(self.temporal_adapters) or self.temporal_adapters not in (1, 2):
-            raise ValueError(
-                f"temporal_adapters={self.temporal_adapters!r} is neither 1 (the default) nor 2 (another adapter "
-                "before the temporal attention). To have none, set temporal=False."
-            )
-        if not _is_number(self.scale):
-            raise ValueError(f"scale={self.scale!r} is not a finite number. The paper uses 0.5, and 1.0 for SSv2.")
-        if not _is_number(self.drop_path) or not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path={self.drop_path!r} is not a number in [0, 1). The paper trains with 0.2.")
-        if not _is_number(self.head_dropout) or not 0 <= self.head_dropout < 1:
-            raise ValueError(f"head_dropout={self.head_dropout!r} is not a number in [0, 1). The paper uses 0.5.")
-
-    def _check_flags(self) -> None:
-        for name in ("spatial", "temporal", "joint", "temporal_embedding", "final_norm", "init_weights"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not a bool. Give True or False.")
-
-    def _check_choices(self) -> None:
-        if self.save_dtype not in (None, "float16", "bfloat16"):
-            raise ValueError(f"save_dtype={self.save_dtype!r} is not supported. Use 'float16', 'bfloat16' or None.")
-        if self.recompute not in SETTINGS:
-            raise ValueError(
-                f"recompute={self.recompute!r} is not a setting. Use one of {', '.join(map(repr, SETTINGS))}."
-            )
-
-    def _check_labels(self) -> None:
-        if not isinstance(self.video, (dict, type(None))):
-            raise ValueError(f"video={self.video!r} is not a dict. Leave it out: peft-aim train sets it.")
-        if self.num_labels is not None and (not _is_int(self.num_labels) or self.num_labels < 1):
-            raise ValueError(
-                f"num_labels={self.num_labels!r} is not a positive integer. Give the number of classes, or None to "
-                "keep the model's own head."
-            )
-        if self.id2label is None:
-            return
-        if not isinstance(self.id2label, dict) or not all(isinstance(name, str) for name in self.id2label.values()):
-            raise ValueError(f"id2label={self.id2label!r} is not a dict from class index to name, {{0: 'push', ...}}.")
-        try:  # JSON turns indices into strings
-            self.id2label = {int(index): name for index, name in self.id2label.items()}
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"id2label has keys {list(self.id2label)} that are not class indices. Number the classes 0, 1, 2, ..."
-            ) from None
-        if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
-            raise ValueError(
-                f"id2label has the indices {sorted(self.id2label)}. Number the classes 0, 1, 2, ... without gaps."
-            )
-        if self.num_labels not in (None, len(self.id2label)):
-            raise ValueError(
-                f"num_labels={self.num_labels} contradicts id2label, which names {len(self.id2label)} classes. "
-                "Leave num_labels out, or name all classes."
-            )
-        self.num_labels = len(self.id2label)
-
-    def _check_modules(self) -> None:
-        for name in ("target_modules", "exclude_modules"):
-            setattr(self, name, _patterns(name, getattr(self, name)))
-        if isinstance(self.modules_to_save, (tuple, set)):
-            self.modules_to_save = sorted(self.modules_to_save)
-        if self.modules_to_save is not None and not _is_list_of(str, self.modules_to_save):
-            raise ValueError(
-                f"modules_to_save={self.modules_to_save!r} is not a list of module names. Give ['norm'], for example."
-            )
-        layers = self.layers_to_transform
-        if layers is not None:
-            indices = [layers] if _is_int(layers) else list(layers) if isinstance(layers, (list, tuple, set)) else None
-            if not indices or not all(_is_int(index) and index >= 0 for index in indices):
-                raise ValueError(
-                    f"layers_to_transform={layers!r} is not an index of a block or a list of such indices. Count "
-                    "blocks from 0, in the order in which they run."
-                )
-            self.layers_to_transform = layers if _is_int(layers) else sorted(indices)
-        for name in ("norm1_module", "attention_module", "norm2_module", "mlp_module"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value):
-                raise ValueError(f"{name}={value!r} is not the name of a module inside a block, 'attn' for example.")
-
-    def _check_contradictions(self) -> None:
-        if self.task_type is not None:
-            raise ValueError(
-                f"task_type={self.task_type!r} selects a PEFT wrapper for text models, which takes no clips. Leave it "
-                "out."
-            )
-        if self.temporal_adapters == 2 and not self.temporal:
-            raise ValueError(
-                "temporal_adapters=2 contradicts temporal=False. Set temporal=True, or temporal_adapters=1."
-            )
-        if self.drop_path and not (self.temporal or self.joint):
-            raise ValueError(
-                f"drop_path={self.drop_path} has no effect: it acts on the temporal and the joint branch, and both "
-                "are off. Set temporal=True or joint=True, or leave drop_path at 0."
-            )
-        if self.recompute != "nothing" and not self.has_block_adapters:
-            raise ValueError(
-                f"recompute={self.recompute!r} has no effect: it acts on blocks with adapters, and spatial, temporal "
-                "and joint are all False. Set one of them to True, or leave recompute out."
-            )
-        if self.head_dropout and not self.num_labels:
-            raise ValueError(
-                f"head_dropout={self.head_dropout} has no effect: it acts before the adapter's own head, and the "
-                "adapter has none. Give num_labels or id2label, or leave head_dropout at 0."
-            )
-        if not (self.has_block_adapters or self.temporal_embedding or self.num_labels):
-            raise ValueError(
-                "spatial, temporal, joint and temporal_embedding are all False and num_labels is not given, so there "
-                "is nothing to train. Set one of them to True, or give num_labels to train only a linear head."
-            )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_list_of(kind: type, value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) and item for item in value) and bool(value)
-
-
-def _patterns(name: str, value: Any) -> str | set[str] | None:
-    """Return module names in one of PEFT's two forms: a regular expression, or a set of suffixes."""
-    if value is None:
-        return None
-    if isinstance(value, str) and value:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(
-                f"{name}={value!r} is not a valid regular expression: {error}. To match a name literally, give a "
-                f"list: [{value!r}]."
-            ) from None
-        return value
-    if isinstance(value, (list, tuple, set)) and _is_list_of(str, list(value)):
-        return set(value)
-    raise ValueError(
-        f"{name}={value!r} is neither a regular expression nor a list of names. Give names of blocks as in "
-        "model.named_modules(), ['blocks.0', 'blocks.1'] for example, or None."
-    )

@@ -35,11 +35,16 @@ class Trials:
             settings: Settings that distinguish this trial from the others.
             work: Runs the trial and returns its results.
         """
+        return self.find(settings) or self.add(settings, work())
+
+    def find(self, settings: Facts) -> Facts | None:
+        """Return the trial with these settings, None if it has not been run."""
         settings = {**settings, **self.common}
-        for trial in self.made:
-            if trial["settings"] == settings:
-                return trial
-        trial = {"settings": settings, "commit": commit(), **work()}
+        return next((trial for trial in self.made if trial["settings"] == settings), None)
+
+    def add(self, settings: Facts, facts: Facts) -> Facts:
+        """Log a trial that has been run, and return it."""
+        trial = {"settings": {**settings, **self.common}, "commit": commit(), **facts}
         self.made.append(trial)
         with self.path.open("a") as file:
             file.write(json.dumps(trial) + "\n")

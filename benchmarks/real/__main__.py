@@ -1,0 +1,107 @@
+"""Does AIM work on real videos with a pretrained backbone? ``python -m benchmarks.real DATA``, 2 h on two cores.
+
+DATA is a folder with ``signs`` and ``clips``, videos, and ``weights``, a ViT-Tiny; the project ships none of them. All
+rows adapt the same backbone with the same steps and augmentation. The learning rate of a row is the one of three that
+scores best on five of the training people, after training on the others; nobody of val takes part in this choice. Each
+trial is appended to ``real.jsonl``, from which an interrupted run resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from benchmarks.real.costs import costs
+from benchmarks.real.rows import AIM, PAPERS_AIM, ROWS, SMALL, Row
+from benchmarks.real.tables import publish
+from benchmarks.real.trial import Plan, Setting, run
+from benchmarks.real.videos import decode
+from benchmarks.reporting.arguments import parse
+from benchmarks.reporting.record import record
+from benchmarks.training.trials import Facts, Trials
+
+QUICK = Plan(size=32, steps=1, batch=2, seeds=1)
+ON_GPU = Plan(size=224, steps=400, batch=16, seeds=5)
+LOOK = 20  # steps between the evaluations of a learning curve
+LONGER = 3  # how many times as many steps the paper's AIM gets to learn order
+
+
+class Bench:
+    """The trials of a plan, run by several processes.
+
+    Args:
+        plan: Sizes of the benchmark.
+        data: Folder of the videos and weights.
+        output: Folder of the log.
+    """
+
+    def __init__(self, plan: Plan, data: Path, output: Path) -> None:
+        self.plan, self.data, self.cached = plan, data, output / "real_frames.pt"
+        decode(data, self.cached)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.trials = Trials(output / "real.jsonl", asdict(plan))
+        self.rates: dict[str, float] = {}
+
+    def of(self, settings: Iterable[Setting]) -> list[Facts]:
+        """Return the trials with these settings; those that are not in the log are run."""
+        settings = list(settings)
+        missing = [setting for setting in settings if self.trials.find(asdict(setting)) is None]
+        processes = 1 if self.device == "cuda" else os.cpu_count()
+        with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            futures = {pool.submit(run, s, self.plan, self.data, self.cached, self.device): s for s in missing}
+            for future in as_completed(futures):
+                self.trials.add(asdict(futures[future]), future.result())
+        return [self.trials.find(asdict(setting)) for setting in settings]
+
+    def choose_rates(self) -> dict[str, dict[float, float]]:
+        """Choose the learning rate of each row on some of the training people, and return top-1 by row and rate."""
+        settings = [Setting(row.name, "signs", rate, development=True) for row in ROWS for rate in row.rates]
+        found: dict[str, list[Facts]] = {}
+        for trial in self.of(settings):
+            found.setdefault(trial["settings"]["row"], []).append(trial)
+        for name, trials in found.items():
+            best = max(trials, key=lambda trial: (trial["top1"], -trial["held_out_loss"]))
+            self.rates[name] = best["settings"]["lr"]
+        return {name: {trial["settings"]["lr"]: trial["top1"] for trial in trials} for name, trials in found.items()}
+
+    def settings(self, task: str, rows: Iterable[Row]) -> list[Setting]:
+        """Return the settings of all seeds of these rows on a task, with the rates that were chosen."""
+        found = []
+        for row in rows:
+            seeds = 1 if row.blind and task == "order" else self.plan.seeds
+            rate = self.rates.get(row.name, self.rates[AIM.name])
+            found += [Setting(row.name, task, rate, seed) for seed in range(seeds)]
+        return found
+
+    def curves(self) -> list[Facts]:
+        """Return trials on order that are evaluated during training; the paper's AIM gets more steps."""
+        settings = [Setting(row.name, "order", self.rates[row.name], every=LOOK) for row in (AIM, PAPERS_AIM)]
+        return self.of([settings[0], replace(settings[1], longer=LONGER)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all trials and write the log, ``real.json``, a plot and the tables."""
+    parser = argparse.ArgumentParser("benchmarks.real", description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder with signs, clips and weights")
+    given, command = parse(parser, argv)
+    plan = QUICK if given.quick else ON_GPU if torch.cuda.is_available() else Plan()
+    bench = Bench(plan, given.data, given.output)
+    grid = bench.choose_rates()
+    settings = [s for task in ("signs", "order") for s in bench.settings(task, ROWS)]
+    settings += bench.settings("surveillance", SMALL)
+    trials, curves = bench.of(settings), bench.curves()
+    facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data)}
+    bench.cached.unlink()
+    print(record("real", command, 0, given.output, **facts, trials=trials, curves=curves))
+    publish(given.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Rows of the benchmark on real videos: how the frozen ViT-Tiny is adapted, and the learning rates to choose from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from benchmarks.methods import rivals
+from benchmarks.methods.attentive import AttentivePooling
+from benchmarks.methods.st_adapter import st_adapter
+from peft_aim.video.backbones import Source, load_backbone
+from peft_aim.video.data import Preprocessing
+
+FRAMES = 8
+MODEL, WEIGHTS = "vit_tiny_patch16_224", "weights/vit_tiny_patch16_224.safetensors"
+Build = Callable[[nn.Module, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        name: Label in the table.
+        build: Turns the backbone into the model to train, for a number of classes.
+        rates: Learning rates to choose from. If empty, the row takes the rate of AIM.
+        blind: Whether the order of frames has no effect, so that one seed is enough on paired classes.
+    """
+
+    name: str
+    build: Build
+    rates: tuple[float, ...] = ()
+    blind: bool = False
+
+
+def backbone(data: Path, size: int) -> tuple[nn.Module, Preprocessing]:
+    """Load the pretrained ViT-Tiny without a head, and its preprocessing."""
+    return load_backbone(Source(MODEL, weights=str(data / WEIGHTS), image_size=size))
+
+
+def aim(**options: Any) -> Build:
+    """Return AIM with options of its config; as in the paper, the final norm is trained."""
+    options = {"final_norm": True, **ORDERED, **options}
+    return lambda model, classes: rivals.aim(model, classes, FRAMES, **options)
+
+
+def lora(model: nn.Module, classes: int) -> nn.Module:
+    """Return LoRA with about as many trainable parameters as AIM."""
+    parameters = rivals.trained_parameters(AIM.build(copy.deepcopy(model), classes))
+    return rivals.lora(model, classes, parameters)
+
+
+# As `peft-aim train` does by default; the config's own defaults are the paper's.
+ORDERED = {"temporal_conv": True, "temporal_embedding": "blocks"}
+PAPER = {"temporal_conv": False, "temporal_embedding": "input"}
+# The temporal embedding alone would give the spatial adapters the frame index.
+SPACE_ALONE = {"temporal": False, "joint": False, "temporal_conv": False, "temporal_embedding": False}
+
+RATES = (1.5e-3, 3e-3, 6e-3)
+AIM = Row("+ joint (AIM)", aim(), RATES)
+PAPERS_AIM = Row("AIM exactly as in the paper", aim(**PAPER), RATES)
+DIVIDED = Row(
+    "full fine-tuning, divided space-time attention",
+    lambda model, classes: rivals.divided(model, classes, FRAMES),
+    (1e-4, 2e-4, 4e-4),
+)
+ATTENTIVE = Row("frozen, attentive pooling", AttentivePooling, (1e-3, 3e-3, 1e-2), blind=True)
+ROWS = (
+    Row("frozen, linear head", rivals.frozen, (3e-3, 1e-2, 3e-2), blind=True),
+    ATTENTIVE,
+    Row("LoRA, frames averaged", lora, (1e-3, 3e-3, 6e-3), blind=True),
+    Row("full fine-tuning, frames averaged", rivals.full, (1e-4, 2e-4, 4e-4), blind=True),
+    DIVIDED,
+    Row("ST-Adapter", lambda model, classes: st_adapter(model, classes, FRAMES, model.num_features // 2), RATES),
+    Row("+ spatial", aim(**SPACE_ALONE), blind=True),
+    Row("+ temporal", aim(joint=False)),
+    AIM,
+    PAPERS_AIM,
+)
+SMALL = (ROWS[0], ATTENTIVE, AIM)  # those on the surveillance clips

@@ -1,0 +1,1 @@
+"""Training of the benchmarks on accuracy: the loop, and the log of trials."""

@@ -1,0 +1,33 @@
+"""Metrics of classification, for classes in pairs whose clips are reversals of each other."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def partner(labels: Tensor) -> Tensor:
+    """Return the classes of the reversed clips; 0 and 1, 2 and 3 ... are partners.
+
+    Example:
+        >>> partner(torch.tensor([0, 1, 6]))
+        tensor([1, 0, 7])
+    """
+    return labels ^ 1
+
+
+def measured(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return top-1 accuracy, within-pair accuracy and the loss.
+
+    Within-pair accuracy is the share of clips whose class scores above its partner, the class of the reversed clip.
+
+    Example:
+        >>> measured(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([1]))
+        {'top1': 0.0, 'within_pair': 1.0, 'loss': 1.4076}
+    """
+    right, reverse = (scores.gather(1, classes[:, None])[:, 0] for classes in (labels, partner(labels)))
+    return {
+        "top1": (scores.argmax(1) == labels).float().mean().item(),
+        "within_pair": (right > reverse).float().mean().item(),
+        "loss": round(F.cross_entropy(scores, labels).item(), 4),
+    }

@@ -1,0 +1,5 @@
+"""All options of the method, checked when a config is created."""
+
+from peft_aim.config.options import AIMConfig
+
+__all__ = ["AIMConfig"]

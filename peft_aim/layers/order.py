@@ -1,0 +1,74 @@
+"""What makes the order of frames visible inside the temporal adapter: a convolution over time, and an embedding.
+
+Frozen attention along time is nearly uniform, so that its output hardly differs from frame to frame, and blind to
+the order of frames. Both parts act on the bottleneck, before its GELU.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+KERNEL = 3  # frames
+
+
+def new_convolution(width: int) -> nn.Conv2d:
+    """Return a depthwise convolution over time for a bottleneck, with random weights.
+
+    It need not start at zero, since the layer that follows the bottleneck does. From zero, it would learn slowly: its
+    weights are of order 1, and an optimizer step changes them by no more than the learning rate.
+    """
+    convolution = nn.Conv2d(width, width, (KERNEL, 1), padding=(KERNEL // 2, 0), groups=width, bias=False)
+    nn.init.normal_(convolution.weight, std=KERNEL**-0.5)
+    return convolution
+
+
+def convolve(z: Tensor, convolution: nn.Module, frames: int, groups: int = 1) -> Tensor:
+    """Apply a convolution over the frames of a clip, separately for each spatial position.
+
+    Args:
+        z: Bottleneck activations of B clips.
+        convolution: Convolution over (time, 1), see :func:`new_convolution`.
+        frames: Frames T per clip. Beyond the ends of a clip, the convolution sees zeros.
+        groups: Patch groups G per frame.
+
+    Shape:
+        ``(B*T*G, *N, R) -> (B*T*G, *N, R)``
+
+    Example:
+        >>> convolution = new_convolution(1)
+        >>> nn.init.ones_(convolution.weight).shape
+        torch.Size([1, 1, 3, 1])
+        >>> convolve(torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1), convolution, frames=3).flatten().tolist()
+        [3.0, 7.0, 6.0]
+    """
+    clips = z.unflatten(0, (-1, frames, groups)).flatten(2, -2)  # (B, T, G*N, R)
+    mixed = convolution(clips.permute(0, 3, 1, 2))  # (B, R, T, G*N), a view that is channels last in memory
+    return mixed.permute(0, 2, 3, 1).reshape(z.shape)
+
+
+def waves(frames: int, width: int) -> Tensor:
+    r"""Return the initial embedding of the frames in a bottleneck: waves over the clip, so that each frame is unique.
+
+    .. math::
+        e_{t,j} = \pm\sqrt{2}\,\cos\frac{\pi\,k_j\,(t + 1/2)}{T}, \quad k_j = 1, 2, \dots, T - 1, 1, 2, \dots
+
+    The signs alternate from one round of frequencies to the next. The mean over time is zero.
+
+    Args:
+        frames: Frames T.
+        width: Width R of the bottleneck.
+
+    Shape:
+        ``(1, T, R)``
+
+    Example:
+        >>> waves(2, 3).squeeze(0).round(decimals=4).tolist()
+        [[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]]
+    """
+    rounds, k = torch.arange(width) // max(1, frames - 1), 1 + torch.arange(width) % max(1, frames - 1)
+    moments = (torch.arange(frames) + 0.5) / frames
+    signs = 1 - 2 * (rounds % 2)
+    return (math.sqrt(2) * signs * torch.cos(math.pi * moments[:, None] * k)).unsqueeze(0)
