@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 import torchvision
 import transformers
-from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from peft_aim.backbone import check_known, parse
 from peft_aim.convert import with_place_for_head
 from peft_aim.tracing import is_norm
 from peft_aim.video.data import Preprocessing
+from peft_aim.video.image_size import set_image_size
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def load_backbone(source: Source | str) -> tuple[nn.Module, Preprocessing]:
         The model, whose ``name_or_path`` is the name to load it by again, and its preprocessing.
 
     Raises:
-        ValueError: If the model does not exist, or its pretrained weights cannot be loaded.
+        ValueError: If the model does not exist, its pretrained weights cannot be loaded, or it does not take images of
+            the size.
     """
     source = Source(source) if isinstance(source, str) else source
     library, name = parse(source.model)
@@ -94,9 +95,11 @@ def load_backbone(source: Source | str) -> tuple[nn.Module, Preprocessing]:
     try:
         model, preprocessing, found = build(name, source)
     except Exception as error:
+        action = "Give the weights of this model" if source.weights else "Load them from a file"
+        size = "leave out image_size (--image-size), " if source.image_size else ""
         raise ValueError(
-            f"The pretrained weights of {name} could not be loaded ({type(error).__name__}: {error}). Load them from "
-            "a file with --weights FILE, or freeze random weights with --random-weights to try things out."
+            f"The pretrained weights of {name} could not be loaded ({type(error).__name__}: {error}). {action} with "
+            f"--weights FILE, {size}or freeze random weights with --random-weights to try things out."
         ) from error
     model.name_or_path = found
     return _resized(model, preprocessing, source)
@@ -108,7 +111,7 @@ def _from_timm(name: str, source: Source) -> tuple[nn.Module, Preprocessing, str
         model = timm.create_model(name, **options, **({"img_size": source.image_size} if source.image_size else {}))
     except TypeError:
         model = timm.create_model(name, **options)
-    _load_file(model, source.weights)
+    _load_file(model, source.weights, _timm_filter(name))
     data, tag = resolve_model_data_config(model), model.pretrained_cfg.get("tag")
     found = f"timm/{name.partition('.')[0]}{f'.{tag}' if source.downloads and tag else ''}"
     size = tuple(data["input_size"][-2:])
@@ -140,11 +143,33 @@ def _from_open_clip(name: str, source: Source) -> tuple[nn.Module, Preprocessing
     return with_place_for_head(model), preprocessing, f"open_clip:{name}{f'/{tag}' if tag else ''}"
 
 
-def _load_file(model: nn.Module, path: str | None) -> None:
+Weights = dict[str, Tensor]
+
+
+def _timm_filter(name: str) -> Callable[[Weights, nn.Module], Weights] | None:
+    """Return timm's function that fits weights to a model, or None if it has none.
+
+    It resamples position embeddings and tables of relative positions to the model's image size. timm applies it to the
+    weights that it downloads, but not to those in a file, and gives it this name in each of its modules.
+    """
+    module = sys.modules[timm.models.model_entrypoint(name).__module__]
+    return getattr(module, "checkpoint_filter_fn", None)
+
+
+def _load_file(model: nn.Module, path: str | None, fit: Callable[[Weights, nn.Module], Weights] | None = None) -> None:
     if path is None:
         return
-    state = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
-    state = next((state[key] for key in ("state_dict", "model") if key in state), state)
+    state = timm.models.load_state_dict(path, use_ema=False, weights_only=True)
+    state = fit(state, model) if fit else state
+    own = model.state_dict()
+    misfits = [
+        f"{name} is {tuple(state[name].shape)} in the file, but {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if misfits:
+        more = f" and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+        raise ValueError(f"{path} is of another model or image size: {'; '.join(misfits[:5])}{more}")
     missing, unexpected = model.load_state_dict(state, strict=False)
     _check_missing(model, missing, path, unexpected)
 
@@ -215,10 +240,8 @@ def _from_transformers(name: str, source: Source) -> tuple[nn.Module, Preprocess
 def _resized(model: nn.Module, preprocessing: Preprocessing, source: Source) -> tuple[nn.Module, Preprocessing]:
     if source.image_size is None:
         return model, preprocessing
-    size = (source.image_size,) * 2
-    # the inspection runs the model at this size, and raises if the model does not support it
-    model.image_size = size
-    return model, replace(preprocessing, size=size)
+    set_image_size(model, source.image_size, preprocessing.size)
+    return model, replace(preprocessing, size=(source.image_size,) * 2)
 
 
 def _preprocessing_of(processor: Any) -> Preprocessing:
