@@ -21,7 +21,7 @@ pytestmark = pytest.mark.parametrize("name", zoo.ZOO)
 
 
 def adapt(backbone: nn.Module, **options: object) -> PeftModel:
-    """Adapt a backbone, by default with randomly initialized adapters, which change its outputs, and all their parts."""
+    """Adapt a backbone, by default with all adapters, randomly initialized, which change its outputs."""
     parts = {"temporal_conv": options.get("temporal", True)}
     options = {"num_frames": zoo.FRAMES, "init_weights": False, **parts, **options}
     return get_peft_model(backbone, AIMConfig(**options)).eval()

@@ -46,7 +46,7 @@ def test_saved_adapters_score_the_same_on_a_fresh_copy(name, tmp_path):
 
 @torch.no_grad()
 def test_a_block_computes_the_equation():
-    model = adapt("timm_vit", init_weights=False).double()
+    model = adapt("timm_vit", init_weights=False, spatial=False).double()
     layer = next(module for module in model.modules() if isinstance(module, AIMLayer))
     block, (b, t, n, d) = layer.base_layer, (2, zoo.FRAMES, 5, layer.anatomy.width)
     x = torch.randn(b * t, n, d, dtype=torch.float64)
@@ -94,19 +94,20 @@ def test_clips_of_any_length_are_taken(frames):
     assert zoo.scores(model(torch.randn(2, frames, *zoo.make_clips().shape[2:]))).isfinite().all()
 
 
-def test_order_is_learned_from_the_first_steps():
-    """After one step, the scores of a clip and its reversal differ; with the paper's embedding, hardly."""
-    gaps = {}
+def test_order_is_learned_in_fewer_steps_than_in_the_paper():
+    losses = {}
     for name, options in {"paper": {"temporal_conv": False, "temporal_embedding": "input"}, "ordered": {}}.items():
         torch.manual_seed(0)
-        model = adapt("timm_vit", num_labels=2, **options).train()
-        clips = zoo.make_clips()
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        nn.functional.cross_entropy(model(clips), torch.tensor([0, 1])).backward()
-        optimizer.step()
-        with torch.no_grad():
-            gaps[name] = (model.eval()(clips) - model(clips.flip(1))).abs().max().item()
-    assert gaps["ordered"] > 10 * gaps["paper"]
+        model, clips = adapt("timm_vit", num_labels=2, **options).train(), zoo.make_clips()[:1]
+        pair, labels = torch.cat([clips, clips.flip(1)]), torch.tensor([0, 1])
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(pair), labels)
+            loss.backward()
+            optimizer.step()
+        losses[name] = loss.item()
+    assert losses["ordered"] < 0.1 < 0.5 < losses["paper"], losses
 
 
 def test_options_without_a_temporal_adapter_are_rejected():
