@@ -67,6 +67,6 @@ class Report:
     @property
     def _why(self) -> str:
         top1 = [point["top1"] for point in self.curve if point["top1"] is not None]
-        if self.recipe.keep == "last" or not top1:
+        if self.recipe.keep == "last" or len(top1) < 2:
             return ", the last"
         return f": the highest val top-1 of {len(top1)} evaluations, so the results below are slightly optimistic"

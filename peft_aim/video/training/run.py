@@ -258,7 +258,7 @@ def new_trainer(
         weights = class_weights([label for _, label in clips.videos], model.active_peft_config.num_labels)
     loss = ClipLoss(recipe.label_smoothing, weights)
     trainer = ClipTrainer(model, arguments, clips, loss, recipe.mixup, validation)
-    if recipe.patience:
+    if recipe.patience and keeps_best:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     trainer.add_callback(MarkComplete(trainer.skipped))
     return trainer

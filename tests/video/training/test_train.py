@@ -32,7 +32,7 @@ from peft_aim.video.training.run import adapt, halve, measure_speed, new_trainer
 from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
 
 GREY = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3)
-SHORT = Recipe(frames=2, epochs=1, batch_size=4, workers=0, drop_path=0.0, head_dropout=0.0)
+SHORT = Recipe(frames=2, epochs=1, batch_size=4, workers=0, drop_path=0.0, head_dropout=0.0, keep="last")
 OPTIONS = ["--frames", "2", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
 
 
@@ -242,7 +242,7 @@ def test_compiled_models_are_trained_and_saved_like_others(folder, tmp_path, ima
 
 def test_random_clips_measure_the_speed_of_the_model(folder, image_model, capsys):
     assert measure_speed(Data.find(folder), image_model, SHORT, steps=3).model_clips_per_second > 0
-    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--synthetic"]) == 0
+    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--patience", "2", "--synthetic"]) == 0
     assert re.search(r"On random clips: the model takes [\d.]+ s per step", capsys.readouterr().out)
 
 
@@ -273,6 +273,7 @@ def test_missing_videos_are_noted(folder):
 
 def arguments(folder: Path, model: str, output: Path, *more: str) -> list[str]:
     options = ["--frames", "2", "--epochs", "6", "--batch-size", "2", "--workers", "1", "--flip", "--lr", "0.01"]
+    options += ["--keep", "last"]
     return ["train", str(folder), "--model", model, *options, *more, "--output", str(output)]
 
 
@@ -452,6 +453,11 @@ def test_two_processes_train_the_same_adapter_as_one(folder, tmp_path, image_mod
         assert torch.allclose(tensor, expected[key], atol=1e-5), key
     one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert one["views"]["3x1"]["confusion"] == two["views"]["3x1"]["confusion"]
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert one["kept"] == two["kept"] and len(two["curve"]) == 3
+    for point, expected in zip(two["curve"], one["curve"], strict=True):
+        assert point == {**expected, "loss": pytest.approx(expected["loss"], abs=1e-4)}
+    assert len(re.findall("^epoch ", result.stdout, re.M)) == 3
 
 
 def test_batches_that_cannot_be_divided_are_rejected(folder, tmp_path, image_model, monkeypatch):
