@@ -32,6 +32,14 @@ def add(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help="resume from the last complete checkpoint in --output")
     parser.add_argument("--overwrite", action="store_true", help="write to --output even if it is not empty")
     parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="log loss, learning rate and val top-1 to tensorboard, wandb, mlflow or another program that "
+        "transformers supports; repeat it for several",
+    )
+    parser.add_argument(
         "--synthetic", action="store_true", help="measure training speed on random clips; nothing is saved"
     )
     add_backbone(parser, required=True)
@@ -67,7 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.output is None:
         raise ValueError("--output is missing. Give the folder to save the adapter to with --output DIR.")
-    flags = {"check": arguments.check, "resume": arguments.resume, "overwrite": arguments.overwrite}
+    flags = {
+        "check": arguments.check,
+        "resume": arguments.resume,
+        "overwrite": arguments.overwrite,
+        "log": arguments.log,
+    }
     _, report = train(data, source(arguments), arguments.output, recipe, **flags)
     say(f"\n{report}\n\nAdapter saved to {Path(arguments.output).resolve()}")
     return 0

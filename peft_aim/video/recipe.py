@@ -21,6 +21,8 @@ CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
     "recompute": tuple(SETTINGS),
     "save_dtype": (None, "float16", "bfloat16"),
+    "keep": ("best", "last"),
+    "balance": ("none", "loss", "sampling"),
 }
 
 
@@ -37,6 +39,12 @@ class Recipe:
         drop_path: Stochastic depth rate of the last block, on the temporal and joint branches.
         head_dropout: Dropout rate before the head.
         epochs: Number of passes over the training videos.
+        min_steps: Train for at least this many steps, by more epochs: small data sets need steps, large ones epochs.
+        keep: Weights that are evaluated and saved at the end: the "best", those of the epoch with the highest top-1
+            accuracy on the val split (the first of them, if several have it), or the "last". Without a val split, the
+            last are kept.
+        patience: Stop training after this many evaluations in a row without a higher top-1 accuracy on the val split.
+            None (the default) trains for all epochs.
         batch_size: Clips per optimizer step, over all processes.
         accumulation: Gradient accumulation steps; each batch is split into this many parts to save memory.
         lr: Peak learning rate.
@@ -44,7 +52,11 @@ class Recipe:
             default) uses lr unscaled.
         warmup_epochs: Epochs of linear learning rate warmup, at most a quarter of all epochs; a cosine decay to 0
             follows.
+        max_grad_norm: Largest norm of the gradient; larger ones are scaled down. 0 turns clipping off.
         weight_decay: Weight decay, on all but biases, norms and the temporal embedding.
+        balance: How rare classes count as much as frequent ones: "loss" weights the loss of a clip by the inverse
+            frequency of its class, "sampling" draws equally many training videos of all classes in each epoch. "none"
+            leaves the classes as they are.
         crop_scale: Smallest and largest fraction of a frame's area that a random resized crop keeps in training.
         flip: Flip training clips horizontally with probability 0.5.
         flip_pairs: Pairs of classes, by name or index, that a horizontal flip swaps, such as "turn left=turn right".
@@ -77,12 +89,17 @@ class Recipe:
     drop_path: float = 0.2
     head_dropout: float = 0.5
     epochs: int = 30
+    min_steps: int = 0
+    keep: str = "best"
+    patience: int | None = None
     batch_size: int = 8
     accumulation: int = 1
     lr: float = 1e-3
     lr_batch: int | None = None
     warmup_epochs: float = 2.5
+    max_grad_norm: float = 0.0
     weight_decay: float = 0.05
+    balance: str = "none"
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: bool = False
     flip_pairs: tuple[tuple[int | str, int | str], ...] = ()
@@ -117,11 +134,14 @@ class Recipe:
                     self.stride is None or self.stride >= 1,
                     "1 or more, or leave it out to sample one frame per segment",
                 ),
+                "min_steps": (self.min_steps >= 0, "0 or more"),
+                "patience": (self.patience is None or self.patience >= 1, "1 or more, or leave it out"),
                 "lr": (0 < self.lr < math.inf, "a positive number"),
                 "lr_batch": (self.lr_batch is None or self.lr_batch >= 1, "1 or more, or leave it out"),
                 "temporal_adapters": (self.temporal_adapters in (1, 2), "1 or 2"),
                 "scale": (math.isfinite(self.scale), "a finite number"),
                 "warmup_epochs": (0 <= self.warmup_epochs < math.inf, "0 or a positive number"),
+                "max_grad_norm": (0 <= self.max_grad_norm < math.inf, "0 or a positive number"),
                 "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
                 "drop_path": (0 <= self.drop_path < 1, "a number in [0, 1)"),
                 "head_dropout": (0 <= self.head_dropout < 1, "a number in [0, 1)"),
@@ -142,6 +162,11 @@ class Recipe:
         for name, (valid, expected) in checks.items():
             if not valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} is invalid. Give {expected}.")
+        if self.patience and self.keep == "last":
+            raise ValueError(
+                f"patience={self.patience} stops training after the best epoch, but keep='last' keeps a later one. "
+                "Give keep='best', or leave out patience."
+            )
 
     @property
     def peak_lr(self) -> float:
@@ -153,11 +178,32 @@ class Recipe:
         """Fraction of the training steps spent on learning rate warmup, at most a quarter."""
         return min(self.warmup_epochs / self.epochs, 0.25)
 
+    def for_videos(self, count: int) -> Recipe:
+        """Return the recipe with as many epochs as ``min_steps`` takes.
+
+        Args:
+            count: Number of training videos.
+
+        Example:
+            >>> Recipe(epochs=30, batch_size=8, min_steps=1000).for_videos(80).epochs
+            100
+        """
+        steps = math.ceil(count / self.batch_size)
+        return replace(self, epochs=max(self.epochs, math.ceil(self.min_steps / steps)))
+
 
 POSITIVE = ("frames", "epochs", "batch_size", "accumulation", "min_frames")
 
 _PAPER = Recipe(
-    epochs=30, batch_size=64, lr=3e-4, lr_batch=64, crop_scale=(0.08, 1.0), flip=True, precision="fp16", workers=4
+    epochs=30,
+    batch_size=64,
+    lr=3e-4,
+    lr_batch=64,
+    crop_scale=(0.08, 1.0),
+    flip=True,
+    precision="fp16",
+    workers=4,
+    keep="last",
 )
 _SPARSE = replace(_PAPER, epochs=50, stride=None)
 

@@ -20,6 +20,10 @@ COMMON = {
     "precision": "fp16",
     "crop_scale": (0.08, 1.0),
     "mixup": 0.0,
+    "keep": "last",
+    "max_grad_norm": 0.0,
+    "min_steps": 0,
+    "balance": "none",
 }
 DENSE = {"epochs": 30, "scale": 0.5, "temporal_adapters": 1, "flip": True, "label_smoothing": 0.0}
 PAPER = {
@@ -70,6 +74,14 @@ def test_warmup_is_at_most_a_quarter_of_training():
     assert Recipe(epochs=4).warmup == 0.25
 
 
+def test_small_data_is_trained_for_more_epochs_up_to_the_least_number_of_steps():
+    recipe = Recipe(epochs=10, batch_size=8, min_steps=100, warmup_epochs=2.5)
+    assert recipe.for_videos(17).epochs == 34  # of 3 steps each
+    assert recipe.for_videos(17).warmup == pytest.approx(2.5 / 34)
+    assert recipe.for_videos(800) == recipe
+    assert Recipe(epochs=10).for_videos(1).epochs == 10
+
+
 def test_recipes_survive_json():
     recipe = preset("ssv2")
     as_lists = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
@@ -112,6 +124,12 @@ def test_help_shows_defaults_as_they_are_typed():
         ({"views": (0, 1)}, r"views=\(0, 1\) is invalid. Give "),
         ({"min_frames": 0}, "min_frames=0 is invalid. Give "),
         ({"workers": -1}, "workers=-1 is invalid. Give "),
+        ({"min_steps": -1}, "min_steps=-1 is invalid. Give 0 or more"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0 is invalid. Give 0 or a positive number"),
+        ({"keep": "first"}, "keep='first' is invalid. Give one of .'best', 'last'"),
+        ({"balance": "all"}, "balance='all' is invalid. Give one of .'none', 'loss', 'sampling'"),
+        ({"patience": 0}, "patience=0 is invalid. Give 1 or more, or leave it out"),
+        ({"patience": 3, "keep": "last"}, "patience=3 stops .* but keep='last' .* Give keep='best', or leave out"),
         ({"temporal_adapters": 3}, "temporal_adapters=3 is invalid. Give 1 or 2"),
         ({"scale": float("inf")}, "scale=inf is invalid. Give "),
     ],

@@ -3,7 +3,8 @@
 Requires the extra "video", like the packages that build on it.
 """
 
-from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed
+from peft_aim.video.data.balance import class_weights
+from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, why_unreadable
 from peft_aim.video.data.data import Data, Videos, notes_on, typical_seconds
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
 from peft_aim.video.data.listing import by_index, find_videos, indexed, read_names
@@ -25,6 +26,7 @@ __all__ = [
     "Videos",
     "Views",
     "by_index",
+    "class_weights",
     "evaluation_frames",
     "find_videos",
     "indexed",
@@ -34,5 +36,6 @@ __all__ = [
     "read_names",
     "to_image",
     "typical_seconds",
+    "why_unreadable",
     "windows",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from tqdm.contrib.concurrent import process_map
 
+from peft_aim.video.data.balance import balanced
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
 from peft_aim.video.data.sampling import training_frames
 from peft_aim.video.data.transforms import ForTraining
@@ -29,6 +30,8 @@ IGNORED = -100  # label of a clip that cannot be read: the default ignore_index 
 
 class TrainingClips(Dataset):
     """One random clip per video; it depends on seed, epoch and video only, so it is the same in every run.
+
+    With ``balance="sampling"``, an epoch has as many clips, of videos drawn by seed and epoch.
 
     Training therefore does not depend on the number of processes and workers, and can be resumed at any step. For the
     same reason black clips, which the loss ignores, fill the last batch: otherwise processes would repeat other clips
@@ -47,16 +50,25 @@ class TrainingClips(Dataset):
     def __init__(self, videos: Sequence[tuple[Path, int]], recipe: Recipe, transform: ForTraining) -> None:
         self.videos, self.recipe, self.transform = videos, recipe, transform
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # persistent workers see the next epoch, too
+        self._drawn: tuple[int, Sequence[int]] = (-1, range(len(videos)))
 
     def __len__(self) -> int:
         return math.ceil(len(self.videos) / self.recipe.batch_size) * self.recipe.batch_size
+
+    @property
+    def drawn(self) -> Sequence[int]:
+        """Indices of the videos of the epoch."""
+        epoch = int(self.epoch)
+        if self.recipe.balance == "sampling" and self._drawn[0] != epoch:
+            self._drawn = (epoch, balanced([label for _, label in self.videos], mixed(self.recipe.seed, epoch)))
+        return self._drawn[1]
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         _leave_interrupts_to_the_main_process()
         if i >= len(self.videos):
             clip, _ = self.transform(_Black().read(range(self.recipe.frames)), 0)
             return {"clips": clip, "labels": IGNORED, "seconds": 0.0, "skipped": ""}
-        began, (path, label), skipped = time.perf_counter(), self.videos[i], ""
+        began, (path, label), skipped = time.perf_counter(), self.videos[self.drawn[i]], ""
         with _seeded(self.recipe.seed, int(self.epoch), i):
             try:
                 with long_enough(path, self.recipe.min_frames) as video:
@@ -109,6 +121,7 @@ class EvaluationClips(Dataset):
         return len(self.videos)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        _leave_interrupts_to_the_main_process()
         (path, label), skipped = self.videos[i], ""
         try:
             with long_enough(path, self.min_frames) as video:
@@ -157,6 +170,13 @@ def scan(videos: Sequence[tuple[Path, int]], min_frames: int, workers: int, what
         options = {"max_workers": max(1, workers), "chunksize": 8, "desc": f"Checking {what}", "unit": "video"}
         found = [process_map(look, paths, **options)]
     return {path: trouble for path, trouble in zip(paths, broadcast_object_list(found)[0], strict=True) if trouble}
+
+
+def why_unreadable(videos: Sequence[tuple[Path, int]], min_frames: int) -> str:
+    """Return why the first video cannot be read if none of them can; "" if any can, or if there are none."""
+    reasons = (_trouble(path, min_frames) for path, _ in videos)
+    first = next(reasons, "")
+    return first if first and all(reasons) else ""
 
 
 def _trouble(path: Path, min_frames: int) -> str:

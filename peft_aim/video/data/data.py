@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,11 @@ from peft_aim.video.data.listing import class_names, find_videos, has_split, ind
 from peft_aim.video.recipe import Recipe
 
 Videos = Sequence[tuple[Path, int]]
+
+NO_VAL = (
+    "There is no val split, so the adapter is not evaluated: the last weights are kept, and curve.png shows the "
+    "training loss only."
+)
 
 
 @dataclass(frozen=True)
@@ -90,14 +96,14 @@ class Data:
 
 
 def notes_on(data: Data) -> list[str]:
-    """Return what limits the results: a missing val split, and classes without videos."""
-    notes = [] if data.val else ["There is no val split, so the adapter is not evaluated."]
-    for split in ("train", "val") if data.val else ("train",):
-        labels = {label for _, label in getattr(data, split)}
-        absent = [name for label, name in enumerate(data.classes) if label not in labels]
-        if absent:
-            shown = f"{absent[:8]}{f' and {len(absent) - 8} more' if len(absent) > 8 else ''}"
-            notes.append(f"The {split} split has no videos of the classes {shown}.")
+    """Return what limits the results: a missing val split, and classes with no videos or one training video."""
+    notes = [] if data.val else [NO_VAL]
+    for split, count, few in (("train", 0, "no videos"), ("train", 1, "only one video"), ("val", 0, "no videos")):
+        counts = Counter(label for _, label in getattr(data, split))
+        rare = [name for label, name in enumerate(data.classes) if counts[label] == count]
+        if rare and counts:
+            shown = f"{rare[:8]}{f' and {len(rare) - 8} more' if len(rare) > 8 else ''}"
+            notes.append(f"The {split} split has {few} of the classes {shown}.")
     return notes
 
 

@@ -18,9 +18,11 @@ from peft_aim.video.backbones import Source
 from peft_aim.video.data import Data
 from peft_aim.video.processes import gather, processes
 from peft_aim.video.recipe import Recipe
+from peft_aim.video.training.curve import is_whole
+from peft_aim.video.training.logs import TENSORBOARD
 
 COMPLETE = "complete"  # written last; holds the reasons why videos could not be read
-WRITTEN = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME, "report.json", "evaluation.json", "confusion.png")
+WRITTEN = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME, "report.json", "evaluation.json", "confusion.png", "curve.png")
 
 
 def check_output(output: Path, overwrite: bool | None = None, can_resume: bool = False) -> None:
@@ -98,7 +100,8 @@ class Run:
     def begin(self) -> None:
         """Delete the files of an earlier run in the folder, and write the settings."""
         if processes().is_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for folder in (self.folder, self.output / TENSORBOARD):
+                shutil.rmtree(folder, ignore_errors=True)
             for name in WRITTEN:
                 (self.output / name).unlink(missing_ok=True)
             self.folder.mkdir(parents=True)
@@ -118,6 +121,9 @@ class Run:
 class MarkComplete(TrainerCallback):
     """Mark each checkpoint as complete once all processes have written their part, which a killed process never does.
 
+    Earlier checkpoints are deleted only then, except for the best one. transformers' ``save_total_limit`` would delete
+    them before, and so could leave a killed run without the best.
+
     Args:
         skipped: Why videos could not be read so far; saved with the checkpoint.
     """
@@ -126,13 +132,17 @@ class MarkComplete(TrainerCallback):
         self.skipped = skipped
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint that was written last."""
+        """Mark the checkpoint that was written last, and delete those that are no longer needed."""
         reasons = gather(self.skipped)
         processes().wait_for_everyone()
         if state.is_world_process_zero:
             complete = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
             complete.with_suffix(".tmp").write_text(json.dumps(reasons))
             complete.with_suffix(".tmp").rename(complete)
+            needed = {complete.parent.name, Path(state.best_model_checkpoint or "").name}
+            for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+                if checkpoint.name not in needed:
+                    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def last_complete(folder: Path) -> Path | None:
@@ -178,9 +188,18 @@ class SaveOnInterrupt(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Save and stop if Ctrl-C was pressed."""
+        """Stop if Ctrl-C was pressed, and save unless the epoch ends here, which saves anyway."""
         if self.happened:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_log = control.should_save = not is_whole(state.epoch)
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Leave out what follows an epoch if it was not finished."""
+        if not is_whole(state.epoch):
+            control.should_log = control.should_evaluate = control.should_save = False
         return control
 
     def _note(self, *args: Any) -> None:

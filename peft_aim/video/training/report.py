@@ -8,7 +8,8 @@ from pathlib import Path
 
 from peft_aim.video.evaluate import Evaluation, write
 from peft_aim.video.recipe import Recipe
-from peft_aim.video.training.trainer import Speed
+from peft_aim.video.training.curve import Point, draw_curve
+from peft_aim.video.training.speed import Speed
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Report:
         speed: Training speed; None if there were fewer than two steps.
         classes: Class names.
         recipe: Training recipe.
+        curve: Training loss and val top-1 by epoch.
+        kept: The epoch whose weights were kept.
     """
 
     evaluation: Evaluation | None
@@ -32,9 +35,11 @@ class Report:
     speed: Speed | None
     classes: list[str]
     recipe: Recipe
+    curve: list[Point]
+    kept: int
 
     def write(self, folder: Path) -> None:
-        """Write ``report.json`` and, if there is an evaluation, ``evaluation.json`` and ``confusion.png``."""
+        """Write ``report.json``, ``curve.png`` and, if evaluated, ``evaluation.json`` and ``confusion.png``."""
         facts = {
             "results": self.evaluation and self.evaluation.summary(),
             "trained_parameters": self.trained_parameters,
@@ -42,15 +47,26 @@ class Report:
             "notes": self.notes,
             "speed": self.speed and self.speed.to_dict(),
             "recipe": asdict(self.recipe),
+            "kept": self.kept,
+            "curve": self.curve,
         }
         (folder / "report.json").write_text(json.dumps(facts, indent=2))
+        draw_curve(folder / "curve.png", self.curve, self.kept)
         if self.evaluation:
             write(self.evaluation, folder)
 
     def __str__(self) -> str:
         lines = [f"{self.trained_parameters:,} trainable parameters"]
+        lines += [f"Kept the weights of epoch {self.kept} of {len(self.curve)}{self._why}"]
         lines += [f"Speed: {self.speed}"] if self.speed else []
         lines += [f"Note: {note}" for note in self.notes]
         lines += [f"Files skipped: {len(self.skipped)}", *(f"  {reason}" for reason in self.skipped)]
         lines += [f"\nval: {self.evaluation}"] if self.evaluation else []
         return "\n".join(lines)
+
+    @property
+    def _why(self) -> str:
+        top1 = [point["top1"] for point in self.curve if point["top1"] is not None]
+        if self.recipe.keep == "last" or len(top1) < 2:
+            return ", the last"
+        return f": the highest val top-1 of {len(top1)} evaluations, so the results below are slightly optimistic"

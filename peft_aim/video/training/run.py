@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,32 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from torch.utils.data import Dataset
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from peft_aim.config import AIMConfig
 from peft_aim.saving import adapter_weights, in_precision
 from peft_aim.video.backbones import Source, load_backbone
-from peft_aim.video.data import Data, ForTraining, NoiseClips, TrainingClips, Videos, notes_on, typical_seconds
+from peft_aim.video.data import (
+    Data,
+    ForTraining,
+    NoiseClips,
+    TrainingClips,
+    class_weights,
+    notes_on,
+    typical_seconds,
+    why_unreadable,
+)
 from peft_aim.video.description import Description
-from peft_aim.video.evaluate import Evaluation, NothingToEvaluate, evaluate_model
 from peft_aim.video.processes import gather, on_cpu, processes, say
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
+from peft_aim.video.training.curve import curve
+from peft_aim.video.training.logs import check_log, keep_logs
 from peft_aim.video.training.report import Report
-from peft_aim.video.training.trainer import ClipTrainer, Speed
+from peft_aim.video.training.speed import Speed
+from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
+from peft_aim.video.training.validation import Validation
 
 
 def train(
@@ -37,9 +51,13 @@ def train(
     check: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    log: Sequence[str] = (),
     **aim_options: Any,
 ) -> tuple[PeftModel, Report]:
     """Train an adapter on videos, evaluate it, and save it with its description and results.
+
+    After an epoch, a single view of the val videos is evaluated; if there are more than half as many of them as
+    training videos, after every few epochs only. ``recipe.keep`` chooses which weights are kept.
 
     Videos that cannot be read are skipped and listed in the report. Checkpoints are written to ``output/checkpoints``
     after each epoch and on Ctrl-C, and deleted at the end.
@@ -47,11 +65,13 @@ def train(
     Args:
         data: The videos.
         model: The backbone: its name, or where to load it from.
-        output: New or empty folder for the adapter and ``report.json``.
+        output: New or empty folder for the adapter, ``report.json`` and ``curve.png``.
         recipe: Training recipe; None uses the defaults of :class:`Recipe`.
         check: Open all videos before training, and report the broken ones.
         resume: Resume from the last complete checkpoint in ``output``.
         overwrite: Write to ``output`` even if it is not empty.
+        log: Programs to log loss, learning rate and val top-1 to, by the names of transformers' ``report_to``. The
+            files of TensorBoard go to ``output/tensorboard``.
         aim_options: Other options of :class:`peft_aim.AIMConfig`.
 
     Returns:
@@ -59,32 +79,46 @@ def train(
 
     Raises:
         ValueError: If the backbone cannot be loaded, ``output`` is not empty, there is nothing to resume, or a run
-            with other settings.
+            with other settings; if a program to log to is not installed, ``recipe.patience`` is set but no val video
+            can be read, or the loss becomes NaN or infinite.
         KeyboardInterrupt: After Ctrl-C, once the checkpoint is written.
     """
     recipe, output = recipe or Recipe(), Path(output)
     source = Source(model) if isinstance(model, str) else model
+    check_log(log)
+    unreadable = why_unreadable(data.val, recipe.min_frames)
+    if recipe.patience and (unreadable or not data.val):
+        raise ValueError(
+            f"patience={recipe.patience} needs val videos, but {unreadable or 'there is no val split.'} Give a val "
+            "split, as a folder or with --val, or leave out patience."
+        )
     run = Run.of(output, data, source, recipe, check=check, options=aim_options)
     run.check(resume, overwrite)
     data, broken = data.without_broken(recipe) if check else (data, [])
+    recipe = recipe.for_videos(len(data.train))
     adapted, description = adapt(data, source, recipe, **aim_options)
     notes = [*notes_on(data), *precision_note(recipe)]
+    if unreadable:
+        notes += [f"None of the {len(data.val)} val videos can be read: the last weights are kept. {unreadable}"]
     for note in notes:
         say(f"Note: {note}")
     clips = TrainingClips(data.train, recipe, ForTraining(description.preprocessing, recipe, data.classes))
-    trainer = new_trainer(adapted, clips, recipe, run.folder)
+    validation = Validation.of(data, description, recipe) if data.val and not unreadable else None
+    trainer = new_trainer(adapted, clips, recipe, run.folder, validation, log)
+    keep_logs(trainer, output)
     trainer.skipped |= dict.fromkeys(broken)
     fit(trainer, run, resume)
     if recipe.save_dtype:
         halve(adapted, recipe.save_dtype)
     description = replace(description, seconds=typical_seconds(data.train))
     save(trainer, description, output)
-    evaluation, more_notes = results(trainer, description, data.val, recipe)
+    evaluation = trainer.validate() if validation else None
     if evaluation:
         save(trainer, replace(description, results={"val": evaluation.summary()}), output)
     skipped = {*gather(trainer.skipped), *(evaluation.skipped if evaluation else [])}
     speed, count = trainer.speed.result(trainer.args), adapted.get_nb_trainable_parameters()[0]
-    report = Report(evaluation, count, sorted(skipped), notes + more_notes, speed, data.classes, recipe)
+    course, kept = curve(trainer.state.log_history), kept_epoch(trainer)
+    report = Report(evaluation, count, sorted(skipped), notes, speed, data.classes, recipe, course, kept)
     if processes().is_main_process:
         report.write(output)
         run.end()
@@ -106,6 +140,7 @@ def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
     if checkpoint:
         trainer.skipped |= dict.fromkeys(json.loads((checkpoint / COMPLETE).read_text()))
         trainer.readable = 1  # the clips read before count, too
+        stop_again(trainer, checkpoint)
     trainer.add_callback(interrupt)
     try:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -115,24 +150,19 @@ def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
         raise KeyboardInterrupt(f"a checkpoint is in {run.folder}; continue with --resume")
 
 
-def results(
-    trainer: ClipTrainer, description: Description, videos: Videos, recipe: Recipe
-) -> tuple[Evaluation | None, list[str]]:
-    """Evaluate the trained adapter.
+def stop_again(trainer: ClipTrainer, checkpoint: Path) -> None:
+    """Train no further if training had already stopped early at a checkpoint, and was killed afterwards."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    early = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+    if early and early["attributes"]["early_stopping_patience_counter"] >= early["args"]["early_stopping_patience"]:
+        trainer.args.num_train_epochs = round(state.epoch)
 
-    Returns:
-        The evaluation, and notes. The evaluation is None if there are no videos, or if none can be read, which a note
-        explains.
-    """
-    if not videos:
-        return None, []
-    # FSDP needs the wrapped model; otherwise unwrap it, so that nothing is compiled for the shapes of evaluation
-    whole = trainer.model_wrapped if trainer.is_fsdp_enabled else trainer.accelerator.unwrap_model(trainer.model)
-    size = trainer.args.per_device_train_batch_size
-    try:
-        return evaluate_model(whole, description, videos, None, size, recipe.workers, recipe.min_frames), []
-    except NothingToEvaluate as nothing:
-        return None, [str(nothing)]
+
+def kept_epoch(trainer: ClipTrainer) -> int:
+    """Return the epoch of the weights that the model has after training."""
+    state = trainer.state
+    step = state.best_global_step if state.best_model_checkpoint else state.global_step
+    return round(step * state.num_train_epochs / state.max_steps)
 
 
 def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 20, **aim_options: Any) -> Speed:
@@ -141,7 +171,7 @@ def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 
     shape = (recipe.frames, 3, *description.preprocessing.size)
     with tempfile.TemporaryDirectory() as folder:
         clips = NoiseClips(steps * recipe.batch_size, shape)
-        once = replace(recipe, epochs=1, workers=0, mixup=0.0)
+        once = replace(recipe, epochs=1, workers=0, mixup=0.0, balance="none")
         trainer = new_trainer(adapted, clips, once, Path(folder))
         trainer.args.save_strategy = "no"
         trainer.train()
@@ -167,8 +197,23 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
     return adapted, Description.new(recipe, preprocessing, source.resolved(backbone), data.classes)
 
 
-def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) -> ClipTrainer:
+def new_trainer(
+    model: PeftModel,
+    clips: Dataset,
+    recipe: Recipe,
+    folder: Path,
+    validation: Validation | None = None,
+    log: Sequence[str] = (),
+) -> ClipTrainer:
     """Translate a recipe to the arguments of transformers' Trainer.
+
+    Args:
+        model: The adapted model.
+        clips: The training clips.
+        recipe: The recipe.
+        folder: Folder for the checkpoints.
+        validation: What to evaluate on after an epoch; None never evaluates.
+        log: Programs to log to.
 
     Raises:
         ValueError: If the batch cannot be divided evenly among processes and accumulation steps.
@@ -179,6 +224,7 @@ def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) 
             f"batch_size={recipe.batch_size} cannot be divided among {processes().num_processes} processes with "
             f"{recipe.accumulation} accumulation steps each. Give a multiple of {parts}."
         )
+    keeps_best = recipe.keep == "best" and validation is not None
     arguments = TrainingArguments(
         output_dir=str(folder),
         use_cpu=on_cpu(),
@@ -187,7 +233,7 @@ def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) 
         gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.peak_lr,
         weight_decay=recipe.weight_decay,
-        max_grad_norm=0.0,  # the paper uses no gradient clipping
+        max_grad_norm=recipe.max_grad_norm,
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup,
         bf16=recipe.precision == "bf16",
@@ -197,13 +243,23 @@ def new_trainer(model: PeftModel, clips: Dataset, recipe: Recipe, folder: Path) 
         dataloader_persistent_workers=recipe.workers > 0,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        save_strategy="epoch",
-        save_total_limit=2,
+        save_strategy="epoch",  # MarkComplete deletes earlier checkpoints
+        eval_strategy="epoch" if validation else "no",
+        load_best_model_at_end=keeps_best,
+        metric_for_best_model="eval_top1" if keeps_best else None,
+        restore_callback_states_from_checkpoint=True,  # for the evaluations that count towards patience
         logging_strategy="epoch",
-        report_to=[],
+        logging_nan_inf_filter=False,  # StopIfNotFinite stops instead
+        report_to=list(log),
         seed=recipe.seed,
     )
-    trainer = ClipTrainer(model, arguments, clips, recipe.label_smoothing, recipe.mixup)
+    weights = None
+    if recipe.balance == "loss":
+        weights = class_weights([label for _, label in clips.videos], model.active_peft_config.num_labels)
+    loss = ClipLoss(recipe.label_smoothing, weights)
+    trainer = ClipTrainer(model, arguments, clips, loss, recipe.mixup, validation)
+    if recipe.patience and keeps_best:
+        trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     trainer.add_callback(MarkComplete(trainer.skipped))
     return trainer
 

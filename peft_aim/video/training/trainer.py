@@ -1,10 +1,9 @@
-"""transformers' Trainer for clips, with its loss, mixup, skipped videos and training speed."""
+"""transformers' Trainer for clips, with its loss, mixup, evaluation and skipped videos."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,11 +13,22 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from peft_aim.tracing import first_parameter
 from peft_aim.video.data import IGNORED, TrainingClips, mixed
-from peft_aim.video.evaluate import scores_of
+from peft_aim.video.evaluate import Evaluation, scores_of
+from peft_aim.video.training.finite import StopIfNotFinite, check_finite
+from peft_aim.video.training.progress import Progress
+from peft_aim.video.training.speed import SpeedCallback
+from peft_aim.video.training.validation import EvaluateEvery, Validation
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -32,10 +42,11 @@ class ClipLoss:
 
     Args:
         smoothing: Label smoothing, the fraction of the target that is spread over all classes.
+        weights: Weight of the loss by true class, ``(classes,)``; None weights all clips alike.
     """
 
-    def __init__(self, smoothing: float) -> None:
-        self.smoothing = smoothing
+    def __init__(self, smoothing: float, weights: Tensor | None = None) -> None:
+        self.smoothing, self.weights = smoothing, weights
 
     def __call__(self, output: Any, targets: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Compute the loss.
@@ -48,6 +59,8 @@ class ClipLoss:
         """
         losses = F.cross_entropy(scores_of(output).float(), targets, label_smoothing=self.smoothing, reduction="none")
         readable = targets.sum(-1) > 0
+        if self.weights is not None:  # of the whole clip: cross_entropy's own would also reweight the smoothed part
+            losses = losses * (targets @ self.weights.to(targets))
         count = readable.sum() if num_items_in_batch is None else num_items_in_batch
         return (losses * readable).sum() / torch.as_tensor(count).clamp(min=1)
 
@@ -59,30 +72,45 @@ class ClipTrainer(Trainer):
         model: The adapted model.
         arguments: Arguments of the Trainer.
         clips: The training clips.
-        smoothing: Label smoothing.
+        loss: The loss.
         mixup: Mixup alpha; 0 turns mixup off.
+        validation: The val videos, to evaluate on after an epoch; None never evaluates.
 
     Attributes:
         skipped: Why videos could not be read, in the order of occurrence.
         readable: Number of readable clips so far, over all processes.
+        step_loss: Loss of the parts of a step so far, on this process.
         speed: Measures the training speed.
     """
 
     def __init__(
-        self, model: PeftModel, arguments: TrainingArguments, clips: Dataset, smoothing: float, mixup: float
+        self,
+        model: PeftModel,
+        arguments: TrainingArguments,
+        clips: Dataset,
+        loss: ClipLoss,
+        mixup: float = 0.0,
+        validation: Validation | None = None,
     ) -> None:
-        loss = ClipLoss(smoothing)
-        super().__init__(model, arguments, collate, train_dataset=clips, compute_loss_func=loss)
+        held_out = validation and validation.videos
+        super().__init__(model, arguments, collate, clips, held_out, compute_loss_func=loss)
+        self.validation = validation
         self.model_accepts_loss_kwargs = False  # backbones take images only
         self.argument = first_parameter(model.get_base_model())
         self.classes = model.active_peft_config.num_labels
         self.mixup = v2.MixUp(alpha=mixup, num_classes=self.classes) if mixup else None
         self.skipped: dict[str, None] = {}
         self.readable = 0
+        self.step_loss = torch.zeros((), device=arguments.device)
         self.speed = SpeedCallback()
+        self.remove_callback(ProgressCallback)
+        self.add_callback(Progress())
         self.add_callback(self.speed)
         self.add_callback(_Reproducible(clips))
         self.add_callback(StopIfNothingCanBeRead(self))
+        self.add_callback(StopIfNotFinite(self))
+        if validation:
+            self.add_callback(EvaluateEvery(validation.interval))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """Return the batches of a step; record the time spent waiting for them, and the clips that cannot be read."""
@@ -109,8 +137,41 @@ class ClipTrainer(Trainer):
             clips[readable], targets[readable] = blended.as_subclass(Tensor), soft
         return super().compute_loss(model, {self.argument: clips, "labels": targets}, return_outputs, **kwargs)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Train on a part of a step, and add its loss to that of the step."""
+        loss = super().training_step(*args, **kwargs)
+        self.step_loss += loss
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate a single view of the val videos.
+
+        Returns:
+            ``{"eval_top1": float, "eval_mean_class": float}``, and the epoch.
+        """
+        single = self.validate((1, 1)).best
+        metrics = {"eval_top1": single.top1, "eval_mean_class": single.mean_class}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def validate(self, views: tuple[int, int] | None = None) -> Evaluation:
+        """Evaluate the adapter on the val videos.
+
+        Args:
+            views: Clips per video and crops per frame; None uses those of the recipe.
+        """
+        # FSDP needs the wrapped model; otherwise unwrap it, so that nothing is compiled for the shapes of evaluation
+        whole = self.model_wrapped if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model)
+        return self.validation.run(whole, views, self.args.per_device_train_batch_size)
+
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Save the adapter, without PEFT's warnings that it cannot look up text embeddings of the backbone."""
+        """Save the adapter, without PEFT's warnings that it cannot look up text embeddings of the backbone.
+
+        Raises:
+            ValueError: If not all of its weights are finite.
+        """
+        check_finite(self.model, self.state, self.args)
         with warnings.catch_warnings():
             for message in ("Could not find a config file in", "Unable to fetch remote file"):
                 warnings.filterwarnings("ignore", message=message)
@@ -119,72 +180,6 @@ class ClipTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Exclude the temporal embedding from weight decay, like biases and norms."""
         return [name for name in super().get_decay_parameter_names(model) if "_embedding" not in name]
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Training speed.
-
-    Attributes:
-        step_seconds: Seconds per step, without waiting for data.
-        model_clips_per_second: Clips per second that the model can train on, over all processes.
-        loader_clips_per_second: Clips per second that the workers can load, over all processes; None if none were
-            loaded.
-        waiting: Fraction of the time spent waiting for data.
-    """
-
-    step_seconds: float
-    model_clips_per_second: float
-    loader_clips_per_second: float | None
-    waiting: float
-
-    def __str__(self) -> str:
-        loader = self.loader_clips_per_second
-        loading = f"workers load up to {loader:.1f} clips/s; " if loader else ""
-        return (
-            f"{loading}the model takes {self.step_seconds:.3f} s per step, {self.model_clips_per_second:.1f} clips/s; "
-            f"{self.waiting:.0%} of the time was spent waiting for data"
-        )
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Return the numbers, rounded."""
-        return {name: value and round(value, 4) for name, value in asdict(self).items()}
-
-
-class SpeedCallback(TrainerCallback):
-    """Measure the training speed, from the second step on; the first one is a warmup."""
-
-    def __init__(self) -> None:
-        self.waited = 0.0
-        self._began: float | None = None
-        self._steps, self._ended, self._clips, self._reading = 0, 0.0, 0, 0.0
-
-    def read(self, seconds: float) -> None:
-        """Record the loading time of a clip; 0 is that of a clip that fills up a batch, and does not count."""
-        self._clips += seconds > 0
-        self._reading += seconds
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Record the end of a step."""
-        now = time.perf_counter()
-        if self._began is None:
-            self._began, self.waited = now, 0.0
-        else:
-            self._steps, self._ended = self._steps + 1, now
-
-    def result(self, args: TrainingArguments) -> Speed | None:
-        """Return the training speed, None if there were fewer than two steps."""
-        if not self._steps:
-            return None
-        whole = self._ended - self._began
-        waited = min(self.waited, whole)
-        step = max(whole - waited, 1e-9) / self._steps
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        workers = max(1, args.dataloader_num_workers) * args.world_size
-        loader = workers * self._clips / self._reading if self._reading else None
-        return Speed(step, batch / step, loader, waited / whole)
 
 
 class StopIfNothingCanBeRead(TrainerCallback):

@@ -32,7 +32,7 @@ from peft_aim.video.training.run import adapt, halve, measure_speed, new_trainer
 from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
 
 GREY = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3)
-SHORT = Recipe(frames=2, epochs=1, batch_size=4, workers=0, drop_path=0.0, head_dropout=0.0)
+SHORT = Recipe(frames=2, epochs=1, batch_size=4, workers=0, drop_path=0.0, head_dropout=0.0, keep="last")
 OPTIONS = ["--frames", "2", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
 
 
@@ -156,7 +156,7 @@ def test_train_saves_an_adapter_with_its_description(folder, tmp_path, capsys):
     assert re.search(r"workers load up to [\d.]+ clips/s; the model takes [\d.]+ s per step, [\d.]+ clips/s", printed)
     assert {path.name for path in output.iterdir()} == {
         *("adapter_model.safetensors", "adapter_config.json", "README.md"),
-        *("report.json", "evaluation.json", "confusion.png"),
+        *("report.json", "evaluation.json", "confusion.png", "curve.png"),
     }
     report = json.loads((output / "report.json").read_text())
     assert len(report["skipped"]) == 4 and report["results"]["videos"] == 4 and report["recipe"]["frames"] == 2
@@ -176,10 +176,14 @@ def test_train_saves_an_adapter_with_its_description(folder, tmp_path, capsys):
 def test_check_finds_broken_videos_before_training(folder, tmp_path, image_model, capsys, monkeypatch):
     write_broken(folder / "train" / "dark")
     seen = []
-    monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: seen.append(len(self.train_dataset.videos)) or self)
-    assert (
-        main(["train", str(folder), "--model", image_model, *OPTIONS, "--check", "--output", str(tmp_path / "o")]) == 0
-    )
+
+    def stop(self, **_):
+        seen.append(len(self.train_dataset.videos))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClipTrainer, "train", stop)
+    arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--check", "--output", str(tmp_path / "o")]
+    assert main(arguments) == 130
     assert seen == [6]
     assert "Checking train" in capsys.readouterr().err
 
@@ -238,7 +242,7 @@ def test_compiled_models_are_trained_and_saved_like_others(folder, tmp_path, ima
 
 def test_random_clips_measure_the_speed_of_the_model(folder, image_model, capsys):
     assert measure_speed(Data.find(folder), image_model, SHORT, steps=3).model_clips_per_second > 0
-    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--synthetic"]) == 0
+    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--patience", "2", "--synthetic"]) == 0
     assert re.search(r"On random clips: the model takes [\d.]+ s per step", capsys.readouterr().out)
 
 
@@ -254,7 +258,13 @@ def test_missing_videos_are_noted(folder):
     assert notes_on(Data(data.classes, data.train, data.val[2:])) == [
         "The val split has no videos of the classes ['dark']."
     ]
-    assert notes_on(Data(data.classes, data.train)) == ["There is no val split, so the adapter is not evaluated."]
+    assert notes_on(Data(data.classes, data.train)) == [
+        "There is no val split, so the adapter is not evaluated: the last weights are kept, and curve.png shows the "
+        "training loss only."
+    ]
+    assert notes_on(Data(data.classes, data.train[2:], data.val)) == [
+        "The train split has only one video of the classes ['dark']."
+    ]
     assert typical_seconds(data.train) == pytest.approx(0.4)
 
 
@@ -263,6 +273,7 @@ def test_missing_videos_are_noted(folder):
 
 def arguments(folder: Path, model: str, output: Path, *more: str) -> list[str]:
     options = ["--frames", "2", "--epochs", "6", "--batch-size", "2", "--workers", "1", "--flip", "--lr", "0.01"]
+    options += ["--keep", "last"]
     return ["train", str(folder), "--model", model, *options, *more, "--output", str(output)]
 
 
@@ -364,7 +375,7 @@ def test_overwriting_removes_earlier_results(folder, tmp_path, image_model):
     shutil.rmtree(folder / "val")
     assert main(["train", str(folder), *arguments, "--overwrite"]) == 0
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"adapter_model.safetensors", "adapter_config.json", "README.md", "report.json"}
+    assert left == {"adapter_model.safetensors", "adapter_config.json", "README.md", "report.json", "curve.png"}
 
 
 def test_training_without_readable_videos_is_an_error(folder, tmp_path, image_model, capsys):
@@ -381,7 +392,7 @@ def test_unreadable_validation_videos_are_noted(folder, tmp_path, image_model, c
     for path in (folder / "val").rglob("*.mp4"):
         path.write_bytes(b"")
     assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]) == 0
-    assert "Note: None of the 4 evaluation videos can be read" in capsys.readouterr().out
+    assert "Note: None of the 4 val videos can be read" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "report.json").read_text())["results"] is None
 
 
@@ -409,10 +420,13 @@ def test_the_ctrl_c_handler_is_restored_after_errors(folder, tmp_path, image_mod
 
 
 def test_adapters_are_saved_before_evaluation(folder, tmp_path, image_model, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
+    def interrupt(self, views=None):
+        if views is None:
+            raise KeyboardInterrupt
+        return validate(self, views)
 
-    monkeypatch.setattr("peft_aim.video.training.run.evaluate_model", interrupt)
+    validate = ClipTrainer.validate
+    monkeypatch.setattr(ClipTrainer, "validate", interrupt)
     assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]) == 130
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
@@ -439,6 +453,11 @@ def test_two_processes_train_the_same_adapter_as_one(folder, tmp_path, image_mod
         assert torch.allclose(tensor, expected[key], atol=1e-5), key
     one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert one["views"]["3x1"]["confusion"] == two["views"]["3x1"]["confusion"]
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert one["kept"] == two["kept"] and len(two["curve"]) == 3
+    for point, expected in zip(two["curve"], one["curve"], strict=True):
+        assert point == {**expected, "loss": pytest.approx(expected["loss"], abs=1e-4)}
+    assert len(re.findall("^epoch ", result.stdout, re.M)) == 3
 
 
 def test_batches_that_cannot_be_divided_are_rejected(folder, tmp_path, image_model, monkeypatch):

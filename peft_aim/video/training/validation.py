@@ -1,0 +1,67 @@
+"""Evaluation of the val videos while training: on what, and how often."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from peft_aim.video.data import Data, Videos
+from peft_aim.video.description import Description
+from peft_aim.video.evaluate import Evaluation, evaluate_model
+from peft_aim.video.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What an adapter is evaluated on.
+
+    Attributes:
+        videos: The val videos and the indices of their classes.
+        interval: After how many epochs to evaluate.
+        description: Description of the adapter.
+        recipe: Training recipe.
+    """
+
+    videos: Videos
+    interval: int
+    description: Description
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, data: Data, description: Description, recipe: Recipe) -> Validation:
+        """Evaluate as often as it costs about half of training at most.
+
+        Most of the cost of a video is that of loading it, which is the same in training and evaluation.
+        """
+        return cls(data.val, max(1, math.ceil(2 * len(data.val) / len(data.train))), description, recipe)
+
+    def run(self, model: nn.Module, views: tuple[int, int] | None, batch_size: int) -> Evaluation:
+        """Evaluate a model, see :func:`peft_aim.video.evaluate.evaluate_model`."""
+        recipe = self.recipe
+        return evaluate_model(
+            model, self.description, self.videos, views, batch_size, recipe.workers, recipe.min_frames
+        )
+
+
+class EvaluateEvery(TrainerCallback):
+    """Evaluate after every so many epochs, and after the last one.
+
+    Args:
+        epochs: The number of epochs.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Leave out the evaluations in between."""
+        epoch = round(state.epoch)
+        if epoch % self.epochs and epoch < args.num_train_epochs:
+            control.should_evaluate = False
+        return control
