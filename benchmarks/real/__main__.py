@@ -75,14 +75,17 @@ class Bench:
         """Return the settings of all seeds of these rows on a task, with the rates that were chosen."""
         found = []
         for row in rows:
-            seeds = 1 if row.blind and task == "order" else self.plan.seeds
-            rate = self.rates.get(row.name, self.rates[AIM.name])
-            found += [Setting(row.name, task, rate, seed) for seed in range(seeds)]
+            seeds = 1 if (row.once and task == "order") or task == "surveillance" else self.plan.seeds
+            found += [Setting(row.name, task, self.rate(row), seed) for seed in range(seeds)]
         return found
+
+    def rate(self, row: Row) -> float:
+        """Return the learning rate chosen for a row; rows without a choice of their own take AIM's."""
+        return self.rates.get(row.name, self.rates[AIM.name])
 
     def curves(self) -> list[Facts]:
         """Return trials on order that are evaluated during training; the paper's AIM gets more steps."""
-        settings = [Setting(row.name, "order", self.rates[row.name], every=LOOK) for row in (AIM, PAPERS_AIM)]
+        settings = [Setting(row.name, "order", self.rate(row), every=LOOK) for row in (AIM, PAPERS_AIM)]
         return self.of([settings[0], replace(settings[1], longer=LONGER)])
 
 

@@ -34,7 +34,7 @@ class Plan:
 
     size: int = 112
     steps: int = 100
-    batch: int = 8
+    batch: int = 6
     seeds: int = 3
 
 
@@ -47,7 +47,8 @@ class Setting:
         task: Name of the task.
         lr: Learning rate.
         seed: Seed of the weights, the clips and their order.
-        development: Whether to hold out training people instead of evaluating on the people of val.
+        development: Whether to hold out training people instead of evaluating on the people of val, and to train for
+            half the steps.
         every: Steps between evaluations during training; 0 evaluates at the end only.
         longer: Factor on the number of steps.
     """
@@ -81,11 +82,13 @@ def run(setting: Setting, plan: Plan, data: Path, cached: Path, device: str) -> 
     def loss(indices: Tensor) -> Tensor:
         return F.cross_entropy(model(train.random(indices).to(device)), train.labels[indices].to(device))
 
+    steps = max(1, plan.steps // 2) if setting.development else setting.longer * plan.steps
+
     def look(step: int) -> None:
-        if setting.every and step % setting.every == 0:
+        if setting.every and (step % setting.every == 0 or step == steps):
             curve.append({"step": step, **measured(scores_of(model, held_out, device), held_out.labels)})
 
-    final = minimize(model, loss, len(task.train), setting.longer * plan.steps, plan.batch, setting.lr, look)
+    final = minimize(model, loss, len(task.train), steps, plan.batch, setting.lr, look)
     facts = {"parameters": trained_parameters(model), "loss": round(final, 4), "curve": curve}
     facts |= scored(scores_of(model, held_out, device), held_out, task.paired)
     facts["seconds"] = round(time.perf_counter() - began, 1)

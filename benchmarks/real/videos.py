@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from peft_aim.video.data import ForEvaluation, ForTraining, Preprocessing, evaluation_frames, open_video
 from peft_aim.video.data.sampling import training_frames
 from peft_aim.video.recipe import Recipe
 
+SIDE = 256  # pixels; larger frames are cached with their shorter side reduced to this
 REVERSIBLE = ("accident", "hot", "lose", "thief")  # words whose direction frozen features tell apart
 DEVELOPMENT = range(14, 19)  # training people on whom learning rates and defaults are chosen
 
@@ -69,7 +71,10 @@ def decode(data: Path, cached: Path) -> None:
     frames = {}
     for path in sorted((data / "signs").glob("*/*/*.mp4")) + sorted((data / "clips").glob("*/*/*")):
         with open_video(path) as video:
-            frames[str(path.relative_to(data))] = video.read(range(len(video.seconds)))
+            images = video.read(range(len(video.seconds)))
+        if min(images.shape[-2:]) > SIDE:
+            images = resize(images, [SIDE], antialias=True)
+        frames[str(path.relative_to(data))] = images
     torch.save(frames, cached.with_suffix(".tmp"))
     cached.with_suffix(".tmp").rename(cached)
 
@@ -117,7 +122,7 @@ def _words(cached: Path, split: str, words: Sequence[str]) -> list[Video]:
     for name, frames in _below(cached, "signs").items():
         word, person, _ = Path(name).stem.rsplit("_", 2)
         if Path(name).parts[1] == split and word in words:
-            found.append(Video(frames, words.index(word), person))
+            found.append(Video(frames, words.index(word), str(int(person))))
     return found
 
 

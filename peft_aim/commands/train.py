@@ -92,6 +92,7 @@ def _kind(option: Field) -> dict[str, Any]:
         "int": {"type": int, "metavar": "N"},
         "float": {"type": float, "metavar": "X"},
         "bool": {"action": argparse.BooleanOptionalAction},
+        "float | None": {"type": float, "metavar": "X"},
         "int | None": {"type": _int_or_none, "metavar": "N|none"},
         "tuple[float, float]": {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")},
         "tuple[int, int] | None": {"type": int, "nargs": 2, "metavar": ("NUMBER", "MAGNITUDE")},

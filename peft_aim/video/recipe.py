@@ -23,6 +23,7 @@ CHOICES = {
     "save_dtype": (None, "float16", "bfloat16"),
     "keep": ("best", "last"),
     "balance": ("none", "loss", "sampling"),
+    "temporal_embedding": ("blocks", "input"),
 }
 
 
@@ -36,10 +37,13 @@ class Recipe:
             frame from each of T equal segments.
         scale: Factor s on the joint adapter.
         temporal_adapters: Temporal adapters per block: 1, or 2 to add one before the temporal attention.
+        temporal_conv: Whether the temporal adapter has a convolution over time; the paper has none.
+        temporal_embedding: Where frames are embedded: in the temporal adapters of all "blocks", so that the order of
+            frames is learned in fewer steps, or in the "input" of the first block, as in the paper.
         drop_path: Stochastic depth rate of the last block, on the temporal and joint branches.
         head_dropout: Dropout rate before the head.
-        epochs: Number of passes over the training videos.
-        min_steps: Train for at least this many steps, by more epochs: small data sets need steps, large ones epochs.
+        epochs: Number of passes over the training videos. None (the default) is 6, or as many as 200 steps take: small
+            data sets need steps, large ones epochs.
         keep: Weights that are evaluated and saved at the end: the "best", those of the epoch with the highest top-1
             accuracy on the val split (the first of them, if several have it), or the "last". Without a val split, the
             last are kept.
@@ -47,11 +51,12 @@ class Recipe:
             None (the default) trains for all epochs.
         batch_size: Clips per optimizer step, over all processes.
         accumulation: Gradient accumulation steps; each batch is split into this many parts to save memory.
-        lr: Peak learning rate.
+        lr: Peak learning rate. None (the default) is 0.6 divided by the token width of the backbone: 3.1e-3 for a
+            ViT-Tiny, 7.8e-4 for a ViT-B.
         lr_batch: Batch size that lr is meant for; the peak learning rate becomes lr * batch_size / lr_batch. None (the
             default) uses lr unscaled.
         warmup_epochs: Epochs of linear learning rate warmup, at most a quarter of all epochs; a cosine decay to 0
-            follows.
+            follows. None (the default) is a tenth of all epochs.
         max_grad_norm: Largest norm of the gradient; larger ones are scaled down. 0 turns clipping off.
         weight_decay: Weight decay, on all but biases, norms and the temporal embedding.
         balance: How rare classes count as much as frequent ones: "loss" weights the loss of a clip by the inverse
@@ -86,18 +91,19 @@ class Recipe:
     stride: int | None = None
     scale: float = 0.5
     temporal_adapters: int = 1
-    drop_path: float = 0.2
-    head_dropout: float = 0.5
-    epochs: int = 30
-    min_steps: int = 0
+    temporal_conv: bool = True
+    temporal_embedding: str = "blocks"
+    drop_path: float = 0.0
+    head_dropout: float = 0.0
+    epochs: int | None = None
     keep: str = "best"
     patience: int | None = None
     batch_size: int = 8
     accumulation: int = 1
-    lr: float = 1e-3
+    lr: float | None = None
     lr_batch: int | None = None
-    warmup_epochs: float = 2.5
-    max_grad_norm: float = 0.0
+    warmup_epochs: float | None = None
+    max_grad_norm: float = 1.0
     weight_decay: float = 0.05
     balance: str = "none"
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -134,13 +140,16 @@ class Recipe:
                     self.stride is None or self.stride >= 1,
                     "1 or more, or leave it out to sample one frame per segment",
                 ),
-                "min_steps": (self.min_steps >= 0, "0 or more"),
+                "epochs": (self.epochs is None or self.epochs >= 1, "1 or more, or leave it out"),
                 "patience": (self.patience is None or self.patience >= 1, "1 or more, or leave it out"),
-                "lr": (0 < self.lr < math.inf, "a positive number"),
+                "lr": (self.lr is None or 0 < self.lr < math.inf, "a positive number, or leave it out"),
                 "lr_batch": (self.lr_batch is None or self.lr_batch >= 1, "1 or more, or leave it out"),
                 "temporal_adapters": (self.temporal_adapters in (1, 2), "1 or 2"),
                 "scale": (math.isfinite(self.scale), "a finite number"),
-                "warmup_epochs": (0 <= self.warmup_epochs < math.inf, "0 or a positive number"),
+                "warmup_epochs": (
+                    self.warmup_epochs is None or 0 <= self.warmup_epochs < math.inf,
+                    "0 or a positive number, or leave it out",
+                ),
                 "max_grad_norm": (0 <= self.max_grad_norm < math.inf, "0 or a positive number"),
                 "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
                 "drop_path": (0 <= self.drop_path < 1, "a number in [0, 1)"),
@@ -170,32 +179,48 @@ class Recipe:
 
     @property
     def peak_lr(self) -> float:
-        """Peak learning rate, scaled with the batch size if ``lr_batch`` is set."""
+        """Peak learning rate, scaled with the batch size if ``lr_batch`` is set; needs ``lr``."""
         return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
 
     @property
     def warmup(self) -> float:
         """Fraction of the training steps spent on learning rate warmup, at most a quarter."""
-        return min(self.warmup_epochs / self.epochs, 0.25)
+        return 0.1 if self.warmup_epochs is None else min(self.warmup_epochs / self.epochs, 0.25)
 
     def for_videos(self, count: int) -> Recipe:
-        """Return the recipe with as many epochs as ``min_steps`` takes.
-
-        Args:
-            count: Number of training videos.
+        """Return the recipe with a number of epochs: the one given, or the default for a number of training videos.
 
         Example:
-            >>> Recipe(epochs=30, batch_size=8, min_steps=1000).for_videos(80).epochs
-            100
+            >>> Recipe(batch_size=8).for_videos(80).epochs, Recipe(epochs=30).for_videos(80).epochs
+            (20, 30)
         """
         steps = math.ceil(count / self.batch_size)
-        return replace(self, epochs=max(self.epochs, math.ceil(self.min_steps / steps)))
+        return self if self.epochs else replace(self, epochs=max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps)))
+
+    def for_width(self, width: int) -> Recipe:
+        """Return the recipe with a learning rate: the one given, or the default for a token width.
+
+        The rates that were best for widths of 64, 96 and 192 are close to inversely proportional to the width.
+
+        Example:
+            >>> Recipe().for_width(120).lr, Recipe(lr=1e-3).for_width(120).lr
+            (0.005, 0.001)
+        """
+        return self if self.lr is not None else replace(self, lr=LR_TIMES_WIDTH / width)
 
 
-POSITIVE = ("frames", "epochs", "batch_size", "accumulation", "min_frames")
+LEAST_EPOCHS, LEAST_STEPS = 6, 200
+LR_TIMES_WIDTH = 0.6
+POSITIVE = ("frames", "batch_size", "accumulation", "min_frames")
 
 _PAPER = Recipe(
+    temporal_conv=False,
+    temporal_embedding="input",
+    drop_path=0.2,
+    head_dropout=0.5,
     epochs=30,
+    warmup_epochs=2.5,
+    max_grad_norm=0.0,
     batch_size=64,
     lr=3e-4,
     lr_batch=64,

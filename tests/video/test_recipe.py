@@ -22,7 +22,6 @@ COMMON = {
     "mixup": 0.0,
     "keep": "last",
     "max_grad_norm": 0.0,
-    "min_steps": 0,
     "balance": "none",
 }
 DENSE = {"epochs": 30, "scale": 0.5, "temporal_adapters": 1, "flip": True, "label_smoothing": 0.0}
@@ -69,17 +68,22 @@ def test_the_learning_rate_scales_with_the_batch_if_lr_batch_is_set():
     assert Recipe(lr=1e-3, batch_size=4).peak_lr == 1e-3
 
 
-def test_warmup_is_at_most_a_quarter_of_training():
+def test_warmup_is_a_tenth_of_training_or_as_given_and_at_most_a_quarter():
+    assert Recipe(epochs=50).warmup == 0.1
     assert preset("kinetics400").warmup == pytest.approx(2.5 / 30)
-    assert Recipe(epochs=4).warmup == 0.25
+    assert Recipe(epochs=4, warmup_epochs=2.5).warmup == 0.25
 
 
-def test_small_data_is_trained_for_more_epochs_up_to_the_least_number_of_steps():
-    recipe = Recipe(epochs=10, batch_size=8, min_steps=100, warmup_epochs=2.5)
-    assert recipe.for_videos(17).epochs == 34  # of 3 steps each
-    assert recipe.for_videos(17).warmup == pytest.approx(2.5 / 34)
-    assert recipe.for_videos(800) == recipe
-    assert Recipe(epochs=10).for_videos(1).epochs == 10
+def test_small_data_is_trained_for_steps_and_large_data_for_epochs():
+    assert Recipe().for_videos(17).epochs == 67  # of 3 steps each
+    assert Recipe().for_videos(10_000).epochs == 6
+    assert Recipe(epochs=2).for_videos(17).epochs == 2
+
+
+def test_the_default_learning_rate_depends_on_the_width_of_the_backbone():
+    assert Recipe().for_width(192).peak_lr == pytest.approx(3.125e-3)
+    assert Recipe().for_width(768).peak_lr == pytest.approx(7.8125e-4)
+    assert Recipe(lr=1e-3).for_width(768).peak_lr == 1e-3
 
 
 def test_recipes_survive_json():
@@ -124,7 +128,7 @@ def test_help_shows_defaults_as_they_are_typed():
         ({"views": (0, 1)}, r"views=\(0, 1\) is invalid. Give "),
         ({"min_frames": 0}, "min_frames=0 is invalid. Give "),
         ({"workers": -1}, "workers=-1 is invalid. Give "),
-        ({"min_steps": -1}, "min_steps=-1 is invalid. Give 0 or more"),
+        ({"epochs": 0}, "epochs=0 is invalid. Give 1 or more, or leave it out"),
         ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0 is invalid. Give 0 or a positive number"),
         ({"keep": "first"}, "keep='first' is invalid. Give one of .'best', 'last'"),
         ({"balance": "all"}, "balance='all' is invalid. Give one of .'none', 'loss', 'sampling'"),

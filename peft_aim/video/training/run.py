@@ -96,7 +96,7 @@ def train(
     run.check(resume, overwrite)
     data, broken = data.without_broken(recipe) if check else (data, [])
     recipe = recipe.for_videos(len(data.train))
-    adapted, description = adapt(data, source, recipe, **aim_options)
+    adapted, description, recipe = adapt(data, source, recipe, **aim_options)
     notes = [*notes_on(data), *precision_note(recipe)]
     if unreadable:
         notes += [f"None of the {len(data.val)} val videos can be read: the last weights are kept. {unreadable}"]
@@ -167,7 +167,8 @@ def kept_epoch(trainer: ClipTrainer) -> int:
 
 def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 20, **aim_options: Any) -> Speed:
     """Train on noise to measure the speed of the model without data loading; nothing is saved."""
-    adapted, description = adapt(data, Source(model) if isinstance(model, str) else model, recipe, **aim_options)
+    source = Source(model) if isinstance(model, str) else model
+    adapted, description, recipe = adapt(data, source, recipe, **aim_options)
     shape = (recipe.frames, 3, *description.preprocessing.size)
     with tempfile.TemporaryDirectory() as folder:
         clips = NoiseClips(steps * recipe.batch_size, shape)
@@ -178,23 +179,28 @@ def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 
     return trainer.speed.result(trainer.args)
 
 
-def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description]:
-    """Load the backbone, add a new adapter, and return both with the adapter's description."""
+def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description, Recipe]:
+    """Load the backbone, add a new adapter, and return both with its description, and the recipe for this backbone."""
     torch.manual_seed(recipe.seed)
     backbone, preprocessing = load_backbone(source)
-    drops = aim_options.get("temporal", True) or aim_options.get("joint", True)
+    temporal = aim_options.get("temporal", True)
+    ordered = {"temporal_conv": recipe.temporal_conv, "temporal_embedding": recipe.temporal_embedding}
+    drops = temporal or aim_options.get("joint", True)
     options = {
         "num_frames": recipe.frames,
         "id2label": dict(enumerate(data.classes)),
         "scale": recipe.scale,
         "temporal_adapters": recipe.temporal_adapters,
+        **(ordered if temporal else {}),
         "drop_path": recipe.drop_path if drops else 0.0,
         "head_dropout": recipe.head_dropout,
         "recompute": recipe.recompute,
         "final_norm": True,
     }
     adapted = get_peft_model(backbone, AIMConfig(**{**options, **aim_options}))
-    return adapted, Description.new(recipe, preprocessing, source.resolved(backbone), data.classes)
+    blocks = adapted.get_base_model().aim_clips.inspection.blocks.values()
+    recipe = recipe.for_width(max(block.width for block in blocks))
+    return adapted, Description.new(recipe, preprocessing, source.resolved(backbone), data.classes), recipe
 
 
 def new_trainer(

@@ -195,7 +195,7 @@ def test_large_val_splits_are_evaluated_less_often(train_videos, val, interval):
 
 def test_the_last_epoch_is_always_evaluated(videos, image_model, tmp_path, monkeypatch):
     data = Data.find(videos)
-    few, recipe = Data(data.classes, data.train, data.val * 2), replace(RECIPE, epochs=3, min_steps=9, keep="last")
+    few, recipe = Data(data.classes, data.train, data.val * 2), replace(RECIPE, epochs=3, keep="last")
     scripted = Scripted(monkeypatch, 0.25, 0.75, 0.5)
     model, report = train(few, image_model, tmp_path / "out", recipe)
     assert [point["top1"] for point in report.curve] == [None, 0.75, 0.5] and report.kept == 3
