@@ -29,7 +29,7 @@ from benchmarks.training.trials import Facts, Trials
 
 QUICK = Plan(size=32, steps=1, batch=2, seeds=1)
 ON_GPU = Plan(size=224, steps=400, batch=16, seeds=5)
-LOOK = 20  # steps between the evaluations of a learning curve
+LOOK = 20  # steps between the evaluations of a learning curve; more for longer ones
 LONGER = 3  # how many times as many steps the paper's AIM gets to learn order
 
 
@@ -86,7 +86,7 @@ class Bench:
     def curves(self) -> list[Facts]:
         """Return trials on order that are evaluated during training; the paper's AIM gets more steps."""
         settings = [Setting(row.name, "order", self.rate(row), every=LOOK) for row in (AIM, PAPERS_AIM)]
-        return self.of([settings[0], replace(settings[1], longer=LONGER)])
+        return self.of([settings[0], replace(settings[1], every=LONGER * LOOK, longer=LONGER)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

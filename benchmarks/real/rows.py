@@ -76,7 +76,11 @@ ROWS = (
     Row("LoRA, frames averaged", lora, (1e-3, 3e-3, 6e-3), once=True),
     Row("full fine-tuning, frames averaged", rivals.full, (1e-4, 2e-4, 4e-4), once=True),
     DIVIDED,
-    Row("ST-Adapter", lambda model, classes: st_adapter(model, classes, FRAMES, model.num_features // 2), RATES),
+    Row(
+        "ST-Adapter",
+        lambda model, classes: st_adapter(model, classes, FRAMES, model.num_features // 2),
+        (3e-3, 6e-3, 1.2e-2),
+    ),
     Row("+ spatial", aim(**SPACE_ALONE), once=True),
     Row("+ temporal", aim(joint=False)),
     AIM,

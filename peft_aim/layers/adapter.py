@@ -158,7 +158,7 @@ def same_in_all_frames(features: Tensor, rate: float, frames: int) -> Tensor:
     return (features * F.dropout(torch.ones_like(features[:, :1]), rate)).flatten(0, 1)
 
 
-def initialize(linear: nn.Linear, std: float = 0.02) -> None:
+def initialize(linear: nn.Linear) -> None:
     """Initialize a layer as the official code does: normal weights with standard deviation 0.02, zero bias."""
-    nn.init.trunc_normal_(linear.weight, std=std)
+    nn.init.trunc_normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)

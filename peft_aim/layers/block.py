@@ -120,7 +120,7 @@ class AIMLayer(AIMTunerLayer):
             if branch == "temporal_embedding":
                 found["aim_temporal_embedding"] = new_embedding(config, self.anatomy.width)
             else:
-                found[f"aim_{branch}_down"], found[f"aim_{branch}_up"] = self._new_bottleneck(config, branch)
+                found[f"aim_{branch}_down"], found[f"aim_{branch}_up"] = self._new_bottleneck(config)
         if "temporal" in branches:
             found |= self._new_order(config)
         return found
@@ -258,12 +258,11 @@ class AIMLayer(AIMTunerLayer):
             return self.base_layer._gradient_checkpointing_func(function, tokens)
         return function(tokens)
 
-    def _new_bottleneck(self, config: AIMConfig, branch: str) -> tuple[nn.Linear, nn.Linear]:
+    def _new_bottleneck(self, config: AIMConfig) -> tuple[nn.Linear, nn.Linear]:
         width, hidden = self.anatomy.width, self._bottleneck_width(config)
         down, up = nn.Linear(width, hidden), nn.Linear(hidden, width)
         if config.init_weights:
-            is_embedded = branch == "temporal" and config.temporal_embedding == "blocks"
-            initialize(down, width**-0.5 if is_embedded else 0.02)  # tokens of the same size as the embedding
+            initialize(down)
             nn.init.zeros_(up.weight)
             nn.init.zeros_(up.bias)
         return down, up

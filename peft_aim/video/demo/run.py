@@ -24,9 +24,7 @@ from peft_aim.video.training import Report, train
 
 VIDEOS_PER_CLASS = {"train": 120, "val": 50}
 PRETRAINING_STEPS = 400
-RECIPE = Recipe(
-    epochs=10, warmup_epochs=1.0, batch_size=16, lr=5e-3, drop_path=0.0, head_dropout=0.0, crop_scale=(1.0, 1.0)
-)
+RECIPE = Recipe(epochs=6, batch_size=16, crop_scale=(1.0, 1.0), keep="last")
 FROZEN = {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False}
 
 

@@ -341,7 +341,7 @@ def test_runs_only_resume_with_the_same_settings(folder, tmp_path, image_model, 
     assert main(arguments) == 1
     assert "or resume the training run in it with --resume" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--lr", "0.5"]) == 1
-    assert "was started with lr=0.001. Resume it with the same settings" in capsys.readouterr().err
+    assert "was started with lr=None. Resume it with the same settings" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--workers", "1"]) == 130
     assert "No complete checkpoint yet: training from the start" in capsys.readouterr().out
 
