@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.real.costs import costs
-from benchmarks.real.rows import AIM, PAPERS_AIM, ROWS, SMALL, Row
+from benchmarks.real.rows import AIM, CHOICES, PAPERS_AIM, ROWS, SMALL, Row
 from benchmarks.real.tables import publish
 from benchmarks.real.trial import Plan, Setting, run
 from benchmarks.real.videos import decode
@@ -30,6 +30,7 @@ from benchmarks.training.trials import Facts, Trials
 QUICK = Plan(size=32, steps=1, batch=2, seeds=1)
 ON_GPU = Plan(size=224, steps=400, batch=16, seeds=5)
 LOOK = 20  # steps between the evaluations of a learning curve; more for longer ones
+HALF = 0.5  # of the steps, to choose learning rates
 LONGER = 3  # how many times as many steps the paper's AIM gets to learn order
 
 
@@ -62,7 +63,8 @@ class Bench:
 
     def choose_rates(self) -> dict[str, dict[float, float]]:
         """Choose the learning rate of each row on some of the training people, and return top-1 by row and rate."""
-        settings = [Setting(row.name, "signs", rate, development=True) for row in ROWS for rate in row.rates]
+        rows = [(row.name, rate) for row in ROWS for rate in row.rates]
+        settings = [Setting(name, "signs", rate, development=True, longer=HALF) for name, rate in rows]
         found: dict[str, list[Facts]] = {}
         for trial in self.of(settings):
             found.setdefault(trial["settings"]["row"], []).append(trial)
@@ -88,6 +90,10 @@ class Bench:
         settings = [Setting(row.name, "order", self.rate(row), every=LOOK) for row in (AIM, PAPERS_AIM)]
         return self.of([settings[0], replace(settings[1], every=LONGER * LOOK, longer=LONGER)])
 
+    def choices(self) -> list[Facts]:
+        """Return trials of what makes order visible, at AIM's learning rate, on some of the training people."""
+        return self.of(Setting(row.name, "order", self.rate(AIM), development=True) for row in CHOICES)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all trials and write the log, ``real.json``, a plot and the tables."""
@@ -99,10 +105,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid = bench.choose_rates()
     settings = [s for task in ("signs", "order") for s in bench.settings(task, ROWS)]
     settings += bench.settings("surveillance", SMALL)
-    trials, curves = bench.of(settings), bench.curves()
+    trials, curves, choices = bench.of(settings), bench.curves(), bench.choices()
     facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data)}
     bench.cached.unlink()
-    print(record("real", command, 0, given.output, **facts, trials=trials, curves=curves))
+    print(record("real", command, 0, given.output, **facts, trials=trials, curves=curves, choices=choices))
     publish(given.output)
 
 

@@ -87,3 +87,23 @@ ROWS = (
     PAPERS_AIM,
 )
 SMALL = (ROWS[0], ATTENTIVE, AIM)  # those on the surveillance clips
+
+
+def faster_embedding(model: nn.Module, classes: int) -> nn.Module:
+    """Return the paper's AIM, with ten times the learning rate for the temporal embedding."""
+    model = PAPERS_AIM.build(model, classes)
+    model.fresh = [p for name, p in model.named_parameters() if "temporal_embedding" in name]
+    return model
+
+
+# What makes the order of frames visible, one by one, on training people only.
+CHOICES = (
+    PAPERS_AIM,
+    Row("the paper's, learning rate of the temporal embedding x 10", faster_embedding),
+    Row("convolution in the temporal adapter", aim(temporal_embedding="input")),
+    Row("embedding in the temporal adapter of every block", aim(temporal_conv=False)),
+    AIM,
+    Row("both, drop path 0.2", aim(drop_path=0.2)),
+    Row("both, head dropout 0.5", aim(head_dropout=0.5)),
+    Row("both, two temporal adapters", aim(temporal_adapters=2)),
+)

@@ -124,6 +124,17 @@ def curve_table(record: Facts) -> str:
     return headed(["order", "steps until 90% within the pairs", "within-pair accuracy at the end"], lines)
 
 
+def choices_table(record: Facts) -> str:
+    """Return what was tried to make the order of frames visible, on some of the training people."""
+    lines = [
+        line(t["settings"]["row"], f"{t['loss']:.2f}", f"{t['within_pair']:.1%}", f"{t['top1']:.1%}")
+        for t in record["choices"]
+    ]
+    return headed(
+        ["AIM on order, 5 held-out training people", "training loss", "within-pair accuracy", "top-1"], lines
+    )
+
+
 def comparison(record: Facts) -> str:
     """Return AIM against full fine-tuning with divided attention, in words."""
     parameters = {cost["row"]: cost["parameters"] for cost in record["costs"]}
@@ -141,7 +152,7 @@ def comparison(record: Facts) -> str:
 def page(record: Facts) -> str:
     """Return all tables in Markdown."""
     return "\n\n".join(
-        [main_table(record), comparison(record), curve_table(record), small_table(record)],
+        [main_table(record), comparison(record), curve_table(record), choices_table(record), small_table(record)],
     )
 
 

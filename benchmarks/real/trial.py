@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.methods.rivals import trained_parameters
-from benchmarks.real.rows import FRAMES, ROWS, backbone
+from benchmarks.real.rows import CHOICES, FRAMES, ROWS, backbone
 from benchmarks.real.videos import TASKS, Clips
 from benchmarks.training.loop import minimize
 from benchmarks.training.metrics import measured, partner
@@ -47,8 +47,7 @@ class Setting:
         task: Name of the task.
         lr: Learning rate.
         seed: Seed of the weights, the clips and their order.
-        development: Whether to hold out training people instead of evaluating on the people of val, and to train for
-            half the steps.
+        development: Whether to hold out training people instead of evaluating on the people of val.
         every: Steps between evaluations during training; 0 evaluates at the end only.
         longer: Factor on the number of steps.
     """
@@ -59,7 +58,7 @@ class Setting:
     seed: int = 0
     development: bool = False
     every: int = 0
-    longer: int = 1
+    longer: float = 1.0
 
 
 def run(setting: Setting, plan: Plan, data: Path, cached: Path, device: str) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def run(setting: Setting, plan: Plan, data: Path, cached: Path, device: str) -> 
         The number of trained parameters, the losses, and for each validation video its person and whether its top-1
         and the class of its pair are right.
     """
-    began, row = time.perf_counter(), next(row for row in ROWS if row.name == setting.row)
+    began, row = time.perf_counter(), next(row for row in (*ROWS, *CHOICES) if row.name == setting.row)
     task = TASKS[setting.task](cached)
     task = task.development() if setting.development else task
     torch.manual_seed(setting.seed)
@@ -82,7 +81,7 @@ def run(setting: Setting, plan: Plan, data: Path, cached: Path, device: str) -> 
     def loss(indices: Tensor) -> Tensor:
         return F.cross_entropy(model(train.random(indices).to(device)), train.labels[indices].to(device))
 
-    steps = max(1, plan.steps // 2) if setting.development else setting.longer * plan.steps
+    steps = max(1, round(setting.longer * plan.steps))
 
     def look(step: int) -> None:
         if setting.every and (step % setting.every == 0 or step == steps):
