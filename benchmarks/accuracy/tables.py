@@ -57,10 +57,10 @@ def over_seeds(values: list[float]) -> Facts:
 
 
 def publish(folder: Path) -> None:
-    """Write the plot next to ``accuracy.json``, and the tables into the READMEs, or into ``accuracy.md`` elsewhere."""
+    """Write the plot next to ``accuracy.json``, and the tables into the README, or into ``accuracy.md`` elsewhere."""
     found = json.loads((folder / "accuracy.json").read_text())
     draw(found["tables"], folder / "accuracy.svg")
-    tables.publish("accuracy", folder, page(found), front_table(found))
+    tables.publish("accuracy", folder, page(found))
 
 
 def page(record: Facts) -> str:
@@ -103,22 +103,6 @@ def longer_table(found: dict[str, list[Facts]]) -> str:
         for row, longer in zip((AIM, DIVIDED), found["longer"], strict=True)
     ]
     return headed(["", "top-1", "top-1, 4x steps", "within-pair accuracy, 4x steps"], lines)
-
-
-def front_table(found: Facts) -> str:
-    """Return the table of the project's README: the ladder and the methods that AIM is compared with."""
-    rows = {row["row"]: row for row in found["tables"]["main"]}
-    longer = {row["row"]: spread(row["top1"]) for row in found["tables"]["longer"]}
-    lines = [
-        line(
-            name,
-            f"{rows[name]['parameters']:,}",
-            *(spread(rows[name][k]) for k in ("top1", "within_pair")),
-            longer.get(name, "-"),
-        )
-        for name in (row.name for row in MAIN if row in (*BLIND.values(), TEMPORAL, AIM, DIVIDED))
-    ]
-    return headed(["synthetic clips", *SCORES, "top-1, 4x steps"], lines)
 
 
 def ablations(found: dict[str, list[Facts]]) -> str:

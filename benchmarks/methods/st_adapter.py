@@ -32,8 +32,8 @@ class STAdapter(nn.Module):
         self.block, self.frames, self.leading = block, frames, leading
         self.down, self.up = nn.Linear(anatomy.width, width), nn.Linear(width, anatomy.width)
         self.over_time = nn.Conv1d(width, width, kernel_size=3, padding=1, groups=width)
-        nn.init.zeros_(self.over_time.weight)
-        nn.init.zeros_(self.over_time.bias)
+        for zero in (self.down.bias, self.up.bias, self.over_time.bias, self.over_time.weight):
+            nn.init.zeros_(zero)
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run on tokens ``(B*T, N, D)``; other arguments are passed to the block."""

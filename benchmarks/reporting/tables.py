@@ -24,18 +24,19 @@ def insert(name: str, table: str, readme: Path) -> None:
     readme.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
 
 
-def publish(name: str, folder: Path, page: str, front: str) -> None:
+def publish(name: str, folder: Path, page: str, front: str | None = None) -> None:
     """Insert a benchmark's tables into the READMEs, or write them next to its record if that is in another folder.
 
     Args:
         name: Name of the benchmark.
         folder: Folder of its record.
         page: All tables, for the README of the benchmarks.
-        front: The table for the project's README.
+        front: The table for the project's README, if it has one.
     """
     if folder.resolve() == RESULTS:
         insert(name, page, HERE)
-        insert(name, front, FRONT)
+        if front is not None:
+            insert(name, front, FRONT)
     else:
         (folder / f"{name}.md").write_text(page + "\n")
 

@@ -14,6 +14,8 @@ from peft_aim.video.description import Description
 from peft_aim.video.evaluate import Evaluation, evaluate_model
 from peft_aim.video.recipe import Recipe
 
+MOST = 25  # evaluations: a small data set has many short epochs
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -33,11 +35,12 @@ class Validation:
 
     @classmethod
     def of(cls, data: Data, description: Description, recipe: Recipe) -> Validation:
-        """Evaluate as often as it costs about half of training at most.
+        """Evaluate as often as it costs about half of training at most, and 25 times at most.
 
         Most of the cost of a video is that of loading it, which is the same in training and evaluation.
         """
-        return cls(data.val, max(1, math.ceil(2 * len(data.val) / len(data.train))), description, recipe)
+        cheap = math.ceil(2 * len(data.val) / len(data.train))
+        return cls(data.val, max(cheap, math.ceil(recipe.epochs / MOST)), description, recipe)
 
     def run(self, model: nn.Module, views: tuple[int, int] | None, batch_size: int) -> Evaluation:
         """Evaluate a model, see :func:`peft_aim.video.evaluate.evaluate_model`."""

@@ -191,6 +191,7 @@ def test_patience_needs_val_videos(videos, image_model, tmp_path, capsys):
 def test_large_val_splits_are_evaluated_less_often(train_videos, val, interval):
     data = Data(["a", "b"], [(Path("a"), 0)] * train_videos, [(Path("a"), 0)] * val)
     assert Validation.of(data, None, RECIPE).interval == interval
+    assert Validation.of(data, None, replace(RECIPE, epochs=200)).interval == max(interval, 8)
 
 
 def test_the_last_epoch_is_always_evaluated(videos, image_model, tmp_path, monkeypatch):

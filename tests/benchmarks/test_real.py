@@ -1,0 +1,164 @@
+"""The benchmark on real videos, on drawn ones and a small backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from benchmarks.methods.attentive import AttentivePooling
+from benchmarks.methods.rivals import trained_parameters
+from benchmarks.methods.st_adapter import STAdapter, st_adapter
+from benchmarks.real import __main__ as real
+from benchmarks.real import rows, tables, trial, videos
+from benchmarks.training.trials import Trials
+from peft_aim.video.data import Preprocessing
+from peft_aim.video.recipe import Recipe
+
+PEOPLE = {"train": (1, 2, 14), "val": (19, 20)}
+GREY = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
+
+
+def small_vit() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0
+    )
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Path:
+    """A file of decoded videos: each person shows each sign once, in frames of their own."""
+    frames = {}
+    for split, people in PEOPLE.items():
+        for word in (*videos.REVERSIBLE, "call"):
+            for person in people:
+                name = f"signs/{split}/{word}/{word}_{person:02}_1.mp4"
+                frames[name] = torch.randint(256, (9, 3, 40, 40), dtype=torch.uint8)
+        frames[f"clips/{split}/fight/a.mp4"] = torch.randint(256, (9, 3, 40, 40), dtype=torch.uint8)
+        frames[f"clips/{split}/calm/b.mp4"] = torch.randint(256, (9, 3, 40, 40), dtype=torch.uint8)
+    torch.save(frames, tmp_path / "frames.pt")
+    return tmp_path / "frames.pt"
+
+
+def test_tasks_are_split_by_person_and_development_never_sees_val(cached):
+    for name in ("signs", "order"):
+        task = videos.TASKS[name](cached)
+        assert {video.group for video in task.train} == {"1", "2", "14"}
+        assert {video.group for video in task.held_out} == {"19", "20"}
+        chosen = task.development()
+        assert {video.group for video in chosen.train} == {"1", "2"}
+        assert {video.group for video in chosen.held_out} == {"14"}
+    assert videos.surveillance(cached).classes == ["calm", "fight"]
+
+
+def test_clips_of_a_pair_are_reversals_and_evaluated_on_the_same_frames(cached):
+    task = videos.order(cached)
+    half = len(task.held_out) // 2
+    for forwards, backwards in zip(task.held_out[:half], task.held_out[half:], strict=True):
+        assert torch.equal(forwards.frames, backwards.frames.flip(0)) and backwards.label == forwards.label + 1
+        clips = videos.Clips([forwards, backwards], Recipe(), GREY, task.classes)
+        one, other = clips.middle([0, 1])
+        assert one.shape == (8, 3, 32, 32) and not torch.equal(one, other)
+    assert task.classes[:2] == ["accident", "accident backwards"] and len(task.classes) == 8
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in rows.ROWS if row.once and row != rows.PAPERS_AIM], ids=lambda r: r.name
+)
+def test_rows_that_need_one_seed_are_blind_to_order(row, monkeypatch):
+    model = row.build(small_vit(), 8).eval()
+    clips = torch.randn(2, 8, 3, 32, 32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        assert torch.allclose(model(clips), model(clips.flip(1)), atol=1e-5)
+        assert not torch.allclose(model(clips)[0], model(clips)[1], atol=1e-5)
+
+
+def test_a_trial_reports_each_video(cached, monkeypatch, tmp_path):
+    monkeypatch.setattr(trial, "backbone", lambda data, size: (small_vit(), GREY))
+    setting = trial.Setting(rows.AIM.name, "order", 1e-3, every=1)
+    found = trial.run(setting, trial.Plan(size=32, steps=2, batch=2), tmp_path, cached, "cpu")
+    assert len(found["right"]) == len(found["within"]) == len(found["groups"]) == 16
+    assert found["top1"] == pytest.approx(sum(found["right"]) / 16)
+    assert [point["step"] for point in found["curve"]] == [1, 2]
+    blind = trial.run(
+        trial.Setting("frozen, linear head", "order", 1e-3), trial.Plan(32, 1, 2), tmp_path, cached, "cpu"
+    )
+    assert blind["within_pair"] <= 0.5
+
+
+def test_rates_are_chosen_by_accuracy_on_training_people_then_by_loss(tmp_path):
+    bench = object.__new__(real.Bench)
+    bench.rates, asked = {}, []
+
+    def of(settings):
+        asked.extend(settings)
+        scored = [(setting, 0.5 if setting.lr == min(rows.RATES) else 0.9) for setting in asked]
+        return [{"settings": vars(setting), "top1": top1, "held_out_loss": setting.lr} for setting, top1 in scored]
+
+    bench.of = of
+    bench.choose_rates()
+    assert all(setting.development and setting.task == "signs" for setting in asked)
+    assert bench.rates[rows.AIM.name] == sorted(rows.RATES)[1]
+    assert bench.rate(rows.PAPERS_AIM) == bench.rates[rows.AIM.name]
+
+
+def test_logged_trials_are_found_again(tmp_path):
+    trials = Trials(tmp_path / "log.jsonl", {"steps": 1})
+    assert trials.find({"row": "a"}) is None
+    trials.add({"row": "a"}, {"top1": 0.5})
+    assert Trials(tmp_path / "log.jsonl", {"steps": 1}).find({"row": "a"})["top1"] == 0.5
+    assert Trials(tmp_path / "log.jsonl", {"steps": 2}).find({"row": "a"}) is None
+
+
+def test_intervals_are_wider_over_persons_than_over_videos():
+    groups = [person for person in "abcdefgh" for _ in range(16)]
+    right = [int(person in "abcd") for person in groups]  # as different as persons can be
+    least, greatest = tables.interval([{"groups": groups, "right": right}])
+    assert greatest - least > 0.5
+    least, greatest = tables.interval([{"groups": [str(i) for i in range(128)], "right": right}])
+    assert greatest - least < 0.2
+
+
+def test_st_adapter_starts_as_the_frozen_backbone_and_computes_its_equation():
+    backbone, clips = small_vit().eval(), torch.randn(2, 8, 3, 32, 32)
+    with torch.no_grad():
+        features = backbone(clips.flatten(0, 1))
+        model = st_adapter(backbone, 3, 8, 16).eval()
+        assert torch.allclose(model(clips), model.model.head(features).view(2, 8, -1).mean(1), atol=1e-6)
+        block = next(module for module in model.modules() if isinstance(module, STAdapter)).double()
+        for parameter in block.parameters():
+            parameter.normal_(std=0.3)
+        x = torch.randn(8, 17, 32, dtype=torch.float64)
+        z = F.pad(block.down(x[:, 1:]), (0, 0, 0, 0, 1, 1))  # one clip: time is the first axis
+        weight = block.over_time.weight[:, 0]
+        mixed = sum(weight[:, k] * z[k : k + 8] for k in range(3)) + block.over_time.bias
+        expected = block.block(torch.cat([x[:, :1], x[:, 1:] + block.up(mixed)], 1))
+        assert torch.allclose(block(x), expected, atol=1e-10)
+    widths = 2 * (32 * 16 + 16 + 16 * 32 + 32 + 3 * 16 + 16)
+    assert trained_parameters(model) == widths + 2 * 32 + 33 * 3
+
+
+def test_attentive_pooling_trains_the_probe_only():
+    model = AttentivePooling(small_vit(), 3)
+    model(torch.randn(1, 2, 3, 32, 32)).sum().backward()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"query", "attention", "norm", "head"}
+
+
+def test_all_rows_are_shown_with_the_goals(tmp_path):
+    record = json.loads((tables.RESULTS / "real.json").read_text())
+    page = tables.page(record)
+    assert all(f"| {row.name} |" in page for row in (*rows.ROWS, *rows.CHOICES))
+    for row in rows.ROWS:
+        if row.once and row != rows.PAPERS_AIM:
+            assert [found["within_pair"] for found in tables.of(record, row, "order")] == [0.5]
+    tables.draw(record, tmp_path / "real.svg")
+    assert (tmp_path / "real.svg").stat().st_size < 200_000
