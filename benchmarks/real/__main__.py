@@ -12,7 +12,7 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,9 +29,9 @@ from benchmarks.training.trials import Facts, Trials
 
 QUICK = Plan(size=32, steps=1, batch=2, seeds=1)
 ON_GPU = Plan(size=224, steps=400, batch=16, seeds=5)
-LOOK = 20  # steps between the evaluations of a learning curve; more for longer ones
+LOOK = 20  # steps between the evaluations of a learning curve
 HALF = 0.5  # of the steps, to choose learning rates
-LONGER = 3  # how many times as many steps the paper's AIM gets to learn order
+LONGER = 2  # how many times as many steps the paper's AIM gets to learn order
 
 
 class Bench:
@@ -47,7 +47,8 @@ class Bench:
         self.plan, self.data, self.cached = plan, data, output / "real_frames.pt"
         decode(data, self.cached)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.trials = Trials(output / "real.jsonl", asdict(plan))
+        common = {name: value for name, value in asdict(plan).items() if name != "seeds"}
+        self.trials = Trials(output / "real.jsonl", common)
         self.rates: dict[str, float] = {}
 
     def of(self, settings: Iterable[Setting]) -> list[Facts]:
@@ -73,22 +74,24 @@ class Bench:
             self.rates[name] = best["settings"]["lr"]
         return {name: {trial["settings"]["lr"]: trial["top1"] for trial in trials} for name, trials in found.items()}
 
-    def settings(self, task: str, rows: Iterable[Row]) -> list[Setting]:
-        """Return the settings of all seeds of these rows on a task, with the rates that were chosen."""
+    def settings(self) -> list[Setting]:
+        """Return the settings of all trials with the rates that were chosen, the first seed first."""
         found = []
-        for row in rows:
-            seeds = 1 if (row.once and task == "order") or task == "surveillance" else self.plan.seeds
-            found += [Setting(row.name, task, self.rate(row), seed) for seed in range(seeds)]
-        return found
+        for seed in range(self.plan.seeds):
+            for task in ("signs", "order"):
+                for row in ROWS if seed == 0 else [row for row in ROWS if not row.once]:
+                    every = LOOK if (row, task, seed) == (AIM, "order", 0) else 0
+                    found.append(Setting(row.name, task, self.rate(row), seed, every=every))
+        return found + [Setting(row.name, "surveillance", self.rate(row)) for row in SMALL]
 
     def rate(self, row: Row) -> float:
         """Return the learning rate chosen for a row; rows without a choice of their own take AIM's."""
         return self.rates.get(row.name, self.rates[AIM.name])
 
-    def curves(self) -> list[Facts]:
-        """Return trials on order that are evaluated during training; the paper's AIM gets more steps."""
-        settings = [Setting(row.name, "order", self.rate(row), every=LOOK) for row in (AIM, PAPERS_AIM)]
-        return self.of([settings[0], replace(settings[1], every=LONGER * LOOK, longer=LONGER)])
+    def longer(self) -> Facts:
+        """Return a trial of the paper's AIM on order with more steps, evaluated during training."""
+        rate, every = self.rate(PAPERS_AIM), LONGER * LOOK
+        return self.of([Setting(PAPERS_AIM.name, "order", rate, every=every, longer=LONGER)])[0]
 
     def choices(self) -> list[Facts]:
         """Return trials of what makes order visible, at AIM's learning rate, on some of the training people."""
@@ -103,12 +106,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = QUICK if given.quick else ON_GPU if torch.cuda.is_available() else Plan()
     bench = Bench(plan, given.data, given.output)
     grid = bench.choose_rates()
-    settings = [s for task in ("signs", "order") for s in bench.settings(task, ROWS)]
-    settings += bench.settings("surveillance", SMALL)
-    trials, curves, choices = bench.of(settings), bench.curves(), bench.choices()
+    trials, choices, longer = bench.of(bench.settings()), bench.choices(), bench.longer()
     facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data)}
     bench.cached.unlink()
-    print(record("real", command, 0, given.output, **facts, trials=trials, curves=curves, choices=choices))
+    print(record("real", command, 0, given.output, **facts, trials=trials, choices=choices, longer=longer))
     publish(given.output)
 
 

@@ -113,10 +113,15 @@ def steps_to(curve: list[Facts], wanted: float = 0.9) -> int | None:
     return next((point["step"] for point in curve if point["within_pair"] >= wanted), None)
 
 
+def curves(record: Facts) -> list[Facts]:
+    """Return the trials on order that were evaluated during training."""
+    return [trial for trial in of(record, AIM, "order") if trial["curve"]] + [record["longer"]]
+
+
 def curve_table(record: Facts) -> str:
     """Return how fast the order of frames is learned."""
     lines = []
-    for trial in record["curves"]:
+    for trial in curves(record):
         curve = trial["curve"]
         reached, last = steps_to(curve), curve[-1]
         shown = str(reached) if reached else f"not within {last['step']}"
@@ -167,7 +172,7 @@ def draw(record: Facts, path: Path) -> None:
             spread = [[100 * max(0, top1 - ends[0])], [100 * max(0, ends[1] - top1)]]
             axis.errorbar(cost["parameters"], 100 * top1, spread, fmt="o", capsize=3, label=row.name)
         axis.set(xscale="log", xlabel="trainable parameters", title=f"{task}, top-1 (%)", ylim=(0, 102))
-    for trial in record["curves"]:
+    for trial in curves(record):
         steps = [point["step"] for point in trial["curve"]]
         right.plot(steps, [100 * point["within_pair"] for point in trial["curve"]], label=trial["settings"]["row"])
     right.set(xlabel="steps", title="order, within-pair accuracy (%)", ylim=(40, 102))

@@ -33,7 +33,7 @@ class Plan:
     """
 
     size: int = 112
-    steps: int = 100
+    steps: int = 80
     batch: int = 6
     seeds: int = 3
 
