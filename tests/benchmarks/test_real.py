@@ -14,9 +14,10 @@ from benchmarks.methods.attentive import AttentivePooling
 from benchmarks.methods.rivals import trained_parameters
 from benchmarks.methods.st_adapter import STAdapter, st_adapter
 from benchmarks.real import __main__ as real
-from benchmarks.real import rows, tables, trial, videos
+from benchmarks.real import defaults, rows, tables, trial, videos
 from benchmarks.training.trials import Trials
-from peft_aim.video.data import Preprocessing
+from peft_aim.video.data import Preprocessing, open_video
+from peft_aim.video.demo.digits import write_video
 from peft_aim.video.recipe import Recipe
 
 PEOPLE = {"train": (1, 2, 14), "val": (19, 20)}
@@ -161,3 +162,16 @@ def test_all_rows_are_shown_with_the_goals(tmp_path):
         assert {found["within_pair"] for found in tables.of(record, row, "order")} == {0.5}
     tables.draw(record, tmp_path / "real.svg")
     assert (tmp_path / "real.svg").stat().st_size < 200_000
+
+
+def test_videos_of_order_are_written_forward_and_backward(tmp_path, monkeypatch):
+    monkeypatch.setattr(defaults, "REVERSIBLE", ("hot",))
+    ramp = torch.linspace(0, 1, 6).view(6, 1, 1, 1).expand(6, 32, 32, 3)
+    (tmp_path / "signs" / "val" / "hot").mkdir(parents=True)
+    write_video(tmp_path / "signs" / "val" / "hot" / "hot_19_1.mp4", ramp)
+    folder = defaults.write_order(tmp_path / "signs", tmp_path / "order")
+    means = []
+    for name in ("hot", "hot backwards"):
+        with open_video(folder / "val" / name / "hot_19_1.mp4") as video:
+            means.append(video.read(range(6)).float().mean((1, 2, 3)))
+    assert means[0].diff().min() > 20 and torch.allclose(means[0], means[1].flip(0), atol=3)
