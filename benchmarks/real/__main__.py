@@ -58,7 +58,7 @@ class Bench:
         processes = 1 if self.device == "cuda" else os.cpu_count()
         with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
             futures = {pool.submit(run, s, self.plan, self.data, self.cached, self.device): s for s in missing}
-            for future in as_completed(futures):
+            for future in as_completed(futures):  # logged at once, in case of an interruption
                 self.trials.add(asdict(futures[future]), future.result())
         return [self.trials.find(asdict(setting)) for setting in settings]
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = QUICK if given.quick else ON_GPU if torch.cuda.is_available() else Plan()
     bench = Bench(plan, given.data, given.output)
     grid = bench.choose_rates()
-    trials, choices, longer = bench.of(bench.settings()), bench.choices(), bench.longer()
+    choices, longer, trials = bench.choices(), bench.longer(), bench.of(bench.settings())
     facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data)}
     bench.cached.unlink()
     print(record("real", command, 0, given.output, **facts, trials=trials, choices=choices, longer=longer))

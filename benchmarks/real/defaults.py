@@ -1,8 +1,8 @@
 """What does ``peft-aim train`` reach without options? ``python -m benchmarks.real.defaults DATA --runs FOLDER``.
 
-Only the backbone and the videos are given: *signs* at 224 px, the image size of pretraining, and *order* at 112 px. The
-videos that are played backward are written to files. A training run that is complete is not repeated. This takes an
-hour on one core.
+Only the backbone and the videos are given: *signs* at 224 px, the image size of pretraining, and *order* at 112 px.
+The videos that are played backward are written to files. A training run that is complete is not repeated. This takes
+an hour on one core.
 """
 
 from __future__ import annotations
