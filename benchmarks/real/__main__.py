@@ -94,8 +94,8 @@ class Bench:
         return self.of([Setting(PAPERS_AIM.name, "order", rate, every=every, longer=LONGER)])[0]
 
     def choices(self) -> list[Facts]:
-        """Return trials of what makes order visible, at AIM's learning rate, on some of the training people."""
-        return self.of(Setting(row.name, "order", self.rate(AIM), development=True) for row in CHOICES)
+        """Return trials of what makes order visible, on some of the training people."""
+        return self.of(Setting(row.name, "order", self.rate(row), development=True) for row in CHOICES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -62,8 +62,8 @@ PAPER = {"temporal_conv": False, "temporal_embedding": "input"}
 SPACE_ALONE = {"temporal": False, "joint": False, "temporal_conv": False, "temporal_embedding": False}
 
 RATES = (1.5e-3, 3e-3, 6e-3)
-AIM = Row("+ joint (AIM)", aim(), RATES)
-PAPERS_AIM = Row("AIM exactly as in the paper", aim(**PAPER), once=True)
+AIM = Row("AIM (+ joint)", aim(), RATES)
+PAPERS_AIM = Row("AIM with the temporal adapter of the paper", aim(**PAPER), RATES, once=True)
 DIVIDED = Row(
     "full fine-tuning, divided space-time attention",
     lambda model, classes: rivals.divided(model, classes, FRAMES),

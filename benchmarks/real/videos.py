@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -28,11 +28,18 @@ class Video:
         frames: uint8 ``(n, 3, H, W)``.
         label: Index of the class.
         group: The person, or anything else that makes videos dependent on each other.
+        backward: Whether it is played backward: clips take the same frames, in reverse order.
     """
 
     frames: Tensor
     label: int
     group: str
+    backward: bool = False
+
+    def clip(self, chosen: list[int]) -> Tensor:
+        """Return the chosen frames, uint8 ``(T, 3, H, W)``."""
+        frames = self.frames[chosen]
+        return frames.flip(0) if self.backward else frames
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,8 @@ def order(cached: Path) -> Task:
     splits = {}
     for split in ("train", "val"):
         videos = _words(cached, split, REVERSIBLE)
-        forwards = [Video(video.frames, 2 * video.label, video.group) for video in videos]
-        splits[split] = forwards + [Video(v.frames.flip(0), v.label + 1, v.group) for v in forwards]
+        forwards = [replace(video, label=2 * video.label) for video in videos]
+        splits[split] = forwards + [replace(video, label=video.label + 1, backward=True) for video in forwards]
     return _task(names, splits, paired=True)
 
 
@@ -152,16 +159,16 @@ class Clips:
         """Return one random, augmented clip of each of these videos, ``(B, T, 3, H, W)``."""
         clips = []
         for i in indices:
-            frames, recipe = self.videos[i].frames, self.recipe
-            chosen = training_frames(len(frames), recipe.frames, recipe.stride)
-            clips.append(self.augment(frames[chosen], self.videos[i].label)[0])
+            video, recipe = self.videos[i], self.recipe
+            chosen = training_frames(len(video.frames), recipe.frames, recipe.stride)
+            clips.append(self.augment(video.clip(chosen), video.label)[0])
         return torch.stack(clips)
 
     def middle(self, indices: Iterable[int]) -> Tensor:
         """Return the single view of each of these videos, ``(B, T, 3, H, W)``."""
         clips = []
         for i in indices:
-            frames = self.videos[i].frames
-            (chosen,) = evaluation_frames(len(frames), self.recipe.frames, self.recipe.stride)
-            clips.append(self.plain(frames[chosen])[0])
+            video = self.videos[i]
+            (chosen,) = evaluation_frames(len(video.frames), self.recipe.frames, self.recipe.stride)
+            clips.append(self.plain(video.clip(chosen))[0])
         return torch.stack(clips)

@@ -39,7 +39,7 @@ def cached(tmp_path: Path) -> Path:
         for word in (*videos.REVERSIBLE, "call"):
             for person in people:
                 name = f"signs/{split}/{word}/{word}_{person:02}_1.mp4"
-                frames[name] = torch.randint(256, (9, 3, 40, 40), dtype=torch.uint8)
+                frames[name] = torch.randint(256, (16, 3, 40, 40), dtype=torch.uint8)
         frames[f"clips/{split}/fight/a.mp4"] = torch.randint(256, (9, 3, 40, 40), dtype=torch.uint8)
         frames[f"clips/{split}/calm/b.mp4"] = torch.randint(256, (9, 3, 40, 40), dtype=torch.uint8)
     torch.save(frames, tmp_path / "frames.pt")
@@ -61,10 +61,10 @@ def test_clips_of_a_pair_are_reversals_and_evaluated_on_the_same_frames(cached):
     task = videos.order(cached)
     half = len(task.held_out) // 2
     for forwards, backwards in zip(task.held_out[:half], task.held_out[half:], strict=True):
-        assert torch.equal(forwards.frames, backwards.frames.flip(0)) and backwards.label == forwards.label + 1
+        assert backwards.label == forwards.label + 1
         clips = videos.Clips([forwards, backwards], Recipe(), GREY, task.classes)
         one, other = clips.middle([0, 1])
-        assert one.shape == (8, 3, 32, 32) and not torch.equal(one, other)
+        assert one.shape == (8, 3, 32, 32) and torch.equal(one, other.flip(0)) and not torch.equal(one, other)
     assert task.classes[:2] == ["accident", "accident backwards"] and len(task.classes) == 8
 
 
@@ -108,7 +108,7 @@ def test_rates_are_chosen_by_accuracy_on_training_people_then_by_loss(tmp_path):
     bench.choose_rates()
     assert all(setting.development and setting.task == "signs" for setting in asked)
     assert bench.rates[rows.AIM.name] == sorted(rows.RATES)[1]
-    assert bench.rate(rows.PAPERS_AIM) == bench.rates[rows.AIM.name]
+    assert bench.rate(rows.SPATIAL) == bench.rates[rows.AIM.name]
 
 
 def test_logged_trials_are_found_again(tmp_path):
