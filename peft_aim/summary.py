@@ -17,6 +17,7 @@ ADAPTERS = {
     "spatial": "spatial",
     "joint": "joint",
 }
+INSIDE = {"temporal embedding": "aim_temporal_inner_embedding", "temporal convolution": "aim_temporal_conv"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ def _line(name: str, layer: nn.Module, found: Inspection, adapter: str, is_embed
     bottleneck = next((_down(layer, b, adapter).out_features for b in ADAPTERS if _has(layer, b, adapter)), None)
     if is_embedded:
         has.insert(0, "temporal embedding")
+    for text, container in INSIDE.items():
+        if adapter in getattr(layer, container, ()):
+            has.append(text)
     attends = in_words(anatomy.attend) if _has(layer, "temporal", adapter) else "none"
     return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), _parts(anatomy), attends)
 

@@ -13,15 +13,14 @@ from peft_aim import AIMConfig
 from peft_aim.layers.block import AIMLayer
 
 
-def adapt(name: str) -> PeftModel:
+def adapt(name: str, embedding: str) -> PeftModel:
     torch.manual_seed(0)
-    return get_peft_model(
-        zoo.build(name), AIMConfig(num_frames=zoo.FRAMES, final_norm=True, init_weights=False)
-    ).eval()
+    parts = {"final_norm": True, "temporal_conv": True, "temporal_embedding": embedding}
+    return get_peft_model(zoo.build(name), AIMConfig(num_frames=zoo.FRAMES, init_weights=False, **parts)).eval()
 
 
-def check(name: str) -> None:
-    whole, sharded, clips = adapt(name), adapt(name), zoo.make_clips()
+def check(name: str, embedding: str) -> None:
+    whole, sharded, clips = adapt(name, embedding), adapt(name, embedding), zoo.make_clips()
     mesh = init_device_mesh("cpu", (2,))
     for module in [*filter(lambda module: isinstance(module, AIMLayer), sharded.modules()), sharded]:
         fully_shard(module, mesh=mesh)
@@ -39,7 +38,8 @@ def check(name: str) -> None:
 if __name__ == "__main__":
     distributed.init_process_group("gloo")
     for name in ("timm_vit", "timm_clip", "timm_swin", "hf_vit", "open_clip_vit"):
-        check(name)
+        for embedding in ("input", "blocks"):
+            check(name, embedding)
         print(f"{name} holds", flush=True)
     distributed.barrier()  # no process may leave while another still communicates
     distributed.destroy_process_group()

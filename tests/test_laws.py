@@ -22,7 +22,9 @@ pytestmark = pytest.mark.parametrize("name", zoo.ZOO)
 
 def adapt(backbone: nn.Module, **options: object) -> PeftModel:
     """Adapt a backbone, by default with all adapters, randomly initialized, which change its outputs."""
-    parts = {"temporal_conv": options.get("temporal", True)}
+    temporal = options.get("temporal", True)
+    inner = temporal and type(backbone).__module__.startswith("timm")  # the others have it in the input
+    parts = {"temporal_conv": temporal, "temporal_embedding": "blocks" if inner else "input"}
     options = {"num_frames": zoo.FRAMES, "init_weights": False, **parts, **options}
     return get_peft_model(backbone, AIMConfig(**options)).eval()
 

@@ -92,7 +92,7 @@ def _kind(option: Field) -> dict[str, Any]:
         "int": {"type": int, "metavar": "N"},
         "float": {"type": float, "metavar": "X"},
         "bool": {"action": argparse.BooleanOptionalAction},
-        "float | None": {"type": float, "metavar": "X"},
+        "float | None": {"type": _float_or_none, "metavar": "X|none"},
         "int | None": {"type": _int_or_none, "metavar": "N|none"},
         "tuple[float, float]": {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")},
         "tuple[int, int] | None": {"type": int, "nargs": 2, "metavar": ("NUMBER", "MAGNITUDE")},
@@ -121,6 +121,10 @@ def _default(option: Field) -> str:
 
 def _int_or_none(text: str) -> int | None:
     return None if text == "none" else int(text)
+
+
+def _float_or_none(text: str) -> float | None:
+    return None if text == "none" else float(text)
 
 
 def _pair(text: str) -> tuple[str, str]:

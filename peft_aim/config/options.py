@@ -84,7 +84,7 @@ class AIMConfig(PeftConfig):
             file; None saves it unrounded. It is loaded in the precision that it was trained in. Checkpoints of a
             Trainer are rounded as well; to resume from unrounded ones, leave this at None during training and set it
             in ``model.peft_config`` afterwards.
-        init_weights: If False, the up-projections and the temporal embedding are drawn at random instead of
+        init_weights: If False, the up-projections and the input's temporal embedding are drawn at random instead of
             initialized to zero, so that a new adapter is not an identity. For tests.
         backbone_fingerprint: Fingerprint of the frozen weights that the adapter was trained on. Set when the adapter
             is saved; a warning is shown when it is loaded onto other weights.

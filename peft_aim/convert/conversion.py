@@ -69,6 +69,8 @@ def _config(file: Official, scale: float) -> AIMConfig:
         num_frames=file.temporal_embedding.shape[1],
         bottleneck_ratio=_ratio(file.bottleneck, file.width),
         temporal_adapters=file.temporal_adapters,
+        temporal_embedding="input",
+        temporal_conv=False,
         num_labels=len(file.head["bias"]),
         scale=scale,
         final_norm=True,

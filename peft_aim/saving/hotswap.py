@@ -40,7 +40,8 @@ def hotswap_adapter(
 
     Raises:
         ValueError: If the saved weights differ from the loaded ones in names or shapes (other blocks, bottlenecks,
-            number of frames or classes), if they are not of an AIM adapter, or if the model has no adapter of this
+            number of frames or classes, another ``temporal_embedding`` or ``temporal_conv``), if they are not of an
+            AIM adapter, or if the model has no adapter of this
             name. The model is then unchanged.
 
     Warns:
@@ -102,6 +103,7 @@ def check_fits(tensors: dict[str, Tensor], found: Shapes | None, source: str) ->
         check_shapes(shapes_of(tensors), found, source)
     except ValueError as error:
         raise ValueError(
-            f"{error} A hot swap needs the same blocks, widths, frames and classes. Load this adapter under another "
-            f"name instead: model.load_adapter({str(source)!r}, 'other'), model.set_adapter('other')."
+            f"{error} A hot swap needs the same blocks, widths, frames and classes, and the same parts in the temporal "
+            f"adapters. Load this adapter under another name instead: model.load_adapter({str(source)!r}, 'other'), "
+            "model.set_adapter('other')."
         ) from None

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from peft_aim.video.processes import gather
 from peft_aim.video.training.checkpoints import last_complete
 
 
@@ -39,12 +40,13 @@ class StopIfNotFinite(TrainerCallback):
 
 
 def check_finite(model: nn.Module, state: TrainerState, args: TrainingArguments) -> None:
-    """Check that all trained weights are finite, so that no others are ever saved.
+    """Check that all trained weights are finite, on all processes alike, so that no others are ever saved.
 
     Raises:
         ValueError: If some are NaN or infinite.
     """
     wrong = [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    wrong = gather(wrong)  # a process may have only a part of the weights
     if wrong:
         raise ValueError(
             f"{len(wrong)} weights are NaN or infinite after step {state.global_step}, {wrong[0]} for example, so "
@@ -59,7 +61,7 @@ def _advice(args: TrainingArguments) -> str:
         if checkpoint
         else "There is no checkpoint yet."
     )
-    tries = [f"a lower --lr (the learning rate rose to {args.learning_rate:g})"]
+    tries = [f"a lower --lr (the peak learning rate is {args.learning_rate:g})"]
     tries += ["--max-grad-norm 1"] if not args.max_grad_norm else []
     tries += ["--precision fp32"] if args.bf16 or args.fp16 else []
     return f"{last} Train again with --overwrite and {' or '.join(tries)}."

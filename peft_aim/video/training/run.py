@@ -32,6 +32,7 @@ from peft_aim.video.data import (
     why_unreadable,
 )
 from peft_aim.video.description import Description
+from peft_aim.video.evaluate import Evaluation, NothingToEvaluate
 from peft_aim.video.processes import gather, on_cpu, processes, say
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
@@ -112,13 +113,13 @@ def train(
         halve(adapted, recipe.save_dtype)
     description = replace(description, seconds=typical_seconds(data.train))
     save(trainer, description, output)
-    evaluation = trainer.validate() if validation else None
+    evaluation, more_notes = results(trainer)
     if evaluation:
         save(trainer, replace(description, results={"val": evaluation.summary()}), output)
     skipped = {*gather(trainer.skipped), *(evaluation.skipped if evaluation else [])}
     speed, count = trainer.speed.result(trainer.args), adapted.get_nb_trainable_parameters()[0]
     course, kept = curve(trainer.state.log_history), kept_epoch(trainer)
-    report = Report(evaluation, count, sorted(skipped), notes, speed, data.classes, recipe, course, kept)
+    report = Report(evaluation, count, sorted(skipped), notes + more_notes, speed, data.classes, recipe, course, kept)
     if processes().is_main_process:
         report.write(output)
         run.end()
@@ -148,6 +149,21 @@ def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
         interrupt.give_back()
     if interrupt.happened:
         raise KeyboardInterrupt(f"a checkpoint is in {run.folder}; continue with --resume")
+
+
+def results(trainer: ClipTrainer) -> tuple[Evaluation | None, list[str]]:
+    """Evaluate the adapter that was saved.
+
+    Returns:
+        The evaluation, and notes. It is None if there are no val videos, or if none can be read any more, which a note
+        explains.
+    """
+    if trainer.validation is None:
+        return None, []
+    try:
+        return trainer.validate(), []
+    except NothingToEvaluate as nothing:
+        return None, [str(nothing)]
 
 
 def stop_again(trainer: ClipTrainer, checkpoint: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_error_gives_step_loss_checkpoint_and_what_to_try(
     checkpoint = output / "checkpoints" / "checkpoint-3"
     assert f"The loss of step 5 is {value}, so training stopped there" in error and len(calls) == 10
     assert f"The last checkpoint, {checkpoint}, has finite weights, but can only be resumed with the same" in error
-    assert "Train again with --overwrite and a lower --lr (the learning rate rose to 0.001)" in error
+    assert "Train again with --overwrite and a lower --lr (the peak learning rate is 0.001)" in error
     assert "or --max-grad-norm 1 or --precision fp32." in error
     assert all(torch.isfinite(t).all() for t in load_file(checkpoint / "adapter_model.safetensors").values())
     assert not (output / "adapter_model.safetensors").exists() and not (output / "report.json").exists()
