@@ -1,4 +1,4 @@
-"""Does AIM work on real videos with a pretrained backbone? ``python -m benchmarks.real DATA``, 2 h on two cores.
+"""Does AIM work on real videos with a pretrained backbone? ``python -m benchmarks.real DATA``, 90 minutes.
 
 DATA is a folder with ``signs`` and ``clips``, videos, and ``weights``, a ViT-Tiny; the project ships none of them. All
 rows adapt the same backbone with the same steps and augmentation. The learning rate of a row is the one of three that

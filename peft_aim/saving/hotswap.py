@@ -104,6 +104,6 @@ def check_fits(tensors: dict[str, Tensor], found: Shapes | None, source: str) ->
     except ValueError as error:
         raise ValueError(
             f"{error} A hot swap needs the same blocks, widths, frames and classes, and the same parts of the "
-            f"temporal adapters. Load this adapter under another name instead: model.load_adapter({str(source)!r}, 'other'), "
-            "model.set_adapter('other')."
+            "temporal adapters. Load this adapter under another name instead: "
+            f"model.load_adapter({str(source)!r}, 'other'), model.set_adapter('other')."
         ) from None
