@@ -18,14 +18,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.real.blur import blur
 from benchmarks.real.costs import costs
-from benchmarks.real.rows import AIM, CHOICES, PAPERS_AIM, ROWS, SMALL, Row
+from benchmarks.real.rows import AIM, CHOICES, FRAMES, PAPERS_AIM, ROWS, SMALL, Row, backbone
 from benchmarks.real.tables import publish
 from benchmarks.real.trial import Plan, Setting, run
-from benchmarks.real.videos import decode
+from benchmarks.real.videos import Clips, decode, signs
 from benchmarks.reporting.arguments import parse
 from benchmarks.reporting.record import record
 from benchmarks.training.trials import Facts, Trials
+from peft_aim.video.recipe import Recipe
 
 QUICK = Plan(size=32, steps=1, batch=2, seeds=1)
 ON_GPU = Plan(size=224, steps=400, batch=16, seeds=5)
@@ -93,6 +95,13 @@ class Bench:
         rate, every = self.rate(PAPERS_AIM), LONGER * LOOK
         return self.of([Setting(PAPERS_AIM.name, "order", rate, every=every, longer=LONGER)])[0]
 
+    def blur(self) -> list[dict[str, float]]:
+        """Return how much frozen attention along time blurs, on some videos of people of training."""
+        model, preprocessing = backbone(self.data, self.plan.size)
+        task = signs(self.cached)
+        clips = Clips(task.train, Recipe(frames=FRAMES), preprocessing, task.classes)
+        return blur(model, clips.middle(range(0, len(task.train), 8)))
+
     def choices(self) -> list[Facts]:
         """Return trials of what makes order visible, on some of the training people."""
         return self.of(Setting(row.name, "order", self.rate(row), development=True) for row in CHOICES)
@@ -108,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid = bench.choose_rates()
     choices, longer, trials = bench.choices(), bench.longer(), bench.of(bench.settings())
     facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data)}
+    facts["blur"] = bench.blur()
     bench.cached.unlink()
     print(record("real", command, 0, given.output, **facts, trials=trials, choices=choices, longer=longer))
     publish(given.output)

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from benchmarks.real.blur import in_words
 from benchmarks.real.rows import AIM, DIVIDED, ROWS, SMALL, Row
 from benchmarks.reporting import tables
 from benchmarks.reporting.record import RESULTS
@@ -154,10 +155,24 @@ def comparison(record: Facts) -> str:
     )
 
 
+def commits(record: Facts) -> str:
+    """Return which commits the trials were run at."""
+    trials = [*record["trials"], *record["choices"], record["longer"]]
+    return f"Trials run at {', '.join(sorted({trial['commit'] for trial in trials}))}."
+
+
 def page(record: Facts) -> str:
     """Return all tables in Markdown."""
     return "\n\n".join(
-        [main_table(record), comparison(record), curve_table(record), choices_table(record), small_table(record)],
+        [
+            main_table(record),
+            comparison(record),
+            curve_table(record),
+            choices_table(record),
+            in_words(record["blur"]),
+            small_table(record),
+            commits(record),
+        ],
     )
 
 

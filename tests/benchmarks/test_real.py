@@ -15,6 +15,7 @@ from benchmarks.methods.rivals import trained_parameters
 from benchmarks.methods.st_adapter import STAdapter, st_adapter
 from benchmarks.real import __main__ as real
 from benchmarks.real import defaults, rows, tables, trial, videos
+from benchmarks.real.blur import blur
 from benchmarks.training.trials import Trials
 from peft_aim.video.data import Preprocessing, open_video
 from peft_aim.video.demo.digits import write_video
@@ -145,6 +146,16 @@ def test_st_adapter_starts_as_the_frozen_backbone_and_computes_its_equation():
         assert torch.allclose(block(x), expected, atol=1e-10)
     widths = 2 * (32 * 16 + 16 + 16 * 32 + 32 + 3 * 16 + 16)
     assert trained_parameters(model) == widths + 2 * 32 + 33 * 3
+
+
+def test_attention_that_averages_frames_is_found_to_blur():
+    model, clips = small_vit(), torch.randn(3, 8, 3, 32, 32)
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight[:64] = 0  # no queries and keys: uniform weights
+        model.blocks[0].attn.qkv.bias[:64] = 0
+    first, second = blur(model, clips)
+    assert first["entropy"] == pytest.approx(1) and first["output"] < 1e-6 < 0.1 < first["input"]
+    assert second["entropy"] < 1 and second["output"] > 0
 
 
 def test_attentive_pooling_trains_the_probe_only():
