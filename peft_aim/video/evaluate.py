@@ -137,14 +137,14 @@ def evaluate_model(
     """
     accelerator, views = Accelerator(cpu=on_cpu()), views or description.views
     clips = EvaluationClips(videos, description.views_with(*views), min_frames)
-    loader = accelerator.prepare(DataLoader(clips, batch_size=1, num_workers=workers))
+    together = max(1, batch_size // clips.total)  # videos per forward pass
+    loader = accelerator.prepare(DataLoader(clips, batch_size=together, num_workers=workers))
     model.to(accelerator.device).eval()
     rows, skipped = [], {}
-    for batch in tqdm(loader, "Evaluating", unit="video", leave=False, disable=not accelerator.is_main_process):
-        reason = batch.pop("skipped")[0]
-        skipped |= {reason: None} if reason else {}
-        every = score(model, batch["clips"][0], batch_size)  # (V, classes)
-        row = torch.stack([every[clips.single], every[: clips.count].mean(0)])[None]  # (1, 2, classes)
+    for batch in tqdm(loader, "Evaluating", leave=False, disable=not accelerator.is_main_process):
+        skipped |= {reason: None for reason in batch.pop("skipped") if reason}
+        every = score(model, batch["clips"].flatten(0, 1), batch_size).unflatten(0, (-1, clips.total))
+        row = torch.stack([every[:, clips.single], every[:, : clips.count].mean(1)], dim=1)  # (videos, 2, classes)
         rows.append(accelerator.gather_for_metrics((row, batch["labels"])))
     found, labels = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
     reasons, readable = gather(skipped), labels != IGNORED

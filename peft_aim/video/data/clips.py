@@ -107,14 +107,16 @@ class EvaluationClips(Dataset):
         min_frames: Videos with fewer frames are skipped.
 
     Returns:
-        By index, ``{"clips": (V, T, 3, H, W), "labels": int, "skipped": str}``. The first ``views.count`` views are
-        those to average. The view at index ``single`` is that of 1 x 1; it is one of them if both numbers are odd.
+        By index, ``{"clips": (V, T, 3, H, W), "labels": int, "skipped": str}``. There are ``total`` views V, of
+        which the first ``views.count`` are those to average. The view at index ``single`` is that of 1 x 1; it is one
+        of them if both numbers are odd.
     """
 
     def __init__(self, videos: Sequence[tuple[Path, int]], views: Views, min_frames: int) -> None:
         self.videos, self.min_frames = videos, min_frames
         self.count = views.count
         self.single = views.count // 2 if views.has_center else views.count
+        self.total = views.count if views.has_center else views.count + 1
         self.views = [views] if views.has_center else [views, views.single()]
 
     def __len__(self) -> int:
