@@ -97,7 +97,7 @@ def train(
     run.check(resume, overwrite)
     data, broken = data.without_broken(recipe) if check else (data, [])
     recipe = recipe.for_videos(len(data.train))
-    adapted, description, recipe = adapt(data, source, recipe, **aim_options)
+    adapted, description = adapt(data, source, recipe, **aim_options)
     notes = [*notes_on(data), *precision_note(recipe)]
     if unreadable:
         notes += [f"None of the {len(data.val)} val videos can be read: the last weights are kept. {unreadable}"]
@@ -183,8 +183,7 @@ def kept_epoch(trainer: ClipTrainer) -> int:
 
 def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 20, **aim_options: Any) -> Speed:
     """Train on noise to measure the speed of the model without data loading; nothing is saved."""
-    source = Source(model) if isinstance(model, str) else model
-    adapted, description, recipe = adapt(data, source, recipe, **aim_options)
+    adapted, description = adapt(data, Source(model) if isinstance(model, str) else model, recipe, **aim_options)
     shape = (recipe.frames, 3, *description.preprocessing.size)
     with tempfile.TemporaryDirectory() as folder:
         clips = NoiseClips(steps * recipe.batch_size, shape)
@@ -195,8 +194,8 @@ def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 
     return trainer.speed.result(trainer.args)
 
 
-def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description, Recipe]:
-    """Load the backbone, add a new adapter, and return both with its description, and the recipe for this backbone."""
+def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description]:
+    """Load the backbone, add a new adapter, and return both with the adapter's description."""
     torch.manual_seed(recipe.seed)
     backbone, preprocessing = load_backbone(source)
     temporal = aim_options.get("temporal", True)
@@ -214,9 +213,13 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
         "final_norm": True,
     }
     adapted = get_peft_model(backbone, AIMConfig(**{**options, **aim_options}))
-    blocks = adapted.get_base_model().aim_clips.inspection.blocks.values()
-    recipe = recipe.for_width(max(block.width for block in blocks))
-    return adapted, Description.new(recipe, preprocessing, source.resolved(backbone), data.classes), recipe
+    recipe = recipe.for_width(token_width(adapted))
+    return adapted, Description.new(recipe, preprocessing, source.resolved(backbone), data.classes)
+
+
+def token_width(adapted: PeftModel) -> int:
+    """Return the token width of a backbone, that of its widest blocks if they differ."""
+    return max(block.width for block in adapted.get_base_model().aim_clips.inspection.blocks.values())
 
 
 def new_trainer(
@@ -253,7 +256,7 @@ def new_trainer(
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size // parts,
         gradient_accumulation_steps=recipe.accumulation,
-        learning_rate=recipe.peak_lr,
+        learning_rate=recipe.for_width(token_width(model)).peak_lr,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         lr_scheduler_type="cosine",
