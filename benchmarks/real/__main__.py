@@ -12,7 +12,7 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -111,11 +111,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run all trials and write the log, ``real.json``, a plot and the tables."""
     parser = argparse.ArgumentParser("benchmarks.real", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with signs, clips and weights")
+    parser.add_argument("--seeds", type=int, help="number of seeds; those in the log are not run again")
     given, command = parse(parser, argv)
     plan = QUICK if given.quick else ON_GPU if torch.cuda.is_available() else Plan()
+    plan = replace(plan, seeds=given.seeds or plan.seeds)
     bench = Bench(plan, given.data, given.output)
     grid = bench.choose_rates()
-    choices, longer, trials = bench.choices(), bench.longer(), bench.of(bench.settings())
+    choices, trials, longer = bench.choices(), bench.of(bench.settings()), bench.longer()
     facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data)}
     facts["blur"] = bench.blur()
     bench.cached.unlink()
