@@ -58,7 +58,7 @@ class Recipe:
         warmup_epochs: Epochs of linear learning rate warmup, at most a quarter of all epochs; a cosine decay to 0
             follows. None (the default) is a tenth of all epochs.
         max_grad_norm: Largest norm of the gradient; larger ones are scaled down. 0 turns clipping off.
-        weight_decay: Weight decay, on all but biases, norms and the temporal embedding.
+        weight_decay: Weight decay, on all but biases, norms, the temporal embedding and the temporal convolution.
         balance: How rare classes count as much as frequent ones: "loss" weights the loss of a clip by the inverse
             frequency of its class, "sampling" draws equally many training videos of all classes in each epoch. "none"
             leaves the classes as they are.

@@ -178,8 +178,9 @@ class ClipTrainer(Trainer):
             super().save_model(*args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Exclude the temporal embedding from weight decay, like biases and norms."""
-        return [name for name in super().get_decay_parameter_names(model) if "_embedding" not in name]
+        """Exclude the temporal embedding and convolution from weight decay, like biases and norms."""
+        decayed = super().get_decay_parameter_names(model)
+        return [name for name in decayed if "_embedding" not in name and "_conv" not in name]
 
 
 class StopIfNothingCanBeRead(TrainerCallback):
