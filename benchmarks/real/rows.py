@@ -79,6 +79,7 @@ ST = Row(
     lambda model, classes: st_adapter(model, classes, FRAMES, model.num_features // 2),
     (3e-3, 6e-3, 1.2e-2),
 )
+TEMPORAL = Row("+ temporal", aim(joint=False), once=True)
 BLIND = (LINEAR, ATTENTIVE, LORA, FULL, SPATIAL)  # to the order of frames
 ROWS = (
     LINEAR,
@@ -88,7 +89,7 @@ ROWS = (
     DIVIDED,
     ST,
     SPATIAL,
-    Row("+ temporal", aim(joint=False), once=True),
+    TEMPORAL,
     AIM,
     PAPERS_AIM,
 )
