@@ -80,8 +80,8 @@ class Bench:
         """Return the settings of all trials with the rates that were chosen, the first seed first."""
         found = []
         for seed in range(self.plan.seeds):
-            for task in ("signs", "order"):
-                for row in ROWS if seed == 0 else [row for row in ROWS if not row.once]:
+            for row in sorted(ROWS, key=lambda row: row.once) if seed == 0 else [r for r in ROWS if not r.once]:
+                for task in ("signs", "order"):
                     every = LOOK if (row, task, seed) == (AIM, "order", 0) else 0
                     found.append(Setting(row.name, task, self.rate(row), seed, every=every))
         return found + [Setting(row.name, "surveillance", self.rate(row)) for row in SMALL]
