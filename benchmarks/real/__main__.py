@@ -43,10 +43,11 @@ class Bench:
         plan: Sizes of the benchmark.
         data: Folder of the videos and weights.
         output: Folder of the log.
+        logged: Whether to run no trials, and take those in the log.
     """
 
-    def __init__(self, plan: Plan, data: Path, output: Path) -> None:
-        self.plan, self.data, self.cached = plan, data, output / "real_frames.pt"
+    def __init__(self, plan: Plan, data: Path, output: Path, logged: bool = False) -> None:
+        self.plan, self.data, self.cached, self.logged = plan, data, output / "real_frames.pt", logged
         decode(data, self.cached)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         common = {name: value for name, value in asdict(plan).items() if name != "seeds"}
@@ -57,12 +58,13 @@ class Bench:
         """Return the trials with these settings; those that are not in the log are run."""
         settings = list(settings)
         missing = [setting for setting in settings if self.trials.find(asdict(setting)) is None]
+        missing = [] if self.logged else missing
         processes = 1 if self.device == "cuda" else os.cpu_count()
         with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
             futures = {pool.submit(run, s, self.plan, self.data, self.cached, self.device): s for s in missing}
             for future in as_completed(futures):  # logged at once, in case of an interruption
                 self.trials.add(asdict(futures[future]), future.result())
-        return [self.trials.find(asdict(setting)) for setting in settings]
+        return [trial for setting in settings if (trial := self.trials.find(asdict(setting)))]
 
     def choose_rates(self) -> dict[str, dict[float, float]]:
         """Choose the learning rate of each row on some of the training people, and return top-1 by row and rate."""
@@ -90,10 +92,10 @@ class Bench:
         """Return the learning rate chosen for a row; rows without a choice of their own take AIM's."""
         return self.rates.get(row.name, self.rates[AIM.name])
 
-    def longer(self) -> Facts:
+    def longer(self) -> list[Facts]:
         """Return a trial of the paper's AIM on order with more steps, evaluated during training."""
         rate, every = self.rate(PAPERS_AIM), LONGER * LOOK
-        return self.of([Setting(PAPERS_AIM.name, "order", rate, every=every, longer=LONGER)])[0]
+        return self.of([Setting(PAPERS_AIM.name, "order", rate, every=every, longer=LONGER)])
 
     def blur(self) -> list[dict[str, float]]:
         """Return how much frozen attention along time blurs, on some videos of people of training."""
@@ -112,10 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("benchmarks.real", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with signs, clips and weights")
     parser.add_argument("--seeds", type=int, help="number of seeds; those in the log are not run again")
+    parser.add_argument("--logged", action="store_true", help="run no trials: make the tables of those in the log")
     given, command = parse(parser, argv)
     plan = QUICK if given.quick else ON_GPU if torch.cuda.is_available() else Plan()
     plan = replace(plan, seeds=given.seeds or plan.seeds)
-    bench = Bench(plan, given.data, given.output)
+    bench = Bench(plan, given.data, given.output, given.logged)
     grid = bench.choose_rates()
     choices, trials, longer = bench.choices(), bench.of(bench.settings()), bench.longer()
     facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data)}

@@ -60,15 +60,17 @@ def mean(trials: list[Facts], key: str) -> float:
 
 
 def accuracy(trials: list[Facts]) -> str:
-    """Return top-1 with its interval."""
+    """Return top-1 with its interval, a dash if the row was not run."""
+    if not trials:
+        return "-"
     least, greatest = interval(trials)
     return f"{mean(trials, 'top1'):.1%} ({least:.1%} to {greatest:.1%})"
 
 
 def cells(record: Facts, row: Row) -> list[str]:
     """Return the accuracy of a row on both tasks, and within the pairs."""
-    both = [accuracy(of(record, row, task)) for task in ("signs", "order")]
-    return [*both, f"{mean(of(record, row, 'order'), 'within_pair'):.1%}"]
+    both, order = [accuracy(of(record, row, task)) for task in ("signs", "order")], of(record, row, "order")
+    return [*both, f"{mean(order, 'within_pair'):.1%}" if order else "-"]
 
 
 HEAD = [
@@ -117,7 +119,7 @@ def steps_to(curve: list[Facts], wanted: float = 0.9) -> int | None:
 
 def curves(record: Facts) -> list[Facts]:
     """Return the trials on order that were evaluated during training."""
-    return [trial for trial in of(record, AIM, "order") if trial["curve"]] + [record["longer"]]
+    return [trial for trial in of(record, AIM, "order") if trial["curve"]] + record["longer"]
 
 
 def curve_table(record: Facts) -> str:
@@ -158,7 +160,7 @@ def comparison(record: Facts) -> str:
 
 def commits(record: Facts) -> str:
     """Return which commits the trials were run at."""
-    trials = [*record["trials"], *record["choices"], record["longer"]]
+    trials = [*record["trials"], *record["choices"], *record["longer"]]
     return f"Trials run at {', '.join(sorted({trial['commit'] for trial in trials}))}."
 
 
@@ -184,6 +186,8 @@ def draw(record: Facts, path: Path) -> None:
     for task, axis in zip(("signs", "order"), axes, strict=True):
         for row, cost in zip(ROWS, record["costs"], strict=True):
             trials = of(record, row, task)
+            if not trials:
+                continue
             top1, ends = mean(trials, "top1"), interval(trials)
             spread = [[100 * max(0, top1 - ends[0])], [100 * max(0, ends[1] - top1)]]
             axis.errorbar(cost["parameters"], 100 * top1, spread, fmt="o", capsize=3, label=row.name)
