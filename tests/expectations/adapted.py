@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from peft_aim import AIMConfig
 
-EVERYTHING = {"num_labels": 3, "final_norm": True, "temporal_adapters": 2, "head_dropout": 0.1}
+EVERYTHING = {
+    "num_labels": 3,
+    "final_norm": True,
+    "temporal_adapters": 2,
+    "temporal_conv": True,
+    "temporal_embedding": "blocks",
+    "head_dropout": 0.1,
+}
 BEFORE_022 = version.parse(peft.__version__) < version.parse("0.22.dev0")
 seeds = itertools.count(100)
 

@@ -25,7 +25,7 @@ def adapt(name: str, **options: object) -> PeftModel:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", zoo.ZOO)
-def test_untrained_adapters_change_nothing(name):
+def test_what_makes_order_visible_is_an_identity_at_the_start(name):
     backbone, clips = zoo.build(name), zoo.make_clips()
     before = zoo.frame_average(backbone, clips)
     model = get_peft_model(backbone, AIMConfig(num_frames=zoo.FRAMES, **ORDERED))
@@ -34,7 +34,7 @@ def test_untrained_adapters_change_nothing(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", zoo.ZOO)
-def test_saved_adapters_score_the_same_on_a_fresh_copy(name, tmp_path):
+def test_what_makes_order_visible_is_saved_and_loaded(name, tmp_path):
     backbone, clips = zoo.build(name), zoo.make_clips()
     fresh = copy.deepcopy(backbone)
     model = get_peft_model(backbone, AIMConfig(num_frames=zoo.FRAMES, init_weights=False, **ORDERED)).eval()
