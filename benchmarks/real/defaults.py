@@ -77,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("benchmarks.real.defaults", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with signs and weights")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the training runs")
+    parser.add_argument("--tasks", nargs="+", choices=SIZES, default=list(SIZES), help="tasks to train on")
     given, command = parse(parser, argv)
-    rows = [run(task, given.data, given.runs) for task in SIZES]
+    rows = [run(task, given.data, given.runs) for task in given.tasks]
     print(record("real_defaults", command, 0, given.output, rows=rows))
     if given.output.resolve() == RESULTS:
         tables.insert("real defaults", table(rows), tables.HERE)
