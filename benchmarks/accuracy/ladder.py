@@ -78,7 +78,6 @@ TEMPORAL = aim("+ temporal", ADAPTER_RATES, paper=61.2, joint=False)
 MAIN = (
     *(BLIND["frozen"], BLIND["spatial"], TEMPORAL, AIM),
     aim("AIM, two temporal adapters", ADAPTER_RATES, temporal_adapters=2),
-    aim("AIM as `peft-aim train` has it", ADAPTER_RATES, temporal_conv=True, temporal_embedding="blocks"),
     *(BLIND["lora"], BLIND["full"], DIVIDED),
 )
 DATA = tuple(replace(row, fraction=fraction, rounded=False) for fraction in FRACTIONS for row in (AIM, DIVIDED))
