@@ -10,6 +10,7 @@ def partner(labels: Tensor) -> Tensor:
     """Return the classes of the reversed clips; 0 and 1, 2 and 3 ... are partners.
 
     Example:
+        >>> import torch
         >>> partner(torch.tensor([0, 1, 6]))
         tensor([1, 0, 7])
     """
@@ -22,6 +23,7 @@ def measured(scores: Tensor, labels: Tensor) -> dict[str, float]:
     Within-pair accuracy is the share of clips whose class scores above its partner, the class of the reversed clip.
 
     Example:
+        >>> import torch
         >>> measured(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([1]))
         {'top1': 0.0, 'within_pair': 1.0, 'loss': 1.4076}
     """
