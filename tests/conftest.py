@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-from videos import write
+from videos import write_classes
 
 
 def pytest_configure():
@@ -21,12 +21,7 @@ def same_random_numbers():
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three training and two validation videos for each of two classes."""
-    root = tmp_path / "videos"
-    for split, count in (("train", 3), ("val", 2)):
-        for name in ("dark", "light"):
-            for i in range(count):
-                write(root / split / name / f"{i}.mp4", count=4 + i)
-    return root
+    return write_classes(tmp_path / "videos", val=2)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,15 @@ def write(path: Path, count: int = 12, size: tuple[int, int] = (32, 48), key_eve
     return path
 
 
+def write_classes(root: Path, val: int) -> Path:
+    """Write three training videos, and some for validation, of each of two classes; return their folder."""
+    for split, count in (("train", 3), ("val", val)):
+        for name in ("dark", "light"):
+            for i in range(count):
+                write(root / split / name / f"{i}.mp4", count=4 + i)
+    return root
+
+
 def write_variable(path: Path, gaps: list[int]) -> Path:
     """Write a video with frames of these durations, in tenths of a second."""
     path.parent.mkdir(parents=True, exist_ok=True)

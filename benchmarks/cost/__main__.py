@@ -23,7 +23,7 @@ from benchmarks.cost.growth import growth
 from benchmarks.cost.plan import QUICK, Plan
 from benchmarks.cost.swap import swapping
 from benchmarks.cost.tables import FROZEN, PLAIN, REFERENCE, SETTING, publish
-from benchmarks.measuring.counting import cost_of_step, peak_of_step
+from benchmarks.measuring.counting import cost_of_step, loss, peak_of_step
 from benchmarks.measuring.timing import in_turns, ratio, settle
 from benchmarks.methods import rivals
 from benchmarks.methods.reference import reference_aim
@@ -45,11 +45,6 @@ def rows(plan: Plan) -> dict[str, Callable[[nn.Module], nn.Module]]:
         "full fine-tuning, frames averaged": lambda model: rivals.full(model, classes),
         "full fine-tuning, divided space-time attention": lambda model: rivals.divided(model, classes, frames),
     }
-
-
-def loss(scores: Tensor) -> Tensor:
-    """Cross-entropy of the first class."""
-    return nn.functional.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
 
 
 class Stepper:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from benchmarks.measuring.counting import cost_of_step
+from benchmarks.measuring.counting import cost_of_step, loss
 from benchmarks.measuring.timing import in_turns, ratio
 from benchmarks.methods.rivals import trained_parameters
 from benchmarks.real.rows import AIM, FRAMES, ROWS, backbone
@@ -22,17 +21,14 @@ def costs(plan: Plan, data: Path) -> list[dict[str, Any]]:
     clips, found, steps = torch.randn(plan.batch, FRAMES, 3, plan.size, plan.size), [], {}
     for row in ROWS:
         model = row.build(backbone(data, plan.size)[0], CLASSES).train()
-        counted = cost_of_step(model, clips, _loss)
-        facts = {"row": row.name, "parameters": trained_parameters(model), "file_bytes": 4 * trained_parameters(model)}
-        found.append({**facts, "saved_mb": counted["saved_mb"]})
-        steps[row.name] = lambda model=model: _loss(model(clips)).backward()
+        counted = cost_of_step(model, clips, loss)
+        count = trained_parameters(model)
+        facts = {"row": row.name, "parameters": count, "file_bytes": 4 * count, "saved_mb": counted["saved_mb"]}
+        found.append(facts)
+        steps[row.name] = lambda model=model: loss(model(clips)).backward()
     seconds = in_turns(steps, ROUNDS)
     own = next(facts for facts in found if facts["row"] == AIM.name)["saved_mb"]
     for facts in found:
         facts["activations"] = facts["saved_mb"] / own
         facts["time"] = ratio(seconds[facts["row"]], seconds[AIM.name])
     return found
-
-
-def _loss(scores: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))

@@ -15,7 +15,7 @@ from benchmarks.methods.rivals import trained_parameters
 from benchmarks.real.rows import CHOICES, FRAMES, ROWS, backbone
 from benchmarks.real.videos import TASKS, Clips
 from benchmarks.training.loop import minimize
-from benchmarks.training.metrics import measured, partner
+from benchmarks.training.metrics import ahead, measured
 from peft_aim.video.recipe import Recipe
 
 PORTION = 16  # clips per forward pass of an evaluation
@@ -110,12 +110,12 @@ def scored(scores: Tensor, clips: Clips, paired: bool) -> dict[str, Any]:
     """Return top-1 and within-pair accuracy, and the videos that they come from."""
     labels = clips.labels
     right = scores.argmax(1) == labels
-    ahead = (scores.gather(1, labels[:, None]) > scores.gather(1, partner(labels)[:, None]))[:, 0] if paired else None
+    within = ahead(scores, labels) if paired else None
     return {
         "top1": right.float().mean().item(),
-        "within_pair": None if ahead is None else ahead.float().mean().item(),
+        "within_pair": None if within is None else within.float().mean().item(),
         "held_out_loss": round(F.cross_entropy(scores, labels).item(), 4),
         "right": right.int().tolist(),
-        "within": None if ahead is None else ahead.int().tolist(),
+        "within": None if within is None else within.int().tolist(),
         "groups": [video.group for video in clips.videos],
     }

@@ -17,19 +17,24 @@ def partner(labels: Tensor) -> Tensor:
     return labels ^ 1
 
 
+def ahead(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return for each clip whether its class scores above its partner, the class of the reversed clip, ``(M,)``."""
+    right, reverse = (scores.gather(1, classes[:, None])[:, 0] for classes in (labels, partner(labels)))
+    return right > reverse
+
+
 def measured(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """Return top-1 accuracy, within-pair accuracy and the loss.
 
-    Within-pair accuracy is the share of clips whose class scores above its partner, the class of the reversed clip.
+    Within-pair accuracy is the share of clips that are :func:`ahead`.
 
     Example:
         >>> import torch
         >>> measured(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([1]))
         {'top1': 0.0, 'within_pair': 1.0, 'loss': 1.4076}
     """
-    right, reverse = (scores.gather(1, classes[:, None])[:, 0] for classes in (labels, partner(labels)))
     return {
         "top1": (scores.argmax(1) == labels).float().mean().item(),
-        "within_pair": (right > reverse).float().mean().item(),
+        "within_pair": ahead(scores, labels).float().mean().item(),
         "loss": round(F.cross_entropy(scores, labels).item(), 4),
     }

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from videos import write
+from videos import write_classes
 
 from peft_aim.__main__ import main
 from peft_aim.saving.weights import adapter_weights, plain
@@ -72,12 +72,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("videos")
-    for split, count in (("train", 3), ("val", 1)):
-        for name in ("dark", "light"):
-            for i in range(count):
-                write(root / split / name / f"{i}.mp4", count=4 + i)
-    return root
+    return write_classes(tmp_path_factory.mktemp("videos"), val=1)
 
 
 @pytest.fixture(scope="module")
