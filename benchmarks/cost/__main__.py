@@ -3,7 +3,7 @@
 Counts multiply-adds and saved activations, and takes times as ratios within the run, for one backbone: frozen with a
 linear head, with AIM, with the reference implementation of AIM, with LoRA over averaged frames, and fully fine-tuned,
 over averaged frames and with divided space-time attention. Then it measures how AIM's cost grows, and what attaching
-and swapping adapters cost.
+and swapping adapters cost. With ``--device cuda`` it measures only what depends on the device: the rows.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from benchmarks.cost.attach import attaching
 from benchmarks.cost.growth import growth
 from benchmarks.cost.plan import QUICK, Plan
 from benchmarks.cost.swap import swapping
-from benchmarks.cost.tables import FROZEN, PLAIN, REFERENCE, SETTING, publish
+from benchmarks.cost.tables import FROZEN, PLAIN, REFERENCE, SETTING, publish, publish_gpu
 from benchmarks.measuring.counting import cost_of_step, loss, peak_of_step
 from benchmarks.measuring.timing import in_turns, ratio, settle
 from benchmarks.methods import rivals
 from benchmarks.methods.reference import reference_aim
-from benchmarks.reporting.arguments import parse
+from benchmarks.reporting.arguments import keep_published, parse
 from benchmarks.reporting.record import record
 
 Facts = dict[str, Any]
@@ -75,15 +75,18 @@ def measure(plan: Plan) -> list[Facts]:
         facts = {"row": name, **sizes(model), **cost_of_step(model, clips, loss), "peak_mb": peak(model, clips)}
         print(facts, flush=True)
         found.append(facts)
-    compiled = {name: copy.deepcopy(steppers[name].model) for name in (FROZEN, PLAIN, REFERENCE)}
-    for name, model in compiled.items():
+    on_gpu = plan.device == "cuda"
+    for name in (PLAIN,) if on_gpu else (FROZEN, PLAIN, REFERENCE):
+        model = copy.deepcopy(steppers[name].model)
         model.compile(backend=plan.compiler)
         steppers[f"{name}, compiled"] = Stepper(model, clips)
+        found.append({"row": f"{name}, compiled"})
     steps = in_turns({name: stepper.step for name, stepper in steppers.items()}, plan.rounds)
+    if on_gpu:  # whose allocator sees the memory inside compiled graphs
+        found[-1]["peak_mb"] = peak(steppers[found[-1]["row"]].model, clips)
     for stepper in steppers.values():
         stepper.model.eval()
     inference = in_turns({name: stepper.infer for name, stepper in steppers.items()}, plan.rounds)
-    found += [{"row": name} for name in steppers if name.endswith(", compiled")]
     for facts in found:
         facts["step_seconds"], facts["inference_seconds"] = steps[facts["row"]], inference[facts["row"]]
         facts["step_ratio"] = ratio(facts["step_seconds"], steps[REFERENCE])
@@ -137,12 +140,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, help="clips per step")
     parser.add_argument("--rounds", type=int, help="number of times that each time is taken")
-    given, command = parse(parser, argv, others=("backbone", "device", "dtype", "batch"))
+    given, command = parse(parser, argv, others=("backbone",))
+    if given.device != "cuda":
+        keep_published(parser, given, ("dtype", "batch"))
     plan = planned(given)
-    facts = {"plan": asdict(plan), "rows": measure(plan), "swapping": swapping(plan), "growth": growth(plan)}
+    facts = {"threads": torch.get_num_threads(), "plan": asdict(plan), "rows": measure(plan)}
+    if plan.device == "cuda":
+        print(record("cost_gpu", command, 0, given.output, **facts))
+        publish_gpu(given.output)
+        return
+    facts |= {"swapping": swapping(plan), "growth": growth(plan)}
     facts["gelu"] = counts(replace(plan, backbone=plan.with_gelu)) if plan.with_gelu else []
     facts["attach"] = attaching(plan.attach)
-    print(record("cost", command, 0, given.output, threads=torch.get_num_threads(), **facts))
+    print(record("cost", command, 0, given.output, **facts))
     publish(given.output)
 
 

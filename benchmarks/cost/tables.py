@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +37,30 @@ def publish(folder: Path) -> None:
     tables.publish("cost", folder, page(found), front_table(found))
 
 
+def publish_gpu(folder: Path) -> None:
+    """Write the table of ``cost_gpu.json`` into the README of the benchmarks, or beside it in another folder."""
+    tables.publish("cost_gpu", folder, gpu_page(json.loads((folder / "cost_gpu.json").read_text())))
+
+
 def page(found: Facts) -> str:
     """Return all tables as Markdown."""
-    plan, versions = found["plan"], found["versions"]
-    where = (
-        f"{plan['backbone']}, {plan['batch']} clip of {plan['frames']} frames of {plan['size']} px, {plan['dtype']}, "
-        f"{found['device']}, {found['threads']} thread{'s' * (found['threads'] > 1)}, torch {versions['torch']}, "
-        f"commit {found['commit']}"
-    )
-    parts = [f"`{found['command']}`: {where}.", main_table(found)]
-    if plan["device"] == "cpu":
-        parts.append(
-            "Times and the allocator's peak on a GPU were not measured for lack of one (`python -m benchmarks.cost "
-            "--device cuda --dtype bfloat16 --batch 32`)."
-        )
+    plan, parts = found["plan"], [described(found), main_table(found)]
     parts += ["**Activation checkpointing**", recompute_table(found)]
     parts += ["**Attaching an adapter**", attach_table(found["attach"])]
     if plan["backbone"] == Plan().backbone:
         parts += ["**Goals**", goals_table(found)]
     parts += ["**Growth**", growth_table(found["growth"])]
     return "\n\n".join(parts)
+
+
+def described(found: Facts) -> str:
+    """Return what was measured, on what."""
+    plan, threads = found["plan"], found["threads"]
+    clips = f"{plan['batch']} clip{'s' * (plan['batch'] > 1)} of {plan['frames']} frames of {plan['size']} px"
+    return (
+        f"`{found['command']}`: {plan['backbone']}, {clips}, {plan['dtype']}, {found['device']}, "
+        f"{threads} thread{'s' * (threads > 1)}, torch {found['versions']['torch']}, commit {found['commit']}."
+    )
 
 
 def by_row(rows: list[Facts]) -> dict[str, Facts]:
@@ -75,9 +80,19 @@ def main_table(found: Facts) -> str:
         )
         for row in found["rows"]
     ]
-    peak = "peak memory on the GPU, MB" if found["plan"]["device"] == "cuda" else "peak of live tensors, MB"
-    names = ["", "trainable parameters", "file, MiB", "forward, GMAC", "backward, GMAC", "saved activations, MB", peak]
-    return headed([*names, "step time / reference", "inference time / frozen"], lines)
+    names = ["", "trainable parameters", "file, MiB", "forward, GMAC", "backward, GMAC", "saved activations, MB"]
+    return headed([*names, "peak of live tensors, MB", "step time / reference", "inference time / frozen"], lines)
+
+
+def gpu_page(found: Facts) -> str:
+    """Return the table of what was measured on a GPU."""
+    batch, lines = found["plan"]["batch"], []
+    for row in found["rows"]:
+        speeds = [batch / statistics.median(row[key]) for key in ("step_seconds", "inference_seconds")]
+        shown = (f"{row['step_ratio']:.2f}", f"{speeds[0]:.0f}", f"{row['inference_ratio']:.2f}", f"{speeds[1]:.0f}")
+        lines.append(line(row["row"], f"{row['peak_mb'] / 1e3:.1f}", *shown))
+    names = ["", "peak memory, GB", "step time / reference", "training, clips/s", "inference time / frozen"]
+    return f"{described(found)}\n\n{headed([*names, 'inference, clips/s'], lines)}"
 
 
 def recompute_table(found: Facts) -> str:
@@ -262,3 +277,4 @@ def draw_pareto(rows: dict[str, Facts], path: Path) -> None:
 
 if __name__ == "__main__":
     publish(RESULTS)
+    publish_gpu(RESULTS)

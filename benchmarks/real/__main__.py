@@ -1,9 +1,10 @@
 """Does AIM work on real videos with a pretrained backbone? ``python -m benchmarks.real DATA``, 90 minutes.
 
 DATA is a folder with ``signs`` and ``clips``, videos, and ``weights``, a ViT-Tiny; the project ships none of them. All
-rows adapt the same backbone with the same steps and augmentation. The learning rate of a row is the one of three that
-scores best on five of the training people, after training on the others; nobody of val takes part in this choice. Each
-trial is appended to ``real.jsonl``, from which an interrupted run resumes.
+rows adapt the same backbone with the same steps and augmentation. A row's learning rate on a task is the best of a few
+on five of the training people, after training on the others; nobody of val takes part in this choice. With a GPU,
+training is longer, at 224 px, with five seeds. Each trial is appended to ``real.jsonl``, from which an interrupted run
+resumes.
 """
 
 from __future__ import annotations
@@ -13,24 +14,27 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.real.blur import blur
 from benchmarks.real.costs import costs
-from benchmarks.real.rows import AIM, CHOICES, FRAMES, PAPERS_AIM, ROWS, SMALL, Row, backbone
+from benchmarks.real.rows import AIM, BLIND, CHOICES, FRAMES, PAPERS_AIM, ROWS, SMALL, Row, backbone
 from benchmarks.real.tables import publish
-from benchmarks.real.trial import Plan, Setting, run
+from benchmarks.real.trial import Plan, Setting, prepare, run
 from benchmarks.real.videos import Clips, decode, signs
 from benchmarks.reporting.arguments import parse
 from benchmarks.reporting.record import record
 from benchmarks.training.trials import Facts, Trials
 from peft_aim.video.recipe import Recipe
 
-QUICK = Plan(size=32, steps=1, batch=2, seeds=1)
-ON_GPU = Plan(size=224, steps=400, batch=16, seeds=5)
+QUICK = Plan(size=32, steps=1, batch=2)
+ON_GPU = Plan(size=224, steps=400, batch=8, seeds=5)
+TUNED = ("signs", "order")  # tasks with learning rates of their own
 LOOK = 20  # steps between the evaluations of a learning curve
 HALF = 0.5  # of the steps, to choose learning rates
 LONGER = 2  # how many times as many steps the paper's AIM gets to learn order
@@ -52,50 +56,59 @@ class Bench:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         common = {name: value for name, value in asdict(plan).items() if name != "seeds"}
         self.trials = Trials(output / "real.jsonl", common)
-        self.rates: dict[str, float] = {}
+        self.rates: dict[str, dict[str, float]] = {task: {} for task in TUNED}
 
     def of(self, settings: Iterable[Setting]) -> list[Facts]:
         """Return the trials with these settings; those that are not in the log are run."""
         settings = list(settings)
         missing = [setting for setting in settings if self.trials.find(asdict(setting)) is None]
         missing = [] if self.logged else missing
-        processes = 1 if self.device == "cuda" else os.cpu_count()
-        with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), prepare) as pool:
             futures = {pool.submit(run, s, self.plan, self.data, self.cached, self.device): s for s in missing}
             for future in as_completed(futures):  # logged at once, in case of an interruption
                 self.trials.add(asdict(futures[future]), future.result())
         return [trial for setting in settings if (trial := self.trials.find(asdict(setting)))]
 
-    def choose_rates(self) -> dict[str, dict[float, float]]:
-        """Choose the learning rate of each row on some of the training people, and return top-1 by row and rate."""
-        rows = [(row.name, rate) for row in ROWS for rate in row.rates]
-        settings = [Setting(name, "signs", rate, development=True, longer=HALF) for name, rate in rows]
-        found: dict[str, list[Facts]] = {}
+    def choose_rates(self) -> dict[str, dict[str, dict[float, float]]]:
+        """Choose learning rates on some of the training people, and return top-1 by task, row and rate."""
+        grid = [(task, row.name, rate) for task in TUNED for row in ROWS for rate in row.rates]
+        settings = [Setting(name, task, rate, development=True, longer=HALF) for task, name, rate in grid]
+        found: dict[tuple[str, str], list[Facts]] = {}
         for trial in self.of(settings):
-            found.setdefault(trial["settings"]["row"], []).append(trial)
-        for name, trials in found.items():
+            found.setdefault((trial["settings"]["task"], trial["settings"]["row"]), []).append(trial)
+        top1: dict[str, dict[str, dict[float, float]]] = {task: {} for task in TUNED}
+        for (task, name), trials in found.items():
             best = max(trials, key=lambda trial: (trial["top1"], -trial["held_out_loss"]))
-            self.rates[name] = best["settings"]["lr"]
-        return {name: {trial["settings"]["lr"]: trial["top1"] for trial in trials} for name, trials in found.items()}
+            self.rates[task][name] = best["settings"]["lr"]
+            top1[task][name] = {trial["settings"]["lr"]: trial["top1"] for trial in trials}
+        return top1
 
-    def settings(self) -> list[Setting]:
-        """Return the settings of all trials with the rates that were chosen, the first seed first."""
-        found = []
-        for seed in range(self.plan.seeds):
-            for row in sorted(ROWS, key=lambda row: row.once) if seed == 0 else [r for r in ROWS if not r.once]:
-                for task in ("signs", "order"):
-                    every = LOOK if (row, task, seed) == (AIM, "order", 0) else 0
-                    found.append(Setting(row.name, task, self.rate(row), seed, every=every))
-        return found + [Setting(row.name, "surveillance", self.rate(row)) for row in SMALL]
+    def rate(self, row: Row, task: str) -> float:
+        """Return the learning rate of a row: without a choice of its own, AIM's; on other tasks, that of signs."""
+        rates = self.rates.get(task, self.rates["signs"])
+        return rates.get(row.name, rates[AIM.name])
 
-    def rate(self, row: Row) -> float:
-        """Return the learning rate chosen for a row; rows without a choice of their own take AIM's."""
-        return self.rates.get(row.name, self.rates[AIM.name])
+    def setting(self, row: Row, task: str, **options: Any) -> Setting:
+        """Return the setting of a row with the learning rate chosen for it."""
+        return Setting(row.name, task, self.rate(row, task), **options)
 
-    def longer(self) -> list[Facts]:
-        """Return a trial of the paper's AIM on order with more steps, evaluated during training."""
-        rate, every = self.rate(PAPERS_AIM), LONGER * LOOK
-        return self.of([Setting(PAPERS_AIM.name, "order", rate, every=every, longer=LONGER)])
+    def table(self) -> list[Setting]:
+        """Return the settings of the table, the first seed first; that one is evaluated during training on order."""
+        seeds = [(seed, row) for seed in range(self.plan.seeds) for row in ROWS]
+        found = [self.setting(row, "signs", seed=seed) for seed, row in seeds]
+        found += [
+            self.setting(row, "order", seed=seed, every=LOOK * (seed == 0 and row not in BLIND)) for seed, row in seeds
+        ]
+        found += [self.setting(row, "surveillance", seed=seed) for seed in range(self.plan.seeds) for row in SMALL]
+        return sorted(found, key=lambda setting: setting.seed)
+
+    def longer(self) -> list[Setting]:
+        """Return the setting of the paper's AIM on order with more steps, evaluated during training."""
+        return [self.setting(PAPERS_AIM, "order", every=LONGER * LOOK, longer=LONGER)]
+
+    def choices(self) -> list[Setting]:
+        """Return the settings of what makes order visible, on some of the training people."""
+        return [self.setting(row, "order", development=True) for row in CHOICES]
 
     def blur(self) -> list[dict[str, float]]:
         """Return how much frozen attention along time blurs, on some videos of people of training."""
@@ -104,27 +117,26 @@ class Bench:
         clips = Clips(task.train, Recipe(frames=FRAMES), preprocessing, task.classes)
         return blur(model, clips.middle(range(0, len(task.train), 8)))
 
-    def choices(self) -> list[Facts]:
-        """Return trials of what makes order visible, on some of the training people."""
-        return self.of(Setting(row.name, "order", self.rate(row), development=True) for row in CHOICES)
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all trials and write the log, ``real.json``, a plot and the tables."""
     parser = argparse.ArgumentParser("benchmarks.real", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with signs, clips and weights")
     parser.add_argument("--seeds", type=int, help="number of seeds; those in the log are not run again")
+    parser.add_argument("--steps", type=int, help="number of training steps")
     parser.add_argument("--logged", action="store_true", help="run no trials: make the tables of those in the log")
     given, command = parse(parser, argv)
     plan = QUICK if given.quick else ON_GPU if torch.cuda.is_available() else Plan()
-    plan = replace(plan, seeds=given.seeds or plan.seeds)
+    plan = replace(plan, seeds=given.seeds or plan.seeds, steps=given.steps or plan.steps)
     bench = Bench(plan, given.data, given.output, given.logged)
     grid = bench.choose_rates()
-    choices, trials, longer = bench.choices(), bench.of(bench.settings()), bench.longer()
-    facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data)}
+    settings = {"longer": bench.longer(), "choices": bench.choices(), "trials": bench.table()}
+    bench.of(chain(*settings.values()))  # all at once, so that no process waits
+    trials = {name: bench.of(wanted) for name, wanted in settings.items()}
+    facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data, bench.device)}
     facts["blur"] = bench.blur()
     bench.cached.unlink()
-    print(record("real", command, 0, given.output, **facts, trials=trials, choices=choices, longer=longer))
+    print(record("real", command, 0, given.output, **facts, **trials))
     publish(given.output)
 
 

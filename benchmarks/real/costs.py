@@ -16,11 +16,12 @@ from benchmarks.real.trial import Plan
 CLASSES, ROUNDS = 8, 3
 
 
-def costs(plan: Plan, data: Path) -> list[dict[str, Any]]:
+def costs(plan: Plan, data: Path, device: str) -> list[dict[str, Any]]:
     """Return the costs of all rows, activations and times as ratios to AIM's."""
-    clips, found, steps = torch.randn(plan.batch, FRAMES, 3, plan.size, plan.size), [], {}
+    clips = torch.randn(plan.batch, FRAMES, 3, plan.size, plan.size, device=device)
+    found, steps = [], {}
     for row in ROWS:
-        model = row.build(backbone(data, plan.size)[0], CLASSES).train()
+        model = row.build(backbone(data, plan.size)[0], CLASSES).train().to(device)
         counted = cost_of_step(model, clips, loss)
         count = trained_parameters(model)
         facts = {"row": row.name, "parameters": count, "file_bytes": 4 * count, "saved_mb": counted["saved_mb"]}

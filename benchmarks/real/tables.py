@@ -87,9 +87,9 @@ def main_table(record: Facts) -> str:
     lines = []
     for row, cost in zip(ROWS, record["costs"], strict=True):
         sizes = f"{cost['file_bytes'] / 1e6:.2f} MB", f"{cost['activations']:.2f}", f"{cost['time']:.2f}"
-        rate = record["rates"].get(row.name, record["rates"][AIM.name])
-        lines.append(line(row.name, f"{cost['parameters']:,}", *cells(record, row), *sizes, f"{rate:g}"))
-    more = ["file", "activations / AIM", "time of a step / AIM", "learning rate"]
+        rates = [f"{rates.get(row.name, rates[AIM.name]):g}" for rates in record["rates"].values()]
+        lines.append(line(row.name, f"{cost['parameters']:,}", *cells(record, row), *sizes, ", ".join(rates)))
+    more = ["file", "activations / AIM", "time of a step / AIM", "learning rates"]
     return headed([*HEAD, *more], lines)
 
 
@@ -119,7 +119,7 @@ def steps_to(curve: list[Facts], wanted: float = 0.9) -> int | None:
 
 def curves(record: Facts) -> list[Facts]:
     """Return the trials on order that were evaluated during training."""
-    return [trial for trial in of(record, AIM, "order") if trial["curve"]] + record["longer"]
+    return [trial for row in ROWS for trial in of(record, row, "order") if trial["curve"]] + record["longer"]
 
 
 def curve_table(record: Facts) -> str:

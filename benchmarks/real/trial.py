@@ -61,6 +61,12 @@ class Setting:
     longer: float = 1.0
 
 
+def prepare() -> None:
+    """Set up a process that runs trials beside others."""
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")  # TF32, on GPUs
+
+
 def run(setting: Setting, plan: Plan, data: Path, cached: Path, device: str) -> dict[str, Any]:
     """Run a trial.
 
@@ -74,34 +80,34 @@ def run(setting: Setting, plan: Plan, data: Path, cached: Path, device: str) -> 
     torch.manual_seed(setting.seed)
     frozen, preprocessing = backbone(data, plan.size)
     model = row.build(frozen, len(task.classes)).to(device)
-    recipe = Recipe(frames=FRAMES)
-    train, held_out = (Clips(videos, recipe, preprocessing, task.classes) for videos in (task.train, task.held_out))
+    common = (Recipe(frames=FRAMES), preprocessing, task.classes, device)
+    train, held_out = Clips(task.train, *common), Clips(task.held_out, *common)
     curve: list[dict[str, float]] = []
 
     def loss(indices: Tensor) -> Tensor:
-        return F.cross_entropy(model(train.random(indices).to(device)), train.labels[indices].to(device))
+        return F.cross_entropy(model(train.random(indices)), train.labels[indices])
 
     steps = max(1, round(setting.longer * plan.steps))
 
     def look(step: int) -> None:
         if setting.every and (step % setting.every == 0 or step == steps):
-            curve.append({"step": step, **measured(scores_of(model, held_out, device), held_out.labels)})
+            curve.append({"step": step, **measured(scores_of(model, held_out), held_out.labels)})
 
     final = minimize(model, loss, len(task.train), steps, plan.batch, setting.lr, look)
     facts = {"parameters": trained_parameters(model), "loss": round(final, 4), "curve": curve}
-    facts |= scored(scores_of(model, held_out, device), held_out, task.paired)
+    facts |= scored(scores_of(model, held_out), held_out, task.paired)
     facts["seconds"] = round(time.perf_counter() - began, 1)
     print(f"{asdict(setting)}: top-1 {facts['top1']:.3f}, within pair {facts['within_pair']}, {facts['seconds']} s")
     return facts
 
 
 @torch.no_grad()
-def scores_of(model: nn.Module, clips: Clips, device: str) -> Tensor:
+def scores_of(model: nn.Module, clips: Clips) -> Tensor:
     """Return the scores of all videos, ``(M, K)``; the model stays in the mode that it is in."""
     training = model.training
     model.eval()
     portions = torch.arange(len(clips.videos)).split(PORTION)
-    scores = torch.cat([model(clips.middle(portion.tolist()).to(device)).cpu() for portion in portions])
+    scores = torch.cat([model(clips.middle(portion.tolist())) for portion in portions])
     model.train(training)
     return scores
 

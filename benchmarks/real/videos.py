@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -75,15 +76,19 @@ def decode(data: Path, cached: Path) -> None:
     """Decode the videos below a folder once, and write their frames to a file, which processes share."""
     if cached.exists():
         return
-    frames = {}
-    for path in sorted((data / "signs").glob("*/*/*.mp4")) + sorted((data / "clips").glob("*/*/*")):
-        with open_video(path) as video:
-            images = video.read(range(len(video.seconds)))
-        if min(images.shape[-2:]) > SIDE:
-            images = resize(images, [SIDE], antialias=True)
-        frames[str(path.relative_to(data))] = images
+    paths = sorted((data / "signs").glob("*/*/*.mp4")) + sorted((data / "clips").glob("*/*/*"))
+    with ThreadPoolExecutor() as pool:
+        frames = {
+            str(path.relative_to(data)): images for path, images in zip(paths, pool.map(_read, paths), strict=True)
+        }
     torch.save(frames, cached.with_suffix(".tmp"))
     cached.with_suffix(".tmp").rename(cached)
+
+
+def _read(path: Path) -> Tensor:
+    with open_video(path) as video:
+        images = video.read(range(len(video.seconds)))
+    return resize(images, [SIDE], antialias=True) if min(images.shape[-2:]) > SIDE else images
 
 
 def signs(cached: Path) -> Task:
@@ -141,19 +146,25 @@ class Clips:
         recipe: Number of frames and augmentation, as in ``peft-aim train``.
         preprocessing: Preprocessing of the backbone's images.
         classes: Class names.
+        device: Where clips are augmented and preprocessed.
     """
 
     def __init__(
-        self, videos: Sequence[Video], recipe: Recipe, preprocessing: Preprocessing, classes: Sequence[str]
+        self,
+        videos: Sequence[Video],
+        recipe: Recipe,
+        preprocessing: Preprocessing,
+        classes: Sequence[str],
+        device: str = "cpu",
     ) -> None:
-        self.videos, self.recipe = videos, recipe
+        self.videos, self.recipe, self.device = videos, recipe, device
         self.augment = ForTraining(preprocessing, recipe, list(classes))
         self.plain = ForEvaluation(preprocessing)
 
     @property
     def labels(self) -> Tensor:
         """Labels of all videos, ``(M,)``."""
-        return torch.tensor([video.label for video in self.videos])
+        return torch.tensor([video.label for video in self.videos], device=self.device)
 
     def random(self, indices: Iterable[int]) -> Tensor:
         """Return one random, augmented clip of each of these videos, ``(B, T, 3, H, W)``."""
@@ -161,7 +172,7 @@ class Clips:
         for i in indices:
             video, recipe = self.videos[i], self.recipe
             chosen = training_frames(len(video.frames), recipe.frames, recipe.stride)
-            clips.append(self.augment(video.clip(chosen), video.label)[0])
+            clips.append(self.augment(video.clip(chosen).to(self.device), video.label)[0])
         return torch.stack(clips)
 
     def middle(self, indices: Iterable[int]) -> Tensor:
@@ -170,5 +181,5 @@ class Clips:
         for i in indices:
             video = self.videos[i]
             (chosen,) = evaluation_frames(len(video.frames), self.recipe.frames, self.recipe.stride)
-            clips.append(self.plain(video.clip(chosen))[0])
+            clips.append(self.plain(video.clip(chosen).to(self.device))[0])
         return torch.stack(clips)

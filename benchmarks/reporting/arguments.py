@@ -26,8 +26,13 @@ def parse(
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="run a minimal version, to check that everything runs")
     given = parser.parse_args(argv)
-    changed = [f"--{name}" for name in ("quick", *others) if getattr(given, name)]
-    if changed and given.output.resolve() == RESULTS:
-        parser.error(f"{changed[0]} would overwrite the results in {given.output}. Pass another folder with --output.")
+    keep_published(parser, given, ("quick", *others))
     given.output.mkdir(parents=True, exist_ok=True)
     return given, " ".join(["python -m", parser.prog, *(sys.argv[1:] if argv is None else argv)])
+
+
+def keep_published(parser: argparse.ArgumentParser, given: argparse.Namespace, others: Sequence[str]) -> None:
+    """Exit with an error if one of these options is given and the published results would be overwritten."""
+    changed = [f"--{name}" for name in others if getattr(given, name)]
+    if changed and given.output.resolve() == RESULTS:
+        parser.error(f"{changed[0]} would overwrite the results in {given.output}. Pass another folder with --output.")

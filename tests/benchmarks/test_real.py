@@ -96,18 +96,33 @@ def test_a_trial_reports_each_video(cached, monkeypatch, tmp_path):
 
 def test_rates_are_chosen_by_accuracy_on_training_people_then_by_loss(tmp_path):
     bench = object.__new__(real.Bench)
-    bench.rates, asked = {}, []
+    bench.rates, asked = {task: {} for task in real.TUNED}, []
 
     def of(settings):
         asked.extend(settings)
-        scored = [(setting, 0.5 if setting.lr == min(rows.RATES) else 0.9) for setting in asked]
+        best = {"signs": min(rows.RATES), "order": max(rows.RATES)}
+        scored = [(setting, 0.9 if setting.lr == best[setting.task] else 0.5) for setting in asked]
         return [{"settings": vars(setting), "top1": top1, "held_out_loss": setting.lr} for setting, top1 in scored]
 
     bench.of = of
     bench.choose_rates()
-    assert all(setting.development and setting.task == "signs" for setting in asked)
-    assert bench.rates[rows.AIM.name] == sorted(rows.RATES)[1]
-    assert bench.rate(rows.SPATIAL) == bench.rates[rows.AIM.name]
+    assert all(setting.development for setting in asked)
+    assert (bench.rate(rows.AIM, "signs"), bench.rate(rows.AIM, "order")) == (min(rows.RATES), max(rows.RATES))
+    assert bench.rate(rows.LINEAR, "signs") == min(rows.LINEAR.rates)  # all the same top-1: the lowest loss
+    assert bench.rate(rows.SPATIAL, "order") == bench.rate(rows.AIM, "order")
+    assert bench.rate(rows.LINEAR, "surveillance") == bench.rate(rows.LINEAR, "signs")
+
+
+def test_the_table_has_all_rows_and_seeds_on_both_tasks():
+    bench = object.__new__(real.Bench)
+    bench.plan = trial.Plan(seeds=2)
+    bench.rates = {task: {row.name: 0.1 for row in rows.ROWS} for task in real.TUNED}
+    found = bench.table()
+    for task, of_task in (("signs", rows.ROWS), ("order", rows.ROWS), ("surveillance", rows.SMALL)):
+        expected = sorted((row.name, seed) for row in of_task for seed in range(2))
+        assert sorted((s.row, s.seed) for s in found if s.task == task) == expected
+    followed = {setting.row for setting in found if setting.every}
+    assert followed == {row.name for row in rows.ROWS if row not in rows.BLIND}
 
 
 def test_logged_trials_are_found_again(tmp_path):
