@@ -141,6 +141,11 @@ def test_tables_are_those_of_the_records(benchmark):
     assert tables.page(record) in OF_BENCHMARKS
 
 
+def test_tables_of_other_devices_are_those_of_the_records():
+    assert importlib.import_module("benchmarks.cost.tables").gpu_page(found("cost_gpu")) in OF_BENCHMARKS
+    assert importlib.import_module("benchmarks.real.tables").short_page(found("real_cpu")) in OF_BENCHMARKS
+
+
 @pytest.mark.parametrize(
     ("benchmark", "module"),
     [("demo", "demo.tables"), ("token_mixers", "token_mixers.tables"), ("real_defaults", "real.defaults")],
@@ -180,6 +185,9 @@ def test_figures_in_the_text_are_those_of_the_records():
     assert f"gets {aim['parameters'] / 1e6:.0f} M trainable parameters" in text
     assert f"in a file of {aim['file_bytes'] / 2**20:.0f} MiB" in text
     assert f"inference takes {aim['forward_gmac'] / frozen['forward_gmac']:.2f} times the arithmetic" in text
+    on_gpu = {row["row"]: row["peak_mb"] / 1e3 for row in found("cost_gpu")["rows"]}
+    whole, recomputed = on_gpu["AIM"], on_gpu['AIM, recompute="block"']
+    assert f'need {whole:.1f} GB, and {recomputed:.1f} GB with "block"' in text
     assert f"in about {WORDS[round(found('demo')['seconds'] / 60)]} minutes" in text
     assert max(row["ratio"] for row in found("cost")["attach"]) < 2
     for row in found("published")["rows"]:

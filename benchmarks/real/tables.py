@@ -1,10 +1,10 @@
-"""Tables and a plot made from ``real.json`` alone; ``python -m benchmarks.real.tables`` makes them again."""
+"""Tables and a plot made from the records alone; ``python -m benchmarks.real.tables`` makes them again."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,12 @@ def main_table(record: Facts) -> str:
     lines = []
     for row, cost in zip(ROWS, record["costs"], strict=True):
         sizes = f"{cost['file_bytes'] / 1e6:.2f} MB", f"{cost['activations']:.2f}", f"{cost['time']:.2f}"
+        seeds = [str(len(of(record, row, task))) for task in ("signs", "order")]
         rates = [f"{rates.get(row.name, rates[AIM.name]):g}" for rates in record["rates"].values()]
-        lines.append(line(row.name, f"{cost['parameters']:,}", *cells(record, row), *sizes, ", ".join(rates)))
-    more = ["file", "activations / AIM", "time of a step / AIM", "learning rates"]
+        lines.append(
+            line(row.name, f"{cost['parameters']:,}", *cells(record, row), ", ".join(seeds), *sizes, ", ".join(rates))
+        )
+    more = ["seeds", "file", "activations / AIM", "time of a step / AIM", "learning rates"]
     return headed([*HEAD, *more], lines)
 
 
@@ -158,10 +161,12 @@ def comparison(record: Facts) -> str:
     )
 
 
-def commits(record: Facts) -> str:
-    """Return which commits the trials were run at."""
-    trials = [*record["trials"], *record["choices"], *record["longer"]]
-    return f"Trials run at {', '.join(sorted({trial['commit'] for trial in trials}))}."
+def origin(record: Facts) -> str:
+    """Return the sizes of the trials, and where and at which commits they were run."""
+    trials, plan = [*record["trials"], *record["choices"], *record["longer"]], record["plan"]
+    runs = Counter((trial["device"], trial["commit"]) for trial in trials)
+    where = "; ".join(f"{count} on {device} at commit {commit}" for (device, commit), count in sorted(runs.items()))
+    return f"{plan['steps']} steps of {plan['batch']} clips of {plan['size']} px. Trials: {where}."
 
 
 def page(record: Facts) -> str:
@@ -174,7 +179,7 @@ def page(record: Facts) -> str:
             choices_table(record),
             in_words(record["blur"]),
             small_table(record),
-            commits(record),
+            origin(record),
         ],
     )
 
@@ -202,12 +207,29 @@ def draw(record: Facts, path: Path) -> None:
     plt.close(figure)
 
 
-def publish(folder: Path) -> None:
-    """Write the plot next to ``real.json``, and the tables into the READMEs, or into ``real.md`` elsewhere."""
-    record = json.loads((folder / "real.json").read_text())
-    draw(record, folder / "real.svg")
-    tables.publish("real", folder, page(record), front_table(record))
+def short_page(record: Facts) -> str:
+    """Return the results of the rows that were run with all seeds."""
+    seeds = record["plan"]["seeds"]
+    rows = [row for row in ROWS if len(of(record, row, "order")) == len(of(record, row, "signs")) == seeds]
+    table = headed([f"{seeds} seeds", *HEAD[2:]], [line(row.name, *cells(record, row)) for row in rows])
+    return f"{table}\n\n{origin(record)}"
+
+
+def publish(folder: Path, name: str) -> None:
+    """Write the tables of a record into the READMEs, or beside it in another folder.
+
+    Args:
+        folder: Folder of the record.
+        name: "real", which comes with a plot, or "real_cpu".
+    """
+    record = json.loads((folder / f"{name}.json").read_text())
+    if name == "real_cpu":
+        tables.publish(name, folder, short_page(record))
+    else:
+        draw(record, folder / "real.svg")
+        tables.publish(name, folder, page(record), front_table(record))
 
 
 if __name__ == "__main__":
-    publish(RESULTS)
+    for name in ("real", "real_cpu"):
+        publish(RESULTS, name)

@@ -30,7 +30,7 @@ def record(name: str, command: str, seed: int, folder: Path = RESULTS, **numbers
         "command": command,
         "commit": commit(),
         "seed": seed,
-        "device": f"{os.cpu_count()} CPU cores, {platform.machine()}{_gpu()}",
+        "device": device(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -44,5 +44,7 @@ def commit() -> str:
     return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
 
 
-def _gpu() -> str:
-    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+def device() -> str:
+    """Return the CPU and the GPU, if any."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}{gpu}"

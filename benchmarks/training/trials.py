@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting.record import commit
+from benchmarks.reporting.record import commit, device
 
 Facts = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Trials:
 
     def add(self, settings: Facts, facts: Facts) -> Facts:
         """Log a trial that has been run, and return it."""
-        trial = {"settings": {**settings, **self.common}, "commit": commit(), **facts}
+        trial = {"settings": {**settings, **self.common}, "commit": commit(), "device": device(), **facts}
         self.made.append(trial)
         with self.path.open("a") as file:
             file.write(json.dumps(trial) + "\n")

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Titles may have any encoding; from PyAV 19 on, they are always read.
+ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 
 class BrokenVideo(ValueError):  # noqa: N818 (the video is at fault)
     """Raised for a file that is not a video, or has no frame that can be decoded."""
@@ -26,7 +29,7 @@ def opened(path: str | PathLike) -> Iterator[OfPyAV]:
         BrokenVideo: If it has no video stream, or FFmpeg raises any error.
     """
     try:
-        with av.open(str(path), metadata_errors="replace") as container:  # titles may have any encoding
+        with av.open(str(path), **ANY_TITLE) as container:
             if not container.streams.video:
                 raise BrokenVideo(f"{path} has no video stream.")
             yield OfPyAV(path, container.streams.video[0])
