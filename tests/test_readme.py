@@ -159,7 +159,21 @@ def test_results_in_the_text_are_those_of_the_records():
     text = " ".join(README.split())
     signs, order = (row["results"]["views"]["1x1"]["top1"] for row in found("real_defaults")["rows"])
     assert f"reaches {signs:.1%} on *signs* at 224 px, and {order:.1%} on *order*" in text
-    assert f"{found('real')['plan']['steps']} training steps" in text
+    plan, curve = found("real")["plan"], found("real_defaults")["rows"][0]["curve"]
+    assert f"{plan['size']} px and {plan['steps']} training steps" in text
+    assert f"in {curve[-1]['epoch'] * 288 // 8} steps" in text  # 288 training videos, batches of 8
+
+
+def test_results_on_real_videos_in_the_text_are_those_of_the_records():
+    text = " ".join(OF_BENCHMARKS.split())
+    speed = found("train_gpu")["speed"]
+    top1 = found("train_gpu")["results"]["views"]["1x1"]["top1"]
+    loader, model = (speed[f"{what}_clips_per_second"] for what in ("loader", "model"))
+    assert f"reached {top1:.1%}" in text and f"({loader:.0f} clips/s) is faster than the model ({model:.0f}" in text
+    tables = importlib.import_module("benchmarks.real.tables")
+    *_, own, _, longer = tables.curves(found("real"))
+    assert f"reaches 90% after {tables.steps_to(own['curve'])} steps" in text
+    assert tables.steps_to(longer["curve"]) is None and f"at chance after {longer['curve'][-1]['step']}" in text
 
 
 def test_the_demo_succeeds_where_the_frozen_backbone_is_at_chance():
@@ -185,9 +199,12 @@ def test_figures_in_the_text_are_those_of_the_records():
     assert f"gets {aim['parameters'] / 1e6:.0f} M trainable parameters" in text
     assert f"in a file of {aim['file_bytes'] / 2**20:.0f} MiB" in text
     assert f"inference takes {aim['forward_gmac'] / frozen['forward_gmac']:.2f} times the arithmetic" in text
-    on_gpu = {row["row"]: row["peak_mb"] / 1e3 for row in found("cost_gpu")["rows"]}
+    rows_on_gpu = found("cost_gpu")["rows"]
+    on_gpu = {row["row"]: row["peak_mb"] / 1e3 for row in rows_on_gpu}
+    ratios = {row["row"]: row["step_ratio"] for row in rows_on_gpu}
     whole, recomputed = on_gpu["AIM"], on_gpu['AIM, recompute="block"']
-    assert f'need {whole:.1f} GB, and {recomputed:.1f} GB with "block"' in text
+    longer = ratios['AIM, recompute="block"'] / ratios["AIM"]
+    assert f'take {whole:.1f} GB, or {recomputed:.1f} GB and {longer:.2f} times the time with "block"' in text
     assert f"in about {WORDS[round(found('demo')['seconds'] / 60)]} minutes" in text
     assert max(row["ratio"] for row in found("cost")["attach"]) < 2
     for row in found("published")["rows"]:

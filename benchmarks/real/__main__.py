@@ -1,4 +1,4 @@
-"""Does AIM work on real videos with a pretrained backbone? ``python -m benchmarks.real DATA``, two hours.
+"""Does AIM work on real videos with a pretrained backbone? ``python -m benchmarks.real DATA``.
 
 DATA is a folder with ``signs`` and ``clips``, videos, and ``weights``, a ViT-Tiny; the project ships none of them. All
 rows adapt the same backbone with the same steps and augmentation. A row's learning rate on a task is the best of a few
@@ -32,9 +32,10 @@ from benchmarks.reporting.record import record
 from benchmarks.training.trials import Facts, Trials
 from peft_aim.video.recipe import Recipe
 
-QUICK = Plan(size=32, steps=1, batch=2)
+QUICK = Plan(size=32, steps=1, batch=2, seeds=1)
 ON_GPU = Plan(size=224, steps=240, batch=8, seeds=5)
 TUNED = ("signs", "order")  # tasks with learning rates of their own
+PROCESSES = 16  # at most, since each holds a model, on the same GPU if there is one
 LOOK = 20  # steps between the evaluations of a learning curve
 HALF = 0.5  # of the steps, to choose learning rates
 LONGER = 2  # how many times as many steps the paper's AIM gets to learn order
@@ -63,7 +64,7 @@ class Bench:
         settings = list(settings)
         missing = [setting for setting in settings if self.trials.find(asdict(setting)) is None]
         missing = [] if self.logged else missing
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), prepare) as pool:
+        with ProcessPoolExecutor(min(PROCESSES, os.cpu_count()), get_context("spawn"), prepare) as pool:
             futures = {pool.submit(run, s, self.plan, self.data, self.cached, self.device): s for s in missing}
             for future in as_completed(futures):  # logged at once, in case of an interruption
                 self.trials.add(asdict(futures[future]), future.result())
@@ -81,12 +82,18 @@ class Bench:
             best = max(trials, key=lambda trial: (trial["top1"], -trial["held_out_loss"]))
             self.rates[task][name] = best["settings"]["lr"]
             top1[task][name] = {trial["settings"]["lr"]: trial["top1"] for trial in trials}
+        lacking = [task for task in TUNED if AIM.name not in self.rates[task]]
+        if lacking:
+            raise SystemExit(
+                f"{self.trials.path} has no trials with these settings that choose learning rates on {lacking[0]}. "
+                "Run without --logged."
+            )
         return top1
 
     def rate(self, row: Row, task: str) -> float:
         """Return the learning rate of a row: without a choice of its own, AIM's; on other tasks, that of signs."""
         rates = self.rates.get(task, self.rates["signs"])
-        return rates.get(row.name, rates[AIM.name])
+        return rates[row.name] if row.name in rates else rates[AIM.name]
 
     def setting(self, row: Row, task: str, **options: Any) -> Setting:
         """Return the setting of a row with the learning rate chosen for it."""
@@ -125,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="number of seeds; those in the log are not run again")
     parser.add_argument("--steps", type=int, help="number of training steps")
     parser.add_argument("--logged", action="store_true", help="run no trials: make the tables of those in the log")
-    given, command = parse(parser, argv)
+    given, command = parse(parser, argv, others=("steps",))
     plan = QUICK if given.quick else ON_GPU if torch.cuda.is_available() else Plan()
     plan = replace(plan, seeds=given.seeds or plan.seeds, steps=given.steps or plan.steps)
     bench = Bench(plan, given.data, given.output, given.logged)

@@ -58,7 +58,7 @@ def run(task: str, data: Path, output: Path) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the results in Markdown."""
-    head = ["`peft-aim train`, no options", "image size", "top-1 (95% interval)", "last epoch", "epochs"]
+    head = ["`peft-aim train`, no options", "image size", "top-1 (95% interval over videos)", "last epoch", "epochs"]
     head += ["trainable parameters", "model", "data loading", "time spent waiting for data"]
     lines = []
     for row in rows:

@@ -92,7 +92,7 @@ def main_table(record: Facts) -> str:
         lines.append(
             line(row.name, f"{cost['parameters']:,}", *cells(record, row), ", ".join(seeds), *sizes, ", ".join(rates))
         )
-    more = ["seeds", "file", "activations / AIM", "time of a step / AIM", "learning rates"]
+    more = ["seeds (signs, order)", "file", "activations / AIM", "time / AIM", "learning rates (signs, order)"]
     return headed([*HEAD, *more], lines)
 
 
@@ -148,7 +148,9 @@ def choices_table(record: Facts) -> str:
 
 
 def comparison(record: Facts) -> str:
-    """Return AIM against full fine-tuning with divided attention, in words."""
+    """Return AIM against full fine-tuning with divided attention, in words; nothing if one of them was not run."""
+    if not all(of(record, row, task) for row in (AIM, DIVIDED) for task in ("signs", "order")):
+        return ""
     parameters = {cost["row"]: cost["parameters"] for cost in record["costs"]}
     ahead = [
         100 * (mean(of(record, AIM, task), "top1") - mean(of(record, DIVIDED, task), "top1"))
@@ -161,9 +163,8 @@ def comparison(record: Facts) -> str:
     )
 
 
-def origin(record: Facts) -> str:
-    """Return the sizes of the trials, and where and at which commits they were run."""
-    trials, plan = [*record["trials"], *record["choices"], *record["longer"]], record["plan"]
+def origin(plan: Facts, trials: list[Facts]) -> str:
+    """Return the sizes of trials, and where and at which commits they were run."""
     runs = Counter((trial["device"], trial["commit"]) for trial in trials)
     where = "; ".join(f"{count} on {device} at commit {commit}" for (device, commit), count in sorted(runs.items()))
     return f"{plan['steps']} steps of {plan['batch']} clips of {plan['size']} px. Trials: {where}."
@@ -179,7 +180,7 @@ def page(record: Facts) -> str:
             choices_table(record),
             in_words(record["blur"]),
             small_table(record),
-            origin(record),
+            origin(record["plan"], [*record["trials"], *record["choices"], *record["longer"]]),
         ],
     )
 
@@ -208,11 +209,12 @@ def draw(record: Facts, path: Path) -> None:
 
 
 def short_page(record: Facts) -> str:
-    """Return the results of the rows that were run with all seeds."""
-    seeds = record["plan"]["seeds"]
-    rows = [row for row in ROWS if len(of(record, row, "order")) == len(of(record, row, "signs")) == seeds]
+    """Return the results of the rows that were run with all seeds, and what makes the order of frames visible."""
+    both, seeds = ("signs", "order"), record["plan"]["seeds"]
+    rows = [row for row in ROWS if all(len(of(record, row, task)) == seeds for task in both)]
     table = headed([f"{seeds} seeds", *HEAD[2:]], [line(row.name, *cells(record, row)) for row in rows])
-    return f"{table}\n\n{origin(record)}"
+    shown = [trial for row in rows for task in both for trial in of(record, row, task)] + record["choices"]
+    return f"{table}\n\n{choices_table(record)}\n\n{origin(record['plan'], shown)}"
 
 
 def publish(folder: Path, name: str) -> None:

@@ -35,7 +35,7 @@ class Plan:
     size: int = 112
     steps: int = 80
     batch: int = 6
-    seeds: int = 1
+    seeds: int = 3
 
 
 @dataclass(frozen=True)

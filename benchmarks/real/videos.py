@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -161,7 +161,7 @@ class Clips:
         self.augment = ForTraining(preprocessing, recipe, list(classes))
         self.plain = ForEvaluation(preprocessing)
 
-    @property
+    @cached_property
     def labels(self) -> Tensor:
         """Labels of all videos, ``(M,)``."""
         return torch.tensor([video.label for video in self.videos], device=self.device)

@@ -31,8 +31,8 @@ def parse(
     return given, " ".join(["python -m", parser.prog, *(sys.argv[1:] if argv is None else argv)])
 
 
-def keep_published(parser: argparse.ArgumentParser, given: argparse.Namespace, others: Sequence[str]) -> None:
+def keep_published(parser: argparse.ArgumentParser, given: argparse.Namespace, options: Sequence[str]) -> None:
     """Exit with an error if one of these options is given and the published results would be overwritten."""
-    changed = [f"--{name}" for name in others if getattr(given, name)]
+    changed = [f"--{name}" for name in options if getattr(given, name)]
     if changed and given.output.resolve() == RESULTS:
         parser.error(f"{changed[0]} would overwrite the results in {given.output}. Pass another folder with --output.")

@@ -113,6 +113,21 @@ def test_rates_are_chosen_by_accuracy_on_training_people_then_by_loss(tmp_path):
     assert bench.rate(rows.LINEAR, "surveillance") == bench.rate(rows.LINEAR, "signs")
 
 
+def test_a_log_without_learning_rates_is_rejected(tmp_path):
+    bench = object.__new__(real.Bench)
+    bench.rates, bench.of = {task: {} for task in real.TUNED}, lambda settings: []
+    bench.trials = Trials(tmp_path / "real.jsonl", {})
+    with pytest.raises(SystemExit, match="real.jsonl has no trials .* learning rates on signs. Run without --logged"):
+        bench.choose_rates()
+
+
+def test_rows_that_were_not_run_are_a_dash():
+    record = json.loads((tables.RESULTS / "real.json").read_text())
+    record["trials"] = [trial for trial in record["trials"] if trial["settings"]["row"] != rows.DIVIDED.name]
+    (shown,) = [line for line in tables.page(record).splitlines() if line.startswith(f"| {rows.DIVIDED.name} |")]
+    assert "| - | - | - | 0, 0 |" in shown
+
+
 def test_the_table_has_all_rows_and_seeds_on_both_tasks():
     bench = object.__new__(real.Bench)
     bench.plan = trial.Plan(seeds=2)

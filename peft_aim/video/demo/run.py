@@ -52,7 +52,7 @@ def demo(folder: Path) -> list[dict[str, Any]]:
             write_videos(folder / task, task, split, per_class)
     adapted, reports = {}, {}
     for task in TASKS:
-        # the frozen backbone stays at chance anyway
+        # no frozen backbone can do better than chance, however long its head is trained: single frames have no class
         for row, epochs, options in (("frozen", 1, FROZEN), ("aim", EPOCHS[task], {})):
             say(f"3/4  Task {task!r}: {'AIM' if row == 'aim' else 'linear head on the frozen backbone'}")
             data, output = Data.find(folder / task), folder / f"{task}-{row}"
