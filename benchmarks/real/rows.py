@@ -94,10 +94,12 @@ ROWS = (
 SMALL = (LINEAR, AIM)  # those on the surveillance clips
 
 
-# What makes the order of frames visible, one by one, on training people only.
+# What makes the order of frames visible, and the paper's regularization, one by one, on training people only.
 CHOICES = (
     PAPERS_AIM,
     Row("convolution in the temporal adapter", aim(temporal_embedding="input")),
     Row("embedding in the temporal adapter of every block", aim(temporal_conv=False)),
     AIM,
+    Row("AIM, drop path 0.2", aim(drop_path=0.2)),
+    Row("AIM, head dropout 0.5", aim(head_dropout=0.5)),
 )

@@ -136,8 +136,18 @@ def curve_table(record: Facts) -> str:
     return headed(["order", "steps until 90% within the pairs", "within-pair accuracy at the end"], lines)
 
 
+def grid_table(record: Facts) -> str:
+    """Return the top-1 accuracy that learning rates were chosen by."""
+    lines = []
+    for row in ROWS:
+        found = [rates.get(row.name, {}) for rates in record["grid"].values()]
+        shown = [", ".join(f"{float(rate):g}: {top1:.1%}" for rate, top1 in rates.items()) for rates in found]
+        lines += [line(row.name, *shown)] if any(found) else []
+    return headed(["learning rates: top-1, 5 held-out training people", "signs", "order"], lines)
+
+
 def choices_table(record: Facts) -> str:
-    """Return what was tried to make the order of frames visible, on some of the training people."""
+    """Return what was tried to learn the order of frames, on some of the training people."""
     lines = [
         line(t["settings"]["row"], f"{t['loss']:.2f}", f"{t['within_pair']:.1%}", f"{t['top1']:.1%}")
         for t in record["choices"]
@@ -178,6 +188,7 @@ def page(record: Facts) -> str:
             comparison(record),
             curve_table(record),
             choices_table(record),
+            grid_table(record),
             in_words(record["blur"]),
             small_table(record),
             origin(record["plan"], [*record["trials"], *record["choices"], *record["longer"]]),

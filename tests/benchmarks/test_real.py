@@ -195,8 +195,10 @@ def test_attentive_pooling_trains_the_probe_only():
 
 def test_all_rows_are_shown_with_the_goals(tmp_path):
     record = json.loads((tables.RESULTS / "real.json").read_text())
-    page = tables.page(record)
-    assert all(f"| {row.name} |" in page for row in (*rows.ROWS, *rows.CHOICES))
+    short = json.loads((tables.RESULTS / "real_cpu.json").read_text())
+    page, tried = tables.page(record), tables.short_page(short)
+    assert all(f"| {row.name} |" in page for row in rows.ROWS)
+    assert all(f"| {row.name} |" in tried for row in rows.CHOICES)
     for row in rows.BLIND:
         assert {found["within_pair"] for found in tables.of(record, row, "order")} <= {0.5}
     tables.draw(record, tmp_path / "real.svg")
