@@ -1,8 +1,8 @@
 """What does ``peft-aim train`` reach without options? ``python -m benchmarks.real.defaults DATA --runs FOLDER``.
 
 Only the backbone, the videos and a seed are given: *signs* at 224 px, the image size of pretraining, and *order* at
-112 px with three seeds. The videos that are played backward are written to files. A training run that is complete is not repeated. This takes
-an hour on one core.
+112 px with three seeds. The videos that are played backward are written to files. A training run that is complete is
+not repeated. This takes an hour and a half on one core.
 """
 
 from __future__ import annotations
