@@ -211,7 +211,7 @@ class Recipe:
             >>> Recipe().for_width(120).lr, Recipe(lr=1e-3).for_width(120).lr
             (0.005, 0.001)
         """
-        return self if self.lr is not None else replace(self, lr=LR_TIMES_WIDTH / width)
+        return self if self.lr is not None else replace(self, lr=round(LR_TIMES_WIDTH / width, 6))
 
 
 LEAST_EPOCHS, LEAST_STEPS = 6, 200

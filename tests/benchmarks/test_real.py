@@ -124,7 +124,7 @@ def test_a_log_without_learning_rates_is_rejected(tmp_path):
 def test_rows_that_were_not_run_are_a_dash():
     record = json.loads((tables.RESULTS / "real.json").read_text())
     record["trials"] = [trial for trial in record["trials"] if trial["settings"]["row"] != rows.DIVIDED.name]
-    (shown,) = [line for line in tables.page(record).splitlines() if line.startswith(f"| {rows.DIVIDED.name} |")]
+    shown = next(line for line in tables.page(record).splitlines() if line.startswith(f"| {rows.DIVIDED.name} |"))
     assert "| - | - | - | 0, 0 |" in shown
 
 

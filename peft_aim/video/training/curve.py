@@ -66,7 +66,7 @@ def draw_curve(path: Path, points: list[Point], kept: int | None = None) -> None
     axes.plot([p["epoch"] for p in points], [p["loss"] for p in points], ".-", color="tab:blue", label="training loss")
     axes.set(xlabel="epoch", ylabel="training loss")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     evaluated = [p for p in points if p["top1"] is not None]
     if evaluated:
         right = axes.twinx()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -98,6 +99,8 @@ def train(
     data, broken = data.without_broken(recipe) if check else (data, [])
     recipe = recipe.for_videos(len(data.train))
     adapted, description = adapt(data, source, recipe, **aim_options)
+    recipe = recipe.for_width(token_width(adapted))
+    say(plan(data, recipe))
     notes = [*notes_on(data), *precision_note(recipe)]
     if unreadable:
         notes += [f"None of the {len(data.val)} val videos can be read: the last weights are kept. {unreadable}"]
@@ -124,6 +127,14 @@ def train(
         report.write(output)
         run.end()
     return adapted, report
+
+
+def plan(data: Data, recipe: Recipe) -> str:
+    """Return what is about to be trained on, and for how long, in words."""
+    videos = f"{len(data.train)} videos of {len(data.classes)} classes, {len(data.val)} val videos"
+    steps = math.ceil(len(data.train) / recipe.batch_size)
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
+    return f"Training on {videos}: {epochs} of {steps} steps, learning rate {recipe.peak_lr:.3g}"
 
 
 def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:

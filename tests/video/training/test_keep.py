@@ -107,6 +107,15 @@ def test_evaluation_does_not_change_training(best, videos, image_model, tmp_path
     assert "There is no val split, so the adapter is not evaluated: the last weights are kept" in str(report)
 
 
+def test_training_says_first_what_it_is_about_to_do(videos, image_model, tmp_path, capsys):
+    data, recipe = Data.find(videos), replace(RECIPE, epochs=1, lr=None)
+    _, report = train(data, image_model, tmp_path / "out", recipe)
+    start = f"Training on {len(data.train)} videos of {len(data.classes)} classes, {len(data.val)} val videos: "
+    rate = report.recipe.lr
+    assert f"{start}1 epoch of 3 steps, learning rate {rate:.3g}\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["recipe"]["lr"] == rate > 0
+
+
 def test_each_epoch_has_a_line_and_a_point_of_the_curve(best):
     _, _, report, output, printed = best
     lines = [line for line in printed.splitlines() if line.startswith("epoch")]
