@@ -157,7 +157,8 @@ def test_smaller_tables_are_those_of_the_records(benchmark, module):
 
 def test_results_in_the_text_are_those_of_the_records():
     text = " ".join(README.split())
-    signs, order = (row["results"]["views"]["1x1"]["top1"] for row in found("real_defaults")["rows"])
+    signs, *order = (row["results"]["views"]["1x1"]["top1"] for row in found("real_defaults")["rows"])
+    order = sum(order) / len(order)
     assert f"reaches {signs:.1%} on *signs* at 224 px, and {order:.1%} on *order*" in text
     plan, curve = found("real")["plan"], found("real_defaults")["rows"][0]["curve"]
     assert f"{plan['size']} px and {plan['steps']} training steps" in text
