@@ -211,7 +211,7 @@ class Recipe:
             >>> Recipe().for_width(120).lr, Recipe(lr=1e-3).for_width(120).lr
             (0.005, 0.001)
         """
-        return self if self.lr is not None else replace(self, lr=round(LR_TIMES_WIDTH / width, 6))
+        return self if self.lr is not None else replace(self, lr=round(LR_TIMES_WIDTH / width, 8))
 
 
 LEAST_EPOCHS, LEAST_STEPS = 6, 200
