@@ -131,8 +131,12 @@ def planned(given: argparse.Namespace) -> Plan:
     changes = {name: getattr(given, name) for name in options if getattr(given, name) is not None}
     if given.backbone:
         changes |= {"with_gelu": None, "options": {}, "attach": {given.backbone: given.backbone}}
-    default = QUICK if given.quick else replace(Plan(), **ON_GPU) if given.device == "cuda" else Plan()
-    return replace(default, **changes)
+    return replace(usual(given), **changes)
+
+
+def usual(given: argparse.Namespace) -> Plan:
+    """Return the plan of the published results on the device that the command line asks for."""
+    return QUICK if given.quick else replace(Plan(), **ON_GPU) if given.device == "cuda" else Plan()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -145,8 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="number of times that each time is taken")
     given, command = parse(parser, argv, others=("backbone",))
     plan = planned(given)
-    if plan != planned(argparse.Namespace(**{**vars(given), "dtype": None, "batch": None})):
-        keep_published(parser, given, ("dtype", "batch"))
+    keep_published(parser, given, [name for name in ON_GPU if getattr(plan, name) != getattr(usual(given), name)])
     facts = {"threads": torch.get_num_threads(), "plan": asdict(plan), "rows": measure(plan)}
     if plan.device == "cuda":
         print(record("cost_gpu", command, 0, given.output, **facts))

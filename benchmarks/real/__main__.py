@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.real.blur import blur
 from benchmarks.real.costs import costs
-from benchmarks.real.rows import AIM, BLIND, CHOICES, FRAMES, PAPERS_AIM, ROWS, SMALL, Row, backbone
+from benchmarks.real.rows import AIM, BLIND, CHOICES, FRAMES, PAPERS_AIM, ROWS, SMALL, Row, backbone, rate
 from benchmarks.real.tables import publish
 from benchmarks.real.trial import Plan, Setting, prepare, run
 from benchmarks.real.videos import Clips, decode, signs
@@ -60,10 +60,9 @@ class Bench:
         self.rates: dict[str, dict[str, float]] = {task: {} for task in TUNED}
 
     def of(self, settings: Iterable[Setting]) -> list[Facts]:
-        """Return the trials with these settings; those that are not in the log are run."""
+        """Return the trials with these settings; those that are not in the log are run, or left out if ``logged``."""
         settings = list(settings)
-        missing = [setting for setting in settings if self.trials.find(asdict(setting)) is None]
-        missing = [] if self.logged else missing
+        missing = [] if self.logged else [s for s in settings if self.trials.find(asdict(s)) is None]
         with ProcessPoolExecutor(min(PROCESSES, os.cpu_count()), get_context("spawn"), prepare) as pool:
             futures = {pool.submit(run, s, self.plan, self.data, self.cached, self.device): s for s in missing}
             for future in as_completed(futures):  # logged at once, in case of an interruption
@@ -91,9 +90,8 @@ class Bench:
         return top1
 
     def rate(self, row: Row, task: str) -> float:
-        """Return the learning rate of a row: without a choice of its own, AIM's; on other tasks, that of signs."""
-        rates = self.rates.get(task, self.rates["signs"])
-        return rates[row.name] if row.name in rates else rates[AIM.name]
+        """Return the learning rate of a row: on tasks without a choice of their own, that of signs."""
+        return rate(row, self.rates.get(task, self.rates["signs"]))
 
     def setting(self, row: Row, task: str, **options: Any) -> Setting:
         """Return the setting of a row with the learning rate chosen for it."""

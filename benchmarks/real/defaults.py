@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ SIZES = {"signs": None, "order": 112}  # pixels; None is that of pretraining, 22
 SEEDS = {"signs": 1, "order": 3}
 
 
+@cache
 def write_order(signs: Path, folder: Path) -> Path:
-    """Write the videos of *order*, the words of ``REVERSIBLE`` forward and backward, and return their folder."""
+    """Write the videos of *order*, the words of ``REVERSIBLE`` forward and backward, once; return their folder."""
     for path in sorted(path for word in REVERSIBLE for path in signs.glob(f"*/{word}/*.mp4")):
         with open_video(path) as video:
             frames = video.read(range(len(video.seconds))).permute(0, 2, 3, 1) / 255

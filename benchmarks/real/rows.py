@@ -41,6 +41,11 @@ def backbone(data: Path, size: int) -> tuple[nn.Module, Preprocessing]:
     return load_backbone(Source(MODEL, weights=str(data / WEIGHTS), image_size=size))
 
 
+def rate(row: Row, rates: dict[str, float]) -> float:
+    """Return the learning rate of a row from those chosen by row: without a choice of its own, AIM's."""
+    return rates[row.name] if row.name in rates else rates[AIM.name]
+
+
 def aim(**options: Any) -> Build:
     """Return AIM with options of its config; as in the paper, the final norm is trained."""
     options = {"final_norm": True, **ORDERED, **options}

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks.real.blur import in_words
-from benchmarks.real.rows import AIM, DIVIDED, ROWS, SMALL, SPATIAL, TEMPORAL, Row
+from benchmarks.real.rows import AIM, DIVIDED, ROWS, SMALL, SPATIAL, TEMPORAL, Row, rate
 from benchmarks.reporting import tables
 from benchmarks.reporting.record import RESULTS
 from benchmarks.reporting.tables import headed, line
@@ -88,7 +88,7 @@ def main_table(record: Facts) -> str:
     for row, cost in zip(ROWS, record["costs"], strict=True):
         sizes = f"{cost['file_bytes'] / 1e6:.2f} MB", f"{cost['activations']:.2f}", f"{cost['time']:.2f}"
         seeds = [str(len(of(record, row, task))) for task in ("signs", "order")]
-        rates = [f"{rates.get(row.name, rates[AIM.name]):g}" for rates in record["rates"].values()]
+        rates = [f"{rate(row, rates):g}" for rates in record["rates"].values()]
         lines.append(
             line(row.name, f"{cost['parameters']:,}", *cells(record, row), ", ".join(seeds), *sizes, ", ".join(rates))
         )
