@@ -192,6 +192,15 @@ class Recipe:
         """Fraction of the training steps spent on learning rate warmup, at most a quarter."""
         return 0.1 if self.warmup_epochs is None else min(self.warmup_epochs / self.epochs, 0.25)
 
+    def steps(self, count: int) -> int:
+        """Return the number of optimizer steps of an epoch of so many training videos; the last may be partly filled.
+
+        Example:
+            >>> Recipe(batch_size=8).steps(52)
+            7
+        """
+        return math.ceil(count / self.batch_size)
+
     def for_videos(self, count: int) -> Recipe:
         """Return the recipe with a number of epochs: the one given, or the default for a number of training videos.
 
@@ -199,8 +208,8 @@ class Recipe:
             >>> Recipe(batch_size=8).for_videos(80).epochs, Recipe(epochs=30).for_videos(80).epochs
             (20, 30)
         """
-        steps = math.ceil(count / self.batch_size)
-        return self if self.epochs else replace(self, epochs=max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps)))
+        least = math.ceil(LEAST_STEPS / self.steps(count))
+        return self if self.epochs else replace(self, epochs=max(LEAST_EPOCHS, least))
 
     def for_width(self, width: int) -> Recipe:
         """Return the recipe with a learning rate: the one given, or the default for a token width.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -53,7 +52,7 @@ class TrainingClips(Dataset):
         self._drawn: tuple[int, Sequence[int]] = (-1, range(len(videos)))
 
     def __len__(self) -> int:
-        return math.ceil(len(self.videos) / self.recipe.batch_size) * self.recipe.batch_size
+        return self.recipe.steps(len(self.videos)) * self.recipe.batch_size
 
     @property
     def drawn(self) -> Sequence[int]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -132,9 +131,10 @@ def train(
 def plan(data: Data, recipe: Recipe) -> str:
     """Return what is about to be trained on, and for how long, in words."""
     videos = f"{len(data.train)} videos of {len(data.classes)} classes, {len(data.val)} val videos"
-    steps = math.ceil(len(data.train) / recipe.batch_size)
     epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
-    return f"Training on {videos}: {epochs} of {steps} steps, learning rate {recipe.peak_lr:.3g}"
+    return (
+        f"Training on {videos}: {epochs} of {recipe.steps(len(data.train))} steps, learning rate {recipe.peak_lr:.3g}"
+    )
 
 
 def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
