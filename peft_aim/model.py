@@ -32,10 +32,10 @@ from peft_aim.summary import summary
 from peft_aim.targets import (
     adapted_blocks,
     as_regex,
-    branches,
     check_free,
     check_head,
     check_modules_to_save,
+    nothing,
     select_blocks,
 )
 
@@ -103,11 +103,13 @@ class AIMModel(BaseTuner):
         found = self._clips(PartNames(**names)).inspection
         peft_config.branches, peft_config.of_model = {}, {}
         if peft_config.has_block_adapters:
-            blocks = select_blocks(self.model, found, peft_config.search_anew())
-            peft_config.note_targets(as_regex(blocks))
-            peft_config.branches = {name: branches(peft_config, found.blocks[name]) for name in blocks}
+            peft_config.branches = select_blocks(self.model, found, peft_config.search_anew())
+            peft_config.note_targets(as_regex(list(peft_config.branches)))
         if peft_config.temporal_embedding == "input":
-            for block, pre_norm in found.entries.items():
+            entries = found.entries or dict.fromkeys(list(peft_config.branches)[:1])
+            if not entries:
+                raise ValueError(nothing(self.model, found))
+            for block, pre_norm in entries.items():
                 peft_config.branches.setdefault(pre_norm or block, []).append("temporal_embedding")
         check_modules_to_save(self.model, found, peft_config)
         if peft_config.num_labels:
@@ -156,10 +158,8 @@ class AIMModel(BaseTuner):
             return AIMNorm(target)
         for block, pre_norm in found.entries.items():
             if name == pre_norm:
-                return AIMEmbedding(target, found.blocks[block], clips.frames)
-        names = list(found.blocks)
-        depth = names.index(name) / max(1, len(names) - 1)
-        return AIMLayer(target, found.blocks[name], clips.frames, depth)
+                return AIMEmbedding(target, found.modules[block], clips.frames)
+        return AIMLayer(target, found.modules[name], clips.frames, found.depth(name))
 
     def _clips(self, names: PartNames) -> Clips:
         """Return the hooks around the backbone; the first adapter creates them, later ones share them."""
@@ -178,7 +178,7 @@ class AIMModel(BaseTuner):
         return clips
 
     def print_adapted_blocks(self, adapter_name: str | None = None) -> None:
-        """Print which blocks have which adapters, how they run temporal attention, and which blocks are skipped.
+        """Print which blocks have which adapters, how information passes between frames, and which blocks are skipped.
 
         Args:
             adapter_name: The adapter; the active one by default.
@@ -191,7 +191,7 @@ class AIMModel(BaseTuner):
             >>> get_peft_model(backbone, config).print_adapted_blocks()  # doctest: +ELLIPSIS
             VisionTransformer with the adapter 'default': 2 of 2 blocks with attention are adapted
             <BLANKLINE>
-            block                     parts                  width  bottleneck  adapters         temporal attention
+            block                     parts                  width  bottleneck  adapters         temporal branch
             blocks.0 to blocks.1 (2)  norm1 attn; norm2 mlp  192    48          temporal, joint  its own forward ...
             <BLANKLINE>
             parameters  count  each    total

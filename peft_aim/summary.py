@@ -1,4 +1,4 @@
-"""Describes an adapted model: which blocks have which adapters, how they attend over time, and which are skipped."""
+"""Describes an adapted model: which blocks have which adapters, their temporal branches, and which are skipped."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from peft_aim.attention import in_words
 from peft_aim.backbone import Anatomy, Inspection, listed
-from peft_aim.layers import AIMHead, AIMLayer, AIMNorm
+from peft_aim.layers import AIMHead, AIMLayer, AIMNorm, TemporalAttention
 
 ADAPTERS = {
     "temporal_in": "temporal (before attention)",
@@ -32,7 +31,7 @@ class Line:
         bottleneck: Width of the bottlenecks, None if there are none.
         adapters: Which adapters a block has, "" if none.
         parts: Names of a block's norms, attention and MLP.
-        attention: The kind of temporal attention, "none" without a temporal adapter.
+        over_time: The temporal branch, "none" if there is none.
     """
 
     first: str
@@ -42,7 +41,7 @@ class Line:
     bottleneck: int | None
     adapters: str
     parts: str
-    attention: str
+    over_time: str
 
 
 def summary(model: nn.Module, adapter_name: str) -> str:
@@ -53,48 +52,56 @@ def summary(model: nn.Module, adapter_name: str) -> str:
         adapter_name: The adapter.
     """
     found: Inspection = model.aim_clips.inspection
-    layers = {name: model.get_submodule(name) for name in found.blocks}
-    embeddings = _embeddings(model, found, adapter_name)
-    lines = _rows(_line(name, layer, found, adapter_name, name in embeddings) for name, layer in layers.items())
-    adapted = sum(line.count for line in lines if line.bottleneck)
-    total = len(found.blocks) + len(found.left_out)
+    own = {name: m for name, m in model.named_modules() if isinstance(m, AIMLayer)}
+    layers = {name: model.get_submodule(name) for name in found.modules if name in {*found.blocks, *own}}
+    embeddings = _embeddings(model, adapter_name)
+    lines = [_line(name, layer, found, adapter_name, layer in embeddings) for name, layer in layers.items()]
+    adapted = {line.first for line in lines if line.bottleneck}
+    skipped = {name: reason for name, reason in found.left_out.items() if name not in adapted}
+    others = {name: reason for name, reason in found.without_attention.items() if name not in adapted}
     parts = [
-        f"{type(model).__name__} with the adapter {adapter_name!r}: {adapted} of {total} blocks with attention "
-        "are adapted",
+        f"{type(model).__name__} with the adapter {adapter_name!r}: {_count(adapted, found)} are adapted",
         _table(
-            ["block", "parts", "width", "bottleneck", "adapters", "temporal attention"],
+            ["block", "parts", "width", "bottleneck", "adapters", "temporal branch"],
             [
-                [_span(line), line.parts, line.width, line.bottleneck or "-", line.adapters or "none", line.attention]
-                for line in lines
+                [_span(line), line.parts, line.width, line.bottleneck or "-", line.adapters or "none", line.over_time]
+                for line in _rows(lines)
             ],
         ),
         _table(["parameters", "count", "each", "total"], _counts(model, layers, embeddings, adapter_name)),
     ]
-    if found.left_out:
-        parts.append(f"Skipped:{listed(found.left_out)}")
-    if found.without_attention:
-        parts.append(f"Without attention:{listed(found.without_attention)}")
+    if skipped:
+        parts.append(f"Skipped:{listed(skipped)}")
+    if others:
+        parts.append(f"Without attention:{listed(others)}")
     return "\n\n".join(parts)
 
 
-def _embeddings(model: nn.Module, found: Inspection, adapter: str) -> dict[str, nn.Parameter]:
-    """Return the temporal embeddings by block, whether the block or the norm before it adds them."""
-    holders = {block: model.get_submodule(norm or block) for block, norm in found.entries.items()}
-    has = {block: getattr(holder, "aim_temporal_embedding", {}) for block, holder in holders.items()}
-    return {block: embeddings[adapter] for block, embeddings in has.items() if adapter in embeddings}
+def _count(adapted: set[str], found: Inspection) -> str:
+    with_attention = {*found.blocks, *found.left_out}
+    others = len(adapted - with_attention)
+    if not with_attention:
+        return f"{others} blocks without attention"
+    count = f"{len(adapted & with_attention)} of {len(with_attention)} blocks with attention"
+    return f"{count}, and {others} without," if others else count
+
+
+def _embeddings(model: nn.Module, adapter: str) -> dict[nn.Module, nn.Parameter]:
+    """Return the temporal embeddings before the first block, by the module that adds them."""
+    held = {module: getattr(module, "aim_temporal_embedding", {}) for module in model.modules()}
+    return {module: embeddings[adapter] for module, embeddings in held.items() if adapter in embeddings}
 
 
 def _line(name: str, layer: nn.Module, found: Inspection, adapter: str, is_embedded: bool) -> Line:
-    anatomy = found.blocks[name]
+    anatomy = found.modules[name]
     has = [text for branch, text in ADAPTERS.items() if _has(layer, branch, adapter)]
     bottleneck = next((_down(layer, b, adapter).out_features for b in ADAPTERS if _has(layer, b, adapter)), None)
     if is_embedded:
         has.insert(0, "temporal embedding")
-    for text, container in INSIDE.items():
-        if adapter in getattr(layer, container, ()):
-            has.append(text)
-    attends = in_words(anatomy.attend) if _has(layer, "temporal", adapter) else "none"
-    return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), _parts(anatomy), attends)
+    over_time = layer.aim_settings[adapter].temporal if _has(layer, "temporal", adapter) else "none"
+    if isinstance(over_time, TemporalAttention):
+        has += [text for text, container in INSIDE.items() if adapter in getattr(layer, container)]
+    return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), _parts(anatomy) or "-", str(over_time))
 
 
 def _parts(anatomy: Anatomy) -> str:

@@ -16,15 +16,31 @@ from peft_aim.config import AIMConfig
 from peft_aim.layers import BRANCHES, AIMLayer, AIMTunerLayer
 
 
-def branches(config: AIMConfig, anatomy: Anatomy) -> list[str]:
-    """Return which adapters a block gets."""
+def branches(config: AIMConfig, anatomy: Anatomy, index: int) -> list[str]:
+    """Return which adapters a block gets.
+
+    Args:
+        config: The options.
+        anatomy: The parts of the block.
+        index: Its index among the blocks that the options can adapt.
+    """
     wanted = {
-        "temporal_in": config.temporal and config.temporal_adapters == 2,
-        "temporal": config.temporal,
-        "spatial": config.spatial,
+        "temporal": config.temporal and _has_temporal(config.temporal_layers, index),
+        "spatial": config.spatial and anatomy.attention is not None,
         "joint": config.joint and anatomy.mlp is not None,
     }
     return [name for name in BRANCHES if wanted[name]]
+
+
+def _has_temporal(layers: str | int | list[int] | None, index: int) -> bool:
+    if layers in ("even", "odd"):
+        return index % 2 == ("even", "odd").index(layers)
+    return layers is None or index in ([layers] if isinstance(layers, int) else layers)
+
+
+def adaptable(found: Inspection, config: AIMConfig) -> dict[str, Anatomy]:
+    """Return the blocks that can have what the options ask for, in the order in which they run."""
+    return found.all_blocks if config.temporal in ("conv", "auto") else found.blocks
 
 
 def adapted_blocks(model: nn.Module, adapter_name: str) -> list[str]:
@@ -36,66 +52,106 @@ def adapted_blocks(model: nn.Module, adapter_name: str) -> list[str]:
     ]
 
 
-def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str]:
-    """Apply ``target_modules``, ``exclude_modules`` and ``layers_to_transform`` to the blocks that were found.
+def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> dict[str, list[str]]:
+    """Apply ``target_modules``, ``exclude_modules``, ``layers_to_transform`` and ``temporal_layers``.
+
+    Returns:
+        Which adapters each selected block gets, by its name.
 
     Raises:
         ValueError: If a target is not a block, if some blocks cannot be adapted and ``target_modules`` is not given,
             or if no block is left.
     """
-    names = list(found.blocks)
-    if config.target_modules is not None:
-        targets = _targets(model, found, config)
-    elif not found.rejected:
-        targets = names
-        if found.skipped:
-            warnings.warn(
-                f"AIM adapts {len(names)} of {len(names) + len(found.skipped)} blocks with attention of "
-                f"{type(model).__name__} and skips these:"
-                f"{listed(found.skipped)}\nIf that is intended, pass target_modules={as_regex(names)!r}.",
-                stacklevel=2,
-            )
-    else:
-        raise ValueError(
-            f"AIM can adapt {len(names)} blocks of {type(model).__name__}, but not these:"
-            f"{listed(found.left_out)}\nTo adapt only the others, pass target_modules={as_regex(names)!r}."
-        )
-    layers = _layers(model, found, config)
+    blocks = adaptable(found, config)
+    if config.target_modules is None and not blocks:
+        raise ValueError(nothing(model, found))
+    targets = list(blocks) if config.target_modules is None else _targets(model, found, config)
+    if config.target_modules is None:
+        _check_all_are_adaptable(model, found, blocks)
+    names = [name for name in found.modules if name in {*blocks, *targets}]
+    _check_indices(model, len(names), config)
+    layers = config.layers_to_transform
+    layers = range(len(names)) if layers is None else [layers] if isinstance(layers, int) else layers
     selected = [name for name in targets if not _matches(config.exclude_modules, name) and names.index(name) in layers]
-    if not selected:
+    wanted = {name: branches(config, found.modules[name], names.index(name)) for name in selected}
+    if not any(wanted.values()):
         raise ValueError(
-            f"No block is left: target_modules={config.target_modules!r}, exclude_modules={config.exclude_modules!r} "
-            f"and layers_to_transform={config.layers_to_transform!r} together exclude all of {as_regex(names)!r}."
+            f"No block is left: target_modules={config.target_modules!r}, exclude_modules={config.exclude_modules!r}, "
+            f"layers_to_transform={config.layers_to_transform!r} and temporal_layers={config.temporal_layers!r} "
+            f"together exclude all of {as_regex(list(blocks))!r}."
         )
-    return selected
+    return {name: has for name, has in wanted.items() if has}
+
+
+def _check_all_are_adaptable(model: nn.Module, found: Inspection, blocks: dict[str, Anatomy]) -> None:
+    """Warn about blocks with attention that are skipped, and raise an error if it is not understood why."""
+    skipped = {name: reason for name, reason in found.skipped.items() if name not in blocks}
+    rejected = {name: reason for name, reason in found.rejected.items() if name not in blocks}
+    names = as_regex(list(blocks))
+    others = {*skipped, *rejected} & {*found.convolved}
+    hint = "\nTo give these a convolution over time instead of temporal attention, pass temporal='auto'."
+    if rejected:
+        raise ValueError(
+            f"AIM can adapt {len(blocks)} blocks of {type(model).__name__}, but not these:"
+            f"{listed({**skipped, **rejected})}\nTo adapt only the others, pass target_modules={names!r}."
+            f"{hint if others else ''}"
+        )
+    if skipped:
+        warnings.warn(
+            f"AIM adapts {len(blocks)} of {len(blocks) + len(skipped)} blocks with attention of "
+            f"{type(model).__name__} and skips these:"
+            f"{listed(skipped)}\nIf that is intended, pass target_modules={names!r}.{hint if others else ''}",
+            stacklevel=2,
+        )
+
+
+def nothing(model: nn.Module, found: Inspection) -> str:
+    """Return the message for a model without any block that the options can adapt."""
+    seen = found.left_out or found.without_attention
+    outermost = {name: reason for name, reason in seen.items() if not within(name, seen)}
+    observed = f"Candidates were:{listed(outermost)}" if seen else "None of its modules resembles such a block."
+    others = as_regex(list(found.convolved)) if found.convolved else "modules that you name with target_modules"
+    return (
+        f"{type(model).__name__} has no block that AIM can adapt. AIM needs x + attention(norm1(x)) followed by "
+        f"x + mlp(norm2(x)), pre-norm or post-norm. {observed}\nIf the parts of a block have unusual names, pass "
+        "norm1_module, attention_module, norm2_module and mlp_module. If an attention needs special arguments, "
+        "register a function with peft_aim.attention.along_time. To do without attention over time, pass "
+        f"temporal='auto', which adapts {others} by a convolution."
+    )
 
 
 def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str]:
-    """Return the blocks that ``target_modules`` matches."""
+    """Return the blocks that ``target_modules`` matches; a convolution can be asked for in any module of tokens."""
+    blocks = adaptable(found, config)
+    possible = found.modules if config.temporal in ("conv", "auto") else blocks
     matched = [name for name, _ in model.named_modules() if name and _matches(config.target_modules, name)]
-    wrong = [name for name in matched if name not in found.blocks]
+    wrong = [name for name in matched if name not in possible]
     if wrong or not matched:
         what = f"{', '.join(wrong[:4])}, which AIM cannot adapt as a block" if wrong else "no module"
         reasons = listed({name: found.left_out[name] for name in wrong if name in found.left_out})
         raise ValueError(
             f"target_modules={config.target_modules!r} matches {what}.{reasons}\nThe blocks of this "
-            f"{type(model).__name__} are {as_regex(list(found.blocks))!r}."
+            f"{type(model).__name__} are {as_regex(list(blocks))!r}."
         )
-    return [name for name in found.blocks if name in matched]
-
-
-def _layers(model: nn.Module, found: Inspection, config: AIMConfig) -> list[int]:
-    """Return the indices of the blocks that ``layers_to_transform`` selects."""
-    count, layers = len(found.blocks), config.layers_to_transform
-    if layers is None:
-        return list(range(count))
-    layers = [layers] if isinstance(layers, int) else layers
-    if max(layers) >= count:
+    inside = [name for name in matched if within(name, matched)]
+    if inside:
         raise ValueError(
-            f"layers_to_transform={config.layers_to_transform} selects block {max(layers)}, but "
-            f"{type(model).__name__} has {count} blocks, 0 to {count - 1}."
+            f"target_modules={config.target_modules!r} matches {inside[0]}, which is part of another module that it "
+            "matches. Give one of the two."
         )
-    return layers
+    return [name for name in found.modules if name in matched]
+
+
+def _check_indices(model: nn.Module, count: int, config: AIMConfig) -> None:
+    """Check that the indices of blocks exist."""
+    for option in ("layers_to_transform", "temporal_layers"):
+        layers = getattr(config, option)
+        indices = [layers] if isinstance(layers, int) else layers if isinstance(layers, list) else []
+        if max(indices, default=0) >= count:
+            raise ValueError(
+                f"{option}={layers} selects block {max(indices)}, but {type(model).__name__} has {count} blocks, 0 to "
+                f"{count - 1}."
+            )
 
 
 def _matches(patterns: str | set[str] | None, name: str) -> bool:

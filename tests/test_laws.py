@@ -70,7 +70,7 @@ def test_temporal_attention_does_not_mix_spatial_positions(name):
         tokens = torch.randn(2 * zoo.FRAMES, *positions, layer.anatomy.width)
         changed = tokens.clone()
         changed[(1, *[2] * len(positions))] = torch.randn(layer.anatomy.width)  # clip 0, frame 1, one position
-        before, after = (layer._attend_over_time("default", zoo.FRAMES, x) for x in (tokens, changed))
+        before, after = (layer.over_time("default", zoo.FRAMES, x) for x in (tokens, changed))
         differs = (before != after).any(-1).unflatten(0, (2, zoo.FRAMES))
         expected = torch.zeros_like(differs)
         expected[(0, slice(None), *[2] * len(positions))] = True

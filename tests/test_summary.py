@@ -23,7 +23,7 @@ def test_summary_lists_the_adapters_of_each_block(capsys):
     rows = [line.split("  ") for line in text.splitlines()]
     cells = [[cell.strip() for cell in row if cell] for row in rows]
     assert text.startswith("VisionTransformer with the adapter 'default': 2 of 3 blocks with attention are adapted\n")
-    assert ["block", "parts", "width", "bottleneck", "adapters", "temporal attention"] in cells
+    assert ["block", "parts", "width", "bottleneck", "adapters", "temporal branch"] in cells
     assert ["blocks.0", "norm1 attn; norm2 mlp", "32", "-", "temporal embedding", "none"] in cells
     both = "temporal (before attention), temporal, spatial, joint"
     parts, kind = "norm1 attn; norm2 mlp", "its own forward on the tokens alone"

@@ -114,9 +114,9 @@ def test_drop_path_grows_over_depth_and_skips_the_spatial_branch():
     assert torch.equal(model(clips), model(clips))
     tokens = torch.randn(400, 5, 32)
     blocks[2].train()
-    dropped = blocks[2]._attend_over_time("default", 4, tokens)
+    dropped = blocks[2].over_time("default", 4, tokens)
     blocks[2].eval()
-    kept = blocks[2]._attend_over_time("default", 4, tokens) / 0.6
+    kept = blocks[2].over_time("default", 4, tokens) / 0.6
     zero = (dropped == 0).flatten(1).all(1)
     assert 0.3 < zero.float().mean() < 0.5
     assert torch.allclose(dropped[~zero], kept[~zero])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from peft_aim import AIMConfig
 from peft_aim.attention import OnGrid
 from peft_aim.clips import per_clip
-from peft_aim.layers import AIMLayer
+from peft_aim.layers import AIMLayer, TemporalConvolution
 from peft_aim.tracing import Images, first_tensor, run, tensors_in
 
 CLIPS, FRAMES = 2, 4
@@ -36,12 +36,13 @@ class NotOffered(Exception):
     """Raised if a backbone lacks the feature that a law is about."""
 
 
-def check(build: Callable[[], nn.Module], clips: Images) -> dict[str, str]:
+def check(build: Callable[[], nn.Module], clips: Images, temporal: str = "attention") -> dict[str, str]:
     """Check all laws.
 
     Args:
         build: Returns the backbone with random weights, the same weights on each call.
         clips: Clips as inputs of the backbone, with axes (B, T) instead of the batch axis.
+        temporal: The kind of temporal branch, "attention", "conv" or "auto".
 
     Returns:
         "holds" or "not offered", by law.
@@ -55,7 +56,7 @@ def check(build: Callable[[], nn.Module], clips: Images) -> dict[str, str]:
         name = law.__name__
         torch.manual_seed(0)
         try:
-            law(build, clips)
+            law(build, clips, temporal)
             outcome[name] = "holds"
         except NotOffered:
             outcome[name] = "not offered"
@@ -88,18 +89,18 @@ def folded(clips: Images) -> Images:
 
 
 @torch.no_grad()
-def untrained_adapters_change_nothing(build: Callable, clips: Images) -> None:
+def untrained_adapters_change_nothing(build: Callable, clips: Images, temporal: str = "attention") -> None:
     """Before training, scores equal the backbone's averaged over frames, bit for bit."""
     backbone = build().requires_grad_(False)  # torch uses other kernels for some trainable matrices
     before = per_clip(scores(run(backbone, folded(clips))), CLIPS, FRAMES)
-    after = scores(run(adapt(backbone, init_weights=True), clips))
+    after = scores(run(adapt(backbone, temporal=temporal, init_weights=True), clips))
     _require(torch.equal(before, after), f"scores change by up to {_difference(before, after):.1e}")
 
 
 @torch.no_grad()
-def frames_mix_and_clips_do_not(build: Callable, clips: Images) -> None:
+def frames_mix_and_clips_do_not(build: Callable, clips: Images, temporal: str = "attention") -> None:
     """With the temporal branch alone, a frame affects the other frames of its clip and no other clip."""
-    model = adapt(build(), spatial=False, joint=False, temporal_embedding=False)
+    model = adapt(build(), temporal=temporal, spatial=False, joint=False, temporal_embedding=False)
     name, pictures = next(iter(clips.items()))
     changed = {**clips, name: pictures.clone()}
     changed[name][0, 1] = torch.randn_like(pictures[0, 1])
@@ -114,18 +115,18 @@ def frames_mix_and_clips_do_not(build: Callable, clips: Images) -> None:
 
 
 @torch.no_grad()
-def positions_never_mix(build: Callable, clips: Images) -> None:
+def positions_never_mix(build: Callable, clips: Images, temporal: str = "attention") -> None:
     """In the temporal branch, a token affects only its own spatial position, in all frames of its clip."""
-    model = adapt(build())
+    model = adapt(build(), temporal=temporal)
     for layer, tokens in zip(layers(model), _tokens(model, clips)[0], strict=True):
         axis, groups = layer.anatomy.channels, layer.anatomy.groups
-        before = layer._attend_over_time("default", FRAMES, tokens)
+        before = layer.over_time("default", FRAMES, tokens)
         reached = 0
         for frame in range(FRAMES):  # each, since one with a negligible attention weight reaches no other
             changed = tokens.movedim(axis, -1).clone()
             position = (frame * groups, *[size // 2 for size in changed.shape[1:-1]])  # clip 0, first patch group
             changed[position] = torch.randn(layer.anatomy.width)
-            after = layer._attend_over_time("default", FRAMES, changed.movedim(-1, axis))
+            after = layer.over_time("default", FRAMES, changed.movedim(-1, axis))
             change = (before - after).movedim(axis, -1).abs().amax(-1).unflatten(0, (CLIPS, FRAMES, groups))
             here = (0, slice(None), 0, *position[1:])
             reached += int((change[here] > 0).sum()) - 1
@@ -135,14 +136,19 @@ def positions_never_mix(build: Callable, clips: Images) -> None:
 
 
 @torch.no_grad()
-def time_is_free_of_space(build: Callable, clips: Images) -> None:
+def time_is_free_of_space(build: Callable, clips: Images, temporal: str = "attention") -> None:
     """Temporal attention contains no spatial bias, window, rotation or pooling, in particular at the spatial length.
 
     Any of them would distinguish positions, so permuted frames must give permuted results. If the attention's weights
-    have the usual names, the results must also equal softmax attention computed by hand.
+    have the usual names, the results must also equal softmax attention computed by hand. A convolution over time must
+    equal one computed by hand.
     """
-    model = adapt(build())
+    model = adapt(build(), temporal=temporal)
     for layer, tokens in zip(layers(model), _tokens(model, clips)[0], strict=True):
+        if isinstance(layer.aim_settings["default"].temporal, TemporalConvolution):
+            y, expected = layer.over_time("default", FRAMES, tokens), convolved_by_hand(layer, tokens)
+            _require(_close(y, expected), f"a convolution by hand differs by {_difference(y, expected):.1e}")
+            continue
         attention, width = layer.base_layer.get_submodule(layer.anatomy.attention), layer.anatomy.width
         positions = tokens[0].numel() // width
         for length in {FRAMES, min(positions, 256), *_window(attention)}:
@@ -157,9 +163,11 @@ def time_is_free_of_space(build: Callable, clips: Images) -> None:
                 _require(_close(y, expected), f"softmax attention by hand differs by {_difference(y, expected):.1e}")
 
 
-def gradients_reach_every_adapter_and_nothing_else(build: Callable, clips: Images) -> None:
+def gradients_reach_every_adapter_and_nothing_else(
+    build: Callable, clips: Images, temporal: str = "attention"
+) -> None:
     """Every adapter parameter gets a gradient; all other parameters are frozen and get none."""
-    for key, parameter in _backward(adapt(build()), clips).named_parameters():
+    for key, parameter in _backward(adapt(build(), temporal=temporal), clips).named_parameters():
         if ".aim_" in key:
             _require(parameter.grad is not None and bool(parameter.grad.any()), f"{key} gets no gradient")
         else:
@@ -167,9 +175,9 @@ def gradients_reach_every_adapter_and_nothing_else(build: Callable, clips: Image
 
 
 @torch.no_grad()
-def saved_and_loaded_gives_the_same(build: Callable, clips: Images) -> None:
+def saved_and_loaded_gives_the_same(build: Callable, clips: Images, temporal: str = "attention") -> None:
     """A saved adapter, loaded into a fresh backbone, gives the same scores bit for bit."""
-    model = adapt(build(), temporal_adapters=2)
+    model = adapt(build(), temporal=temporal, temporal_adapters=1 + (temporal != "conv"))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = PeftModel.from_pretrained(build(), folder).eval()
@@ -178,11 +186,11 @@ def saved_and_loaded_gives_the_same(build: Callable, clips: Images) -> None:
 
 
 @torch.no_grad()
-def unloading_gives_back_the_backbone(build: Callable, clips: Images) -> None:
+def unloading_gives_back_the_backbone(build: Callable, clips: Images, temporal: str = "attention") -> None:
     """``unload()`` restores the backbone: its modules, weights, hooks and results."""
     backbone, images = build(), folded(clips)
     untouched = copy.deepcopy(backbone)
-    unloaded = adapt(backbone).unload()
+    unloaded = adapt(backbone, temporal=temporal).unload()
     _require(unloaded is backbone and repr(unloaded) == repr(untouched), "the model or its modules differ")
     _require(_hooks(unloaded) == _hooks(untouched), "hooks remain")
     expected = untouched.state_dict()
@@ -191,9 +199,9 @@ def unloading_gives_back_the_backbone(build: Callable, clips: Images) -> None:
     _require(torch.equal(scores(run(unloaded, images)), scores(run(untouched, images))), "results change")
 
 
-def checkpointing_gives_the_same_gradients(build: Callable, clips: Images) -> None:
+def checkpointing_gives_the_same_gradients(build: Callable, clips: Images, temporal: str = "attention") -> None:
     """Gradients are the same with and without the backbone's own gradient checkpointing."""
-    wanted = _backward(adapt(build()), clips)
+    wanted = _backward(adapt(build(), temporal=temporal), clips)
     backbone = build()
     if getattr(backbone, "supports_gradient_checkpointing", False):
         # named otherwise before transformers 5.22
@@ -202,7 +210,7 @@ def checkpointing_gives_the_same_gradients(build: Callable, clips: Images) -> No
         enable = backbone.set_grad_checkpointing
     else:
         raise NotOffered
-    model = adapt(backbone)
+    model = adapt(backbone, temporal=temporal)
     try:
         enable()
     except (AssertionError, AttributeError, NotImplementedError) as error:  # timm asserts that the model supports it
@@ -246,6 +254,16 @@ def by_hand(attention: nn.Module, x: Tensor) -> Tensor | None:
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in features.chunk(3, dim=-1))
     weights = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1)
     return out((weights @ v).transpose(1, 2).flatten(2))
+
+
+def convolved_by_hand(layer: AIMLayer, tokens: Tensor) -> Tensor:
+    """Compute ST-Adapter's branch of a block from its weights."""
+    down, conv, up = (getattr(layer, f"aim_temporal_{name}")["default"] for name in ("down", "conv", "up"))
+    axis, groups = layer.anatomy.channels, layer.anatomy.groups
+    z = down(tokens.movedim(axis, -1)).unflatten(0, (CLIPS, FRAMES, groups))
+    padded = torch.nn.functional.pad(z.movedim(1, -1), (1, 1)).movedim(-1, 1)
+    mixed = sum(conv.weight[:, 0, k, 0] * padded[:, k : k + FRAMES] for k in range(3)) + conv.bias
+    return up(mixed.flatten(0, 2)).movedim(-1, axis)
 
 
 def _tokens(model: nn.Module, clips: Images) -> tuple[list[Tensor], Tensor]:

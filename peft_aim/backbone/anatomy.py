@@ -7,13 +7,24 @@ norm may be missing, or be part of the attention.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from peft_aim.attention import Kind, find_kind, find_output, random_twin
-from peft_aim.tracing import Call, Handle, acts_on_each_position, channel_axis, is_norm, mixes, norm_width, traits
+from peft_aim.tracing import (
+    MIXERS,
+    Call,
+    Handle,
+    acts_on_each_position,
+    channel_axis,
+    input_width,
+    is_norm,
+    mixes,
+    norm_width,
+    traits,
+)
 
 Kinds = dict[Hashable, tuple[Kind, str | None]]
 
@@ -30,16 +41,16 @@ class PartNames:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a block.
+    """The parts of a block; of a block without attention, only the layout of its tokens.
 
     Attributes:
         norm1: Name, inside the block, of the norm of the attention branch, None if there is none.
-        attention: Name of the attention.
+        attention: Name of the attention, None if there is none or if the parts are not known.
         norm2: Name of the norm of the MLP branch, None if there is none.
         mlp: Name of the MLP, or of its first half if it consists of two modules; None if the block has no MLP.
         mlp_end: Name of the second half, otherwise the same as ``mlp``.
         width: Token width D.
-        attend: The kind of temporal attention.
+        attend: The kind of temporal attention, None if the attention cannot run over time.
         output: Name, inside the attention, of the linear layer at its end, None if there is none.
         norm_first: Whether the branches are pre-norm rather than post-norm.
         channels: Channel axis, -1 or 1, of the tokens that the block is called on.
@@ -52,12 +63,12 @@ class Anatomy:
     """
 
     norm1: str | None
-    attention: str
+    attention: str | None
     norm2: str | None
     mlp: str | None
     mlp_end: str | None
     width: int
-    attend: Kind
+    attend: Kind | None
     output: str | None = None
     norm_first: bool = True
     channels: int = -1
@@ -69,16 +80,18 @@ class Anatomy:
 
 
 class NotABlock(ValueError):  # noqa: N818 (a result rather than an error)
-    """Raised for modules that AIM cannot adapt as a block.
+    """Raised for modules that AIM cannot adapt as a block with temporal attention.
 
     Args:
         reason: What was observed.
         understood: Whether it is safe to skip the module, because the reason explains what it is (class attention).
+        known: Its parts, if all that is missing is a way to run its attention over time.
     """
 
-    def __init__(self, reason: str, understood: bool = False) -> None:
+    def __init__(self, reason: str, understood: bool = False, known: Anatomy | None = None) -> None:
         super().__init__(reason)
         self.understood = understood
+        self.known = known
 
 
 def looks_like_a_block(call: Call) -> bool:
@@ -127,12 +140,7 @@ def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
     if second and not names.attention:
         raise NotABlock(f"it calls two attentions, {_inside(call, attention)} and {_inside(call, second[0])}")
     width = _width(call, norm1 or norm2, attention)
-    if norm1 is not None and not acts_on_each_position(norm1.module, norm1.given.shape, width):
-        raise NotABlock(
-            f"its norm {_inside(call, norm1)}, a {type(norm1.module).__name__}, normalizes over all spatial "
-            "positions, so temporal attention would mix them",
-            understood=has_attention(call),
-        )
+    mixing = None if norm1 is None else _mixes_positions(call, norm1, width)
     axes = {p: -1 if p is None else channel_axis(p.module, p.given.shape, width) for p in (norm1, attention, mlp)}
     own = channel_axis(call.module, shape, width)
     if norm1 is not None:  # its axis is certain, even where D equals the height or width of the image
@@ -144,14 +152,14 @@ def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
     if None in (own, *axes.values()):
         shapes = ", ".join(str(part.given.shape) for part in (call, attention, mlp) if part)
         raise NotABlock(
-            f"the token width of its norm or attention is {width}, but block, attention and MLP are called on {shapes}"
+            mixing
+            or f"the token width of its norm or attention is {width}, but block, attention and MLP are called on "
+            f"{shapes}"
         )
-    attend, output = _kind(attention, axes[attention], width, kinds, understood=has_attention(call))
-    return Anatomy(
+    known = Anatomy(
         *(part and _inside(call, part) for part in (norm1, attention, norm2, mlp, mlp_end)),
         width=width,
-        attend=attend,
-        output=output,
+        attend=None,
         norm_first=norm_first,
         channels=own,
         norm_channels=axes[norm1],
@@ -159,6 +167,23 @@ def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
         mlp_channels=axes[mlp],
         groups=shape[0] // images,
         others=tuple(_inside(call, other) for other in others),
+    )
+    if mixing:
+        raise NotABlock(mixing, understood=has_attention(call), known=known)
+    try:
+        attend, output = _kind(attention, axes[attention], width, kinds)
+    except ValueError as reason:
+        raise NotABlock(str(reason), understood=has_attention(call), known=known) from reason
+    return replace(known, attend=attend, output=output)
+
+
+def _mixes_positions(block: Call, norm: Call, width: int) -> str | None:
+    """Return in words that a norm mixes spatial positions, None if it does not."""
+    if acts_on_each_position(norm.module, norm.given.shape, width):
+        return None
+    return (
+        f"its norm {_inside(block, norm)}, a {type(norm.module).__name__}, normalizes over all spatial positions, so "
+        "temporal attention would mix them"
     )
 
 
@@ -239,20 +264,15 @@ def _width(block: Call, norm: Call | None, attention: Call) -> int:
     if norm is not None and norm_width(norm.module):
         return norm_width(norm.module)
     for module in attention.module.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            return module.weight.shape[1]
-        if isinstance(module, nn.MultiheadAttention):
-            return module.embed_dim
+        if isinstance(module, MIXERS):
+            return input_width(module)
     raise NotABlock(f"neither a norm nor its {_inside(block, attention)} has a token width")
 
 
-def _kind(attention: Call, channels: int, width: int, kinds: Kinds, understood: bool) -> tuple[Kind, str | None]:
+def _kind(attention: Call, channels: int, width: int, kinds: Kinds) -> tuple[Kind, str | None]:
     alike = (traits(attention.module), channels)
     if alike not in kinds:  # most attentions are copies of each other
-        try:
-            kind = find_kind(attention.module, attention.given.shape, attention.arguments, channels)
-        except ValueError as error:
-            raise NotABlock(str(error), understood) from error
+        kind = find_kind(attention.module, attention.given.shape, attention.arguments, channels)
         kinds[alike] = kind, find_output(kind, random_twin(attention.module), width)
     return kinds[alike]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.backbone.anatomy import Anatomy
-from peft_aim.backbone.skeleton import Blocks, run_skeleton
+from peft_aim.backbone.skeleton import OUTPUT, Arrived, Blocks, run_skeleton
 from peft_aim.tracing import (
     MIXERS,
     Call,
@@ -75,7 +75,7 @@ def check_positions_stay(tower: nn.Module, images: Images, root: Call, blocks: B
         with torch.random.fork_rng([p.device for p in tower.parameters() if p.is_cuda][:1]):
             with suppress(Exception):  # a model that needs more than images in training cannot be checked
                 arrived = run_skeleton(tower, images, root, blocks, training=True)
-            for call, anatomy in _originals(blocks):
+            for call, anatomy in _originals({n: block for n, block in blocks.items() if block[1].attention}):
                 with suppress(Exception):  # nor can a block that fails in training
                     left[call] = _probe(call, anatomy, training=True).returned
     finally:
@@ -104,10 +104,7 @@ def scattered(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> d
     split = {name: anatomy.groups for name, (_, anatomy) in blocks.items() if anatomy.groups > 1}
     if not split:
         return {}
-    name, first = next(iter(images.items()))
-    marked = first.clone()
-    marked[1] = torch.nan
-    arrived = run_skeleton(tower, {**images, name: marked}, root, blocks)
+    arrived = _with_second_image_marked(tower, images, root, blocks)
     wrong = [name for name, groups in split.items() if arrived[name].marked != (False,) * groups + (True,) * groups]
     return dict.fromkeys(wrong, "the patch groups of one image are not next to each other in its tokens")
 
@@ -130,8 +127,36 @@ def entries(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> lis
     return found
 
 
+def ineffective(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> dict[str, str]:
+    """Find blocks without known parts for which a change of their tokens over time would be of no use.
+
+    Args:
+        tower: The part of the model that takes images.
+        images: Its arguments.
+        root: Its traced call.
+        blocks: Its blocks.
+    """
+    found, unknown = {}, [name for name, (_, anatomy) in blocks.items() if anatomy.attention is None]
+    arrived = _with_second_image_marked(tower, images, root, blocks) if unknown else {}
+    for name in unknown:
+        if not any(arrived[name].marked):
+            found[name] = "the tokens that it takes first do not depend on the image"
+        elif not any(run_skeleton(tower, images, root, blocks, source=name)[OUTPUT].marked):
+            found[name] = "the tokens that it returns first do not reach the output of the model"
+    return found
+
+
+def _with_second_image_marked(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> dict[str, Arrived]:
+    name, first = next(iter(images.items()))
+    marked = first.clone()
+    marked[1] = torch.nan
+    return run_skeleton(tower, {**images, name: marked}, root, blocks)
+
+
 def misbuilt(blocks: Blocks) -> dict[str, str]:
     """Find blocks that are not an attention branch followed by an MLP branch, each with a skip connection.
+
+    Blocks without known parts are left out.
 
     Args:
         blocks: The blocks. Of copies, one is probed.
@@ -139,8 +164,9 @@ def misbuilt(blocks: Blocks) -> dict[str, str]:
     Returns:
         What was observed, by the names of these blocks.
     """
-    faults = {call: _fault(call, anatomy) for call, anatomy in _originals(blocks)}
-    found = {name: faults[call.original] for name, (call, _) in blocks.items()}
+    known = {name: block for name, block in blocks.items() if block[1].attention is not None}
+    faults = {call: _fault(call, anatomy) for call, anatomy in _originals(known)}
+    found = {name: faults[call.original] for name, (call, _) in known.items()}
     return {name: fault for name, fault in found.items() if fault is not None}
 
 

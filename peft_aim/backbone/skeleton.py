@@ -32,15 +32,16 @@ from peft_aim.tracing import (
 )
 
 Blocks = dict[str, tuple[Call, Anatomy]]
+OUTPUT = ""  # the model's own name
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """The tokens that a block receives.
+    """The tokens that a block receives, or the tensors that the model returns.
 
     Attributes:
-        shape: Their shape.
-        marked: For each entry of the leading axis, whether it contains NaN.
+        shape: Shape of the tokens.
+        marked: For each entry of the leading axis, or for each returned tensor, whether it contains NaN.
     """
 
     shape: tuple[int, ...]
@@ -62,7 +63,7 @@ def run_skeleton(
         source: Name of a block whose output is marked.
 
     Returns:
-        The tokens that each block receives, by name.
+        The tokens that each block receives, by name, and under :data:`OUTPUT` what the model returns.
     """
     arrived: dict[str, Arrived] = {}
     stand_ins: dict[nn.Module, Callable[..., Any]] = {
@@ -71,7 +72,8 @@ def run_skeleton(
     for module, calls in _layers_outside(root, {call for call, _ in blocks.values()}).items():
         stand_ins[module] = partial(_blank, calls, module.forward)
     with running(tower, training), standing_in(stand_ins):
-        run(tower, images)
+        output = [tensor for tensor in tensors_in(run(tower, images)) if tensor.is_floating_point()]
+    arrived[OUTPUT] = Arrived((), tuple(bool(tensor.isnan().any()) for tensor in output))
     return arrived
 
 
@@ -91,10 +93,13 @@ def _layers_outside(root: Call, blocks: set[Call]) -> dict[nn.Module, list[Call]
 
 
 def _pass_on(call: Call, arrived: dict[str, Arrived], is_source: bool, *args: Any, **kwargs: Any) -> Any:
-    """Return a block's input, in the form of its output."""
+    """Return a block's input, in the form of its output, with the marks of other tokens that it takes."""
     tokens = first_tensor(first_argument(first_parameter(call.module), args, kwargs))
+    others = [other for other in tensors_in((args, kwargs)) if other is not tokens and other.is_floating_point()]
     arrived[call.name] = Arrived(tuple(tokens.shape), tuple(_marked(tokens).tolist()) if tokens.numel() else ())
     tokens = tokens.clone(memory_format=torch.contiguous_format)
+    for marks in (_marked(other) for other in others if other.numel() and len(other) == len(tokens)):
+        tokens[marks] = torch.nan
     return replace_first(call.form, tokens.fill_(torch.nan) if is_source else tokens)
 
 

@@ -10,6 +10,8 @@ from peft import PeftConfig
 
 from peft_aim.recompute import SETTINGS
 
+TEMPORAL = ("attention", "conv", "auto")
+
 
 def check(config: PeftConfig) -> None:
     """Check the options one by one, then together.
@@ -37,6 +39,11 @@ def _check_numbers(config: PeftConfig) -> None:
             f"temporal_adapters={config.temporal_adapters!r} is neither 1 (the default) nor 2 (another adapter "
             "before the temporal attention). To have none, set temporal=False."
         )
+    if not _is_int(config.temporal_kernel) or config.temporal_kernel < 1 or config.temporal_kernel % 2 == 0:
+        raise ValueError(
+            f"temporal_kernel={config.temporal_kernel!r} is not a positive odd integer. Give the number of frames "
+            "that the convolution covers, 3 for example."
+        )
     if not _is_number(config.scale):
         raise ValueError(f"scale={config.scale!r} is not a finite number. The paper uses 0.5, and 1.0 for SSv2.")
     if not _is_number(config.drop_path) or not 0 <= config.drop_path < 1:
@@ -46,12 +53,18 @@ def _check_numbers(config: PeftConfig) -> None:
 
 
 def _check_flags(config: PeftConfig) -> None:
-    for name in ("spatial", "temporal", "joint", "temporal_conv", "final_norm", "init_weights"):
+    for name in ("spatial", "joint", "temporal_conv", "final_norm", "init_weights"):
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name}={getattr(config, name)!r} is not a bool. Give True or False.")
 
 
 def _check_choices(config: PeftConfig) -> None:
+    if config.temporal is True:
+        config.temporal = "attention"
+    if config.temporal is not False and config.temporal not in TEMPORAL:
+        raise ValueError(
+            f"temporal={config.temporal!r} is not a setting. Use one of {', '.join(map(repr, TEMPORAL))}, or False."
+        )
     if config.temporal_embedding is True:
         config.temporal_embedding = "input"
     if config.temporal_embedding not in (False, "input", "blocks"):
@@ -105,15 +118,9 @@ def _check_modules(config: PeftConfig) -> None:
         raise ValueError(
             f"modules_to_save={config.modules_to_save!r} is not a list of module names. Give ['norm'], for example."
         )
-    layers = config.layers_to_transform
-    if layers is not None:
-        indices = [layers] if _is_int(layers) else list(layers) if isinstance(layers, (list, tuple, set)) else None
-        if not indices or not all(_is_int(index) and index >= 0 for index in indices):
-            raise ValueError(
-                f"layers_to_transform={layers!r} is not an index of a block or a list of such indices. Count "
-                "blocks from 0, in the order in which they run."
-            )
-        config.layers_to_transform = layers if _is_int(layers) else sorted(indices)
+    config.layers_to_transform = _indices("layers_to_transform", config.layers_to_transform)
+    if config.temporal_layers not in ("even", "odd"):
+        config.temporal_layers = _indices("temporal_layers", config.temporal_layers, "'even', 'odd', ")
     for name in ("norm1_module", "attention_module", "norm2_module", "mlp_module"):
         value = getattr(config, name)
         if value is not None and (not isinstance(value, str) or not value):
@@ -126,17 +133,11 @@ def _check_contradictions(config: PeftConfig) -> None:
             f"task_type={config.task_type!r} selects a PEFT wrapper for text models, which takes no clips. Leave it "
             "out."
         )
-    if config.temporal_adapters == 2 and not config.temporal:
-        raise ValueError("temporal_adapters=2 contradicts temporal=False. Set temporal=True, or temporal_adapters=1.")
-    if not config.temporal and (config.temporal_conv or config.temporal_embedding == "blocks"):
-        raise ValueError(
-            f"temporal_conv={config.temporal_conv} with temporal_embedding={config.temporal_embedding!r} contradicts "
-            "temporal=False: both act in the temporal adapter. Set temporal=True, or leave them out."
-        )
+    _check_temporal(config)
     if config.drop_path and not (config.temporal or config.joint):
         raise ValueError(
             f"drop_path={config.drop_path} has no effect: it acts on the temporal and the joint branch, and both "
-            "are off. Set temporal=True or joint=True, or leave drop_path at 0."
+            "are off. Set temporal='attention' or joint=True, or leave drop_path at 0."
         )
     if config.recompute != "nothing" and not config.has_block_adapters:
         raise ValueError(
@@ -153,6 +154,44 @@ def _check_contradictions(config: PeftConfig) -> None:
             "spatial, temporal, joint and temporal_embedding are all False and num_labels is not given, so there "
             "is nothing to train. Set one of them to True, or give num_labels to train only a linear head."
         )
+
+
+def _check_temporal(config: PeftConfig) -> None:
+    """Check that options of the temporal branch fit its kind."""
+    needed = {  # option: whether it is in use
+        "temporal_adapters": config.temporal_adapters == 2,
+        "temporal_conv": config.temporal_conv,
+        "temporal_embedding": config.temporal_embedding == "blocks",
+    }
+    for name, used in needed.items():
+        if used and config.temporal not in ("attention", "auto"):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} contradicts temporal={config.temporal!r}: it acts in the adapter "
+                f"after temporal attention. Set temporal='attention', or leave {name} out."
+            )
+    if config.temporal_kernel != 3 and not (config.temporal_conv or config.temporal in ("conv", "auto")):
+        raise ValueError(
+            f"temporal_kernel={config.temporal_kernel} has no effect: there is no convolution over time. Set "
+            "temporal='conv' or temporal_conv=True, or leave temporal_kernel out."
+        )
+    if config.temporal_layers is not None and not config.temporal:
+        raise ValueError(
+            f"temporal_layers={config.temporal_layers!r} contradicts temporal=False. Set temporal='attention', or "
+            "leave temporal_layers out."
+        )
+
+
+def _indices(name: str, value: Any, others: str = "") -> int | list[int] | None:
+    """Return an index of a block, or a sorted list of indices."""
+    if value is None or (_is_int(value) and value >= 0):
+        return value
+    indices = list(value) if isinstance(value, (list, tuple, set)) else []
+    if not indices or not all(_is_int(index) and index >= 0 for index in indices):
+        raise ValueError(
+            f"{name}={value!r} is not {others}an index of a block or a list of such indices. Count blocks from 0, in "
+            "the order in which they run."
+        )
+    return sorted(indices)
 
 
 def _is_int(value: Any) -> bool:

@@ -35,11 +35,19 @@ class AIMConfig(PeftConfig):
             on Kinetics-400, ratios of 0.0625, 0.125, 0.25 and 0.5 reach 83.3%, 83.4%, 83.9% and 83.8% top-1.
             Lower it for smaller adapters.
         spatial: Whether blocks get the spatial adapter.
-        temporal: Whether blocks get temporal attention and the temporal adapter. If False, blocks process each frame
+        temporal: How information passes between frames. "attention" (default; True means the same) is the paper's:
+            the block's own frozen attention runs over the frames, followed by the temporal adapter. "conv" is
+            ST-Adapter's (arXiv 2206.13559), and needs no attention: a depthwise convolution over the frames, inside
+            a linear bottleneck that is added to the block's input; it starts at zero. "auto" uses attention in blocks
+            where it can run over frames, and the convolution in all others. If False, blocks process each frame
             independently.
+        temporal_kernel: Number of frames that a convolution over time covers, an odd number; ST-Adapter uses 3.
+        temporal_layers: Blocks that have a temporal branch, counted in the order in which blocks run: "even" (the
+            first, the third, ...), as in the paper's Swin, "odd", or indices. The other blocks get the other adapters
+            only. None means all blocks.
         joint: Whether blocks get the joint adapter.
         temporal_adapters: Number of temporal adapters per block, 1 or 2. 2 adds a bottleneck with a skip connection
-            before the temporal attention. The paper uses 1, and 2 for Something-Something v2.
+            before temporal attention. The paper uses 1, and 2 for Something-Something v2.
         scale: Factor s on the joint adapter. The paper uses 0.5, and 1.0 for Something-Something v2.
         drop_path: Stochastic depth rate of the last block, on the temporal and the joint branch. The rate grows
             linearly over the blocks, from 0 at the first. The default turns it off; the paper trains with 0.2.
@@ -61,12 +69,12 @@ class AIMConfig(PeftConfig):
             With "pointwise" and "mlp", backward can run only once per graph (no ``retain_graph``). It fails with "has
             been mutated" if a block changes the result of a layer in place; use "block" then.
         temporal_embedding: Where to add a learned embedding of the frames. "input" (default), as in the paper: to the
-            tokens before the first block, (1, T, D), initialized to zero. "blocks": inside the temporal adapter of
-            every block, before its GELU, (1, T, r D), initialized to waves; the order of frames is then learned in a
-            fraction of the steps. False adds none, and True means "input".
+            tokens before the first block, (1, T, D), initialized to zero. "blocks": inside the adapter of every block
+            with temporal attention, before its GELU, (1, T, r D), initialized to waves; the order of frames is then
+            learned in a fraction of the steps. False adds none, and True means "input".
         temporal_conv: Whether the temporal adapter also gets the tokens before temporal attention, through a depthwise
-            convolution over 3 frames in its bottleneck. Frozen attention along time blurs what changes from frame to
-            frame; this keeps it. The paper has none.
+            convolution over ``temporal_kernel`` frames in its bottleneck. Frozen attention along time blurs what
+            changes from frame to frame; this keeps it. The paper has none.
         num_labels: Number of classes of the adapter's own classification head, which is trained from scratch and
             saved with the adapter. None keeps the model's head.
         id2label: Class names by index, saved with the adapter. Implies ``num_labels``.
@@ -107,7 +115,9 @@ class AIMConfig(PeftConfig):
     num_frames: int = 8
     bottleneck_ratio: float = 0.25
     spatial: bool = True
-    temporal: bool = True
+    temporal: bool | str = "attention"
+    temporal_kernel: int = 3
+    temporal_layers: str | list[int] | None = None
     joint: bool = True
     temporal_adapters: int = 1
     scale: float = 0.5

@@ -9,6 +9,7 @@ from peft_aim.layers.block import BRANCHES, AIMLayer
 from peft_aim.layers.embedding import AIMEmbedding
 from peft_aim.layers.head import AIMHead
 from peft_aim.layers.norm import AIMNorm
+from peft_aim.layers.temporal import TemporalAttention, TemporalConvolution
 
 __all__ = [
     "BRANCHES",
@@ -18,6 +19,8 @@ __all__ = [
     "AIMLayer",
     "AIMNorm",
     "AIMTunerLayer",
+    "TemporalAttention",
+    "TemporalConvolution",
     "add_temporal_embedding",
     "from_time",
     "initialize",

@@ -38,7 +38,7 @@ def narrow(x: Tensor, down: nn.Module) -> Tensor:
     Shape:
         ``(*, D) -> (*, r D)``
     """
-    return _on_rows(down, x.to(down.weight.dtype))
+    return on_rows(down, x.to(down.weight.dtype))
 
 
 def widen(z: Tensor, up: nn.Module) -> Tensor:
@@ -47,10 +47,10 @@ def widen(z: Tensor, up: nn.Module) -> Tensor:
     Shape:
         ``(*, r D) -> (*, D)``
     """
-    return _on_rows(up, F.gelu(z))
+    return on_rows(up, F.gelu(z))
 
 
-def _on_rows(linear: nn.Module, x: Tensor) -> Tensor:
+def on_rows(linear: nn.Module, x: Tensor) -> Tensor:
     """Apply a layer to a matrix: for other shapes, torch's kernel depends on whether gradients are required."""
     return linear(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
 

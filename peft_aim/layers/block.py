@@ -10,27 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.attention import ending_in, off_the_fast_path
+from peft_aim.attention import off_the_fast_path
 from peft_aim.backbone import Anatomy
 from peft_aim.clips import Frames, PerThread
 from peft_aim.config import AIMConfig
-from peft_aim.layers.adapter import (
-    add_temporal_embedding,
-    bottleneck,
-    drop_path,
-    from_time,
-    initialize,
-    narrow,
-    to_time,
-    widen,
-)
+from peft_aim.layers.adapter import bottleneck, drop_path
 from peft_aim.layers.base import AIMTunerLayer
 from peft_aim.layers.embedding import embed, new_embedding
-from peft_aim.layers.order import convolve, new_convolution, waves
+from peft_aim.layers.temporal import TemporalBranch, new_bottleneck, temporal_branch
 from peft_aim.recompute import Widths, cheap_from, hidden_widths, recomputing
 from peft_aim.tracing import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 
-BRANCHES = ("temporal_in", "temporal", "spatial", "joint")  # the bottlenecks, in the order in which they run
+BRANCHES = ("temporal", "spatial", "joint")  # in the order in which they run
+TEMPORAL = "aim_temporal_"  # how the containers of the temporal branch's weights begin
 
 
 @dataclass(frozen=True)
@@ -38,19 +30,22 @@ class BranchSettings:
     """Settings of one adapter in one block, besides its weights.
 
     Attributes:
+        temporal: How the temporal branch is computed.
         scale: Factor s on the joint adapter.
         drop_path: Stochastic depth rate of this block.
         recompute: The setting of activation checkpointing.
     """
 
+    temporal: TemporalBranch
     scale: float
     drop_path: float
     recompute: str
 
     @classmethod
-    def of(cls, config: AIMConfig, depth: float) -> BranchSettings:
+    def of(cls, config: AIMConfig, anatomy: Anatomy, depth: float) -> BranchSettings:
         """Return the settings for a block from an adapter's options."""
-        return cls(config.scale, config.drop_path * depth, config.recompute)
+        temporal = temporal_branch(config, anatomy)
+        return cls(temporal, config.scale, config.drop_path * depth, config.recompute)
 
 
 class AIMLayer(AIMTunerLayer):
@@ -63,7 +58,8 @@ class AIMLayer(AIMTunerLayer):
         x &\leftarrow x + a + S(a), \quad a = \mathrm{attn}(\mathrm{norm}_1(x)) \\
         x &\leftarrow x + \mathrm{mlp}(h) + \mathrm{DropPath}(s\,J(h)), \quad h = \mathrm{norm}_2(x)
 
-    The first line runs before the block; :math:`\mathrm{attn}_T` is its temporal attention. S and J are added by hooks
+    The first line runs before the block, with its temporal attention :math:`\mathrm{attn}_T`, or is a convolution over
+    time instead (:mod:`peft_aim.layers.temporal`). S and J are added by hooks
     on the block's attention and MLP, so everything that the block applies to their outputs (LayerScale, windows, a
     norm) also applies to S and J. In post-norm blocks, the first line is
     :math:`x + \mathrm{DropPath}(T(\mathrm{norm}_1(\mathrm{attn}_T(x))))`.
@@ -79,7 +75,7 @@ class AIMLayer(AIMTunerLayer):
         "aim_temporal_embedding",
         "aim_temporal_inner_embedding",
         "aim_temporal_conv",
-        *(f"aim_{branch}_{layer}" for branch in BRANCHES for layer in ("down", "up")),
+        *(f"aim_{branch}_{layer}" for branch in ("temporal_in", *BRANCHES) for layer in ("down", "up")),
     )
     other_param_names = ("aim_settings",)
 
@@ -89,7 +85,7 @@ class AIMLayer(AIMTunerLayer):
         self.frames = frames
         self.depth = depth
         self.aim_settings: dict[str, BranchSettings] = {}
-        attention = block.get_submodule(anatomy.attention)
+        attention = None if anatomy.attention is None else block.get_submodule(anatomy.attention)
         self._block_input, self._mlp_argument = first_parameter(block), ""
         self._hidden: Widths = frozenset()
         self._mlp_input = PerThread()  # set between the calls of the halves of an MLP that consists of two
@@ -99,7 +95,8 @@ class AIMLayer(AIMTunerLayer):
                 attention.register_forward_pre_hook(_leave_the_fast_path, with_kwargs=True),
                 attention.register_forward_hook(_forget_the_record, with_kwargs=True),
             ]
-        self._handles.append(attention.register_forward_hook(self._add_spatial))
+        if attention is not None:
+            self._handles.append(attention.register_forward_hook(self._add_spatial))
         if anatomy.mlp is not None:
             mlp, end = block.get_submodule(anatomy.mlp), block.get_submodule(anatomy.mlp_end)
             self._mlp_argument = first_parameter(mlp)
@@ -114,20 +111,21 @@ class AIMLayer(AIMTunerLayer):
         return self.aim_settings
 
     def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module | nn.Parameter]:
-        """Create a bottleneck for each branch, and the temporal embedding if it is among the branches."""
+        """Create the weights of each branch, and the temporal embedding if it is among the branches."""
         found: dict[str, nn.Module | nn.Parameter] = {}
         for branch in branches:
             if branch == "temporal_embedding":
                 found["aim_temporal_embedding"] = new_embedding(config, self.anatomy.width)
+            elif branch == "temporal":
+                own = temporal_branch(config, self.anatomy).new_weights(config)
+                found |= {f"{TEMPORAL}{name}": weight for name, weight in own.items()}
             else:
-                found[f"aim_{branch}_down"], found[f"aim_{branch}_up"] = self._new_bottleneck(config)
-        if "temporal" in branches:
-            found |= self._new_order(config)
+                found[f"aim_{branch}_down"], found[f"aim_{branch}_up"] = new_bottleneck(self.anatomy.width, config)
         return found
 
     def configure(self, adapter_name: str, config: AIMConfig) -> None:
-        """Apply scale, drop path and activation checkpointing."""
-        self.aim_settings[adapter_name] = BranchSettings.of(config, self.depth)
+        """Apply scale, drop path, activation checkpointing and the kind of the temporal branch."""
+        self.aim_settings[adapter_name] = BranchSettings.of(config, self.anatomy, self.depth)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run temporal attention, then the block, on tokens ``(B*T, *N, D)``; the arguments are the block's own."""
@@ -163,12 +161,12 @@ class AIMLayer(AIMTunerLayer):
         if adapter in self.aim_temporal_embedding:
             tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy)
         if adapter in self.aim_temporal_up:
-            tokens = tokens + self._checkpointed(partial(self._attend_over_time, adapter, frames), tokens)
+            tokens = tokens + self._checkpointed(partial(self.over_time, adapter, frames), tokens)
         args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
         return self.base_layer(*args, **kwargs)
 
     def has(self, adapter_name: str, branch: str) -> bool:
-        """Whether an adapter has a bottleneck for one of the :data:`BRANCHES` here."""
+        """Whether an adapter has one of the :data:`BRANCHES` here."""
         return adapter_name in getattr(self, f"aim_{branch}_up")
 
     def detach(self) -> None:
@@ -176,46 +174,14 @@ class AIMLayer(AIMTunerLayer):
         for handle in self._handles:
             handle.remove()
 
-    def _attend_over_time(self, adapter: str, frames: int, tokens: Tensor) -> Tensor:
-        """Compute the temporal branch, in the shape of the tokens."""
-        anatomy = self.anatomy
-        h = tokens.movedim(anatomy.channels, -1)  # (B*T, *N, D)
-        like = h
-        if anatomy.norm_first:
-            h = self._norm(h)
-        h = to_time(h, frames, anatomy.groups)  # (B*N, T, D)
-        if adapter in self.aim_temporal_in_up:
-            h = h + bottleneck(h, self.aim_temporal_in_down[adapter], self.aim_temporal_in_up[adapter])
-        z = self._mix(adapter, h, like)
-        if adapter in self.aim_temporal_conv:
-            before = from_time(narrow(h, self.aim_temporal_down[adapter]), like, anatomy.groups)
-            z = z + convolve(before, self.aim_temporal_conv[adapter], frames, anatomy.groups)
-        if adapter in self.aim_temporal_inner_embedding:
-            z = add_temporal_embedding(z, self.aim_temporal_inner_embedding[adapter], frames, anatomy.groups)
-        with cheap_from("mlp"):
-            mixed = widen(z, self.aim_temporal_up[adapter]).to(tokens.dtype)
-        mixed = mixed.movedim(-1, anatomy.channels)
-        return self._drop(mixed, adapter)
-
-    def _mix(self, adapter: str, h: Tensor, like: Tensor) -> Tensor:
-        """Run temporal attention and the bottleneck's first layer, ``(B*N, T, D) -> (B*T, *N, r D)``."""
-        anatomy, down = self.anatomy, self.aim_temporal_down[adapter]
-        attention = self.base_layer.get_submodule(anatomy.attention)
-        ending = ending_in(attention, anatomy.output, down) if anatomy.output and anatomy.norm_first else None
-        mixed = first_tensor(anatomy.attend(attention if ending is None else ending, h))
-        mixed = from_time(mixed, like, anatomy.groups)
-        if ending is not None:
-            return mixed
-        return narrow(mixed if anatomy.norm_first else self._norm(mixed), down)
-
-    def _norm(self, tokens: Tensor) -> Tensor:
-        """Apply the attention's norm, if the block has one, to tokens ``(M, *N, D)``."""
-        if self.anatomy.norm1 is None:
-            return tokens
-        norm = self.base_layer.get_submodule(self.anatomy.norm1)
-        if self.anatomy.norm_channels == -1:
-            return norm(tokens)
-        return norm(tokens.movedim(-1, 1)).movedim(1, -1)
+    def over_time(self, adapter: str, frames: int, tokens: Tensor) -> Tensor:
+        """Compute the temporal branch of an adapter, in the shape of the tokens."""
+        names = (name for name in self.adapter_layer_names if name.startswith(TEMPORAL))
+        held = {name.removeprefix(TEMPORAL): getattr(self, name) for name in names}
+        weights = {name: container[adapter] for name, container in held.items() if adapter in container}
+        x = tokens.movedim(self.anatomy.channels, -1)  # (B*T, *N, D)
+        mixed = self.aim_settings[adapter].temporal(self.base_layer, weights, x, frames)
+        return self._drop(mixed.movedim(-1, self.anatomy.channels), adapter)
 
     def _add_spatial(self, attention: nn.Module, args: tuple, output: Any) -> Any:
         adapter = self.current
@@ -257,28 +223,6 @@ class AIMLayer(AIMTunerLayer):
         if wanted and torch.is_grad_enabled():
             return self.base_layer._gradient_checkpointing_func(function, tokens)
         return function(tokens)
-
-    def _new_bottleneck(self, config: AIMConfig) -> tuple[nn.Linear, nn.Linear]:
-        width, hidden = self.anatomy.width, self._bottleneck_width(config)
-        down, up = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        if config.init_weights:
-            initialize(down)
-            nn.init.zeros_(up.weight)
-            nn.init.zeros_(up.bias)
-        return down, up
-
-    def _bottleneck_width(self, config: AIMConfig) -> int:
-        return max(1, int(self.anatomy.width * config.bottleneck_ratio))
-
-    def _new_order(self, config: AIMConfig) -> dict[str, nn.Module | nn.Parameter]:
-        """Create what makes the order of frames visible inside the temporal adapter, as configured."""
-        found: dict[str, nn.Module | nn.Parameter] = {}
-        width = self._bottleneck_width(config)
-        if config.temporal_conv:
-            found["aim_temporal_conv"] = new_convolution(width)
-        if config.temporal_embedding == "blocks":
-            found["aim_temporal_inner_embedding"] = nn.Parameter(waves(config.num_frames, width))
-        return found
 
 
 def _leave_the_fast_path(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

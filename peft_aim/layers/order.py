@@ -1,7 +1,7 @@
-"""What makes the order of frames visible inside the temporal adapter: a convolution over time, and an embedding.
+"""What makes the order of frames visible inside a bottleneck: a convolution over time, and an embedding.
 
 Frozen attention along time is nearly uniform, so that its output hardly differs from frame to frame, and blind to
-the order of frames. Both parts act on the bottleneck, before its GELU.
+the order of frames. In the adapter after it, both parts act before the GELU.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import math
 import torch
 from torch import Tensor, nn
 
-KERNEL = 3  # frames
 
-
-def new_convolution(width: int) -> nn.Conv2d:
+def new_convolution(width: int, kernel: int, bias: bool = True) -> nn.Conv2d:
     """Return a depthwise convolution over time for a bottleneck, with random weights.
 
-    It need not start at zero, since the layer that follows the bottleneck does. From zero, it would learn slowly: its
-    weights are of order 1, and an optimizer step changes them by no more than the learning rate.
+    It need not start at zero if a layer that follows it does. From zero, it would learn slowly: its weights are of
+    order 1, and an optimizer step changes them by no more than the learning rate.
+
+    Args:
+        width: Width R of the bottleneck.
+        kernel: Number of frames that it covers, an odd number.
+        bias: Whether it has a bias.
     """
-    convolution = nn.Conv2d(width, width, (KERNEL, 1), padding=(KERNEL // 2, 0), groups=width, bias=False)
-    nn.init.normal_(convolution.weight, std=KERNEL**-0.5)
+    convolution = nn.Conv2d(width, width, (kernel, 1), padding=(kernel // 2, 0), groups=width, bias=bias)
+    nn.init.normal_(convolution.weight, std=kernel**-0.5)
     return convolution
 
 
@@ -38,7 +41,7 @@ def convolve(z: Tensor, convolution: nn.Module, frames: int, groups: int = 1) ->
         ``(B*T*G, *N, R) -> (B*T*G, *N, R)``
 
     Example:
-        >>> convolution = new_convolution(1)
+        >>> convolution = new_convolution(1, kernel=3, bias=False)
         >>> nn.init.ones_(convolution.weight).shape
         torch.Size([1, 1, 3, 1])
         >>> convolve(torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1), convolution, frames=3).flatten().tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -16,8 +17,7 @@ def blank_images(model: nn.Module) -> Iterator[Images]:
     Most models take ``(2, C, H, W)``; a few take patches with a mask and a grid (SigLIP 2).
     """
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    height, width = image_size(model)
-    for channels in _channels(model):
+    for (height, width), channels in itertools.product(_image_sizes(model), _channels(model)):
         images = torch.zeros(2, channels, height, width, device=like.device, dtype=like.dtype)
         yield {first_parameter(model): images}
     if like.device.type != "meta":
@@ -32,16 +32,21 @@ def drawn(images: Images) -> Images:
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:
-    """Return the image height and width that a model declares, 224 x 224 if it declares none."""
+    """Return the image height and width that a model declares first, 224 x 224 if it declares none."""
+    return _image_sizes(model)[0]
+
+
+def _image_sizes(model: nn.Module) -> list[tuple[int, int]]:
+    """Return all image sizes that a model declares: a part of it may name the size that it was pretrained on."""
     found = [getattr(module, name, None) for module in model.modules() for name in ("img_size", "image_size")]
-    found.append(getattr(getattr(model, "config", None), "image_size", None))
+    config = getattr(model, "config", None)
+    nested = [getattr(config, name) for name in getattr(type(config), "sub_configs", {}) if hasattr(config, name)]
+    found += [getattr(part, "image_size", None) for part in (config, *nested)]
     found.append((getattr(model, "pretrained_cfg", None) or {}).get("input_size"))
-    for size in found:
-        if isinstance(size, int) and not isinstance(size, bool):
-            return size, size
-        if isinstance(size, (tuple, list)) and len(size) >= 2 and all(isinstance(side, int) for side in size[-2:]):
-            return tuple(size[-2:])
-    return 224, 224
+    sizes = [(size, size) if isinstance(size, int) and not isinstance(size, bool) else size for size in found]
+    pairs = [tuple(size[-2:]) for size in sizes if isinstance(size, (tuple, list)) and len(size) >= 2]
+    declared = [pair for pair in pairs if all(isinstance(side, int) for side in pair)]
+    return list(dict.fromkeys(declared)) or [(224, 224)]
 
 
 def _channels(model: nn.Module) -> list[int]:

@@ -49,6 +49,20 @@ def norm_width(norm: nn.Module) -> int | None:
     return None if weight is None else weight.numel()
 
 
+def input_width(module: nn.Module) -> int | None:
+    """Return the number of channels that a norm or a layer takes, None for any other module.
+
+    Example:
+        >>> input_width(nn.Conv2d(8, 16, 3, groups=8)), input_width(nn.LayerNorm(4)), input_width(nn.GELU())
+        (8, 4, None)
+    """
+    if is_norm(module):
+        return norm_width(module)
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim
+    return getattr(module, "in_features", getattr(module, "in_channels", None)) if isinstance(module, MIXERS) else None
+
+
 def copy_without_hooks(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy without the hooks that somebody has registered.
 

@@ -32,12 +32,13 @@ def layers(model: nn.Module) -> list[AIMLayer]:
 @torch.no_grad()
 def in_two(model: PeftModel) -> torch.Tensor:
     """Score with one layer after the other."""
-    anatomies = [layer.anatomy for layer in layers(model)]
-    for layer in layers(model):
-        layer.anatomy = replace(layer.anatomy, output=None)
+    before = [layer.aim_settings["default"] for layer in layers(model)]
+    for layer, settings in zip(layers(model), before, strict=True):
+        without = replace(settings.temporal, anatomy=replace(layer.anatomy, output=None))
+        layer.aim_settings["default"] = replace(settings, temporal=without)
     scores = zoo.scores(model(zoo.make_clips()))
-    for layer, anatomy in zip(layers(model), anatomies, strict=True):
-        layer.anatomy = anatomy
+    for layer, settings in zip(layers(model), before, strict=True):
+        layer.aim_settings["default"] = settings
     return scores
 
 

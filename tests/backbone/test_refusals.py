@@ -113,13 +113,13 @@ class Toy(nn.Module):
 def test_deceptive_blocks_are_rejected(block, reason):
     assert inspect_backbone(Toy(Block()), PartNames()).blocks
     with pytest.raises(ValueError, match=reason):
-        inspect_backbone(Toy(block()), PartNames())
+        get_peft_model(Toy(block()), AIMConfig())
 
 
 @pytest.mark.parametrize("name", ["eca_vovnet39b", "nf_seresnet26", "lambda_resnet26t"])
 def test_channel_gates_are_not_attention(name):
     with pytest.raises(ValueError, match="has no block that AIM can adapt"):
-        inspect_backbone(timm.create_model(name), PartNames())
+        get_peft_model(timm.create_model(name), AIMConfig())
 
 
 class WithBias(nn.Module):

@@ -59,12 +59,12 @@ def test_a_block_computes_the_equation():
     convolved = sum(weight[:, k] * before[:, k : k + t] for k in range(3))
     embedded = layer.aim_temporal_inner_embedding["default"][:, :, None]
     expected = up(F.gelu(down(attended) + convolved + embedded)).view(x.shape)
-    found = layer._attend_over_time("default", t, x)
+    found = layer.over_time("default", t, x)
     assert (found - expected).abs().max() < 1e-10
 
 
 def test_the_convolution_sees_the_neighboring_frames_of_its_clip_only():
-    convolution, z = new_convolution(3), torch.randn(2 * 5, 2, 4, 3)  # 2 clips of 5 frames, on a grid
+    convolution, z = new_convolution(3, kernel=3), torch.randn(2 * 5, 2, 4, 3)  # 2 clips of 5 frames, on a grid
     changed = z.clone()
     changed[5, 1, 2] += 1  # the first frame of the second clip, one position
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_the_convolution_sees_the_neighboring_frames_of_its_clip_only():
 
 
 def test_patch_groups_are_convolved_apart():
-    convolution, z = new_convolution(3), torch.randn(2 * 4, 6, 3)  # 1 clip of 2 frames, 4 groups
+    convolution, z = new_convolution(3, kernel=3), torch.randn(2 * 4, 6, 3)  # 1 clip of 2 frames, 4 groups
     with torch.no_grad():
         by_group = z.view(2, 4, 6, 3).transpose(0, 1)
         expected = torch.stack([convolve(group, convolution, 2) for group in by_group]).transpose(0, 1)
@@ -111,9 +111,13 @@ def test_order_is_learned_in_fewer_steps_than_in_the_paper():
 
 
 def test_options_without_a_temporal_adapter_are_rejected():
-    for options in ({"temporal_conv": True}, {"temporal_embedding": "blocks"}):
-        with pytest.raises(ValueError, match=r"contradicts temporal=False: both act in the temporal adapter"):
-            AIMConfig(temporal=False, **options)
+    for name, value in {"temporal_conv": True, "temporal_embedding": "blocks"}.items():
+        for temporal in (False, "conv"):
+            wrong = (
+                f"{name}={value!r} contradicts temporal={temporal!r}: it acts in the adapter after temporal attention"
+            )
+            with pytest.raises(ValueError, match=wrong):
+                AIMConfig(temporal=temporal, **{name: value})
     with pytest.raises(ValueError, match=r"temporal_embedding='start' is not a setting. Use 'input', 'blocks'"):
         AIMConfig(temporal_embedding="start")
     assert AIMConfig(temporal_embedding=True).temporal_embedding == "input"

@@ -1,0 +1,185 @@
+"""Sorts the modules that resemble blocks: which can have temporal attention, which a convolution over time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+
+from peft_aim.backbone.anatomy import (
+    Anatomy,
+    Kinds,
+    NotABlock,
+    PartNames,
+    examine,
+    has_attention,
+    looks_like_a_block,
+)
+from peft_aim.backbone.layout import layout
+from peft_aim.tracing import Call
+
+
+class Candidates:
+    """Modules that resemble blocks, sorted by what they can have.
+
+    Attributes:
+        blocks: Those that can have temporal attention, by name.
+        convolved: Those that can only have a convolution over time: their attention cannot run over time, or the model
+            has no attention.
+        skipped: Why others are left out, where that is safe: class attention, downsampling.
+        rejected: Why others with attention cannot have temporal attention.
+        others: Why others are no such blocks; judging by their names, they have no attention.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, Anatomy] = {}
+        self.convolved: dict[str, Anatomy] = {}
+        self.skipped: dict[str, str] = {}
+        self.rejected: dict[str, str] = {}
+        self.others: dict[str, str] = {}
+        self._calls: dict[str, Call] = {}
+        self._images = 0
+        self._examined: dict[Call, Anatomy | NotABlock] = {}
+
+    @property
+    def probed(self) -> dict[str, tuple[Call, Anatomy]]:
+        """The blocks that can be adapted in any way, in the order in which they run, with their traced calls."""
+        found = {**self.blocks, **self.convolved}
+        return {name: (call, found[name]) for name, call in self._calls.items() if name in found}
+
+    def sort(self, calls: list[Call], images: int, names: PartNames) -> None:
+        """Sort the calls that resemble blocks.
+
+        Args:
+            calls: All calls of the traced model.
+            images: Number of images in the traced batch.
+            names: Names of parts inside the blocks, given by the user.
+        """
+        self._images, kinds = images, {}
+        for call in filter(looks_like_a_block, calls):
+            if within(call.name, self.blocks):
+                continue
+            if call.original not in self._examined:
+                self._examined[call.original] = _examined(call.original, images, names, kinds)
+            anatomy = self._examined[call.original]
+            self._calls[call.name] = call
+            if isinstance(anatomy, Anatomy):
+                self.blocks[call.name] = anatomy
+                continue
+            kind = self.rejected if has_attention(call) else self.others
+            kind = self.skipped if anatomy.understood else kind
+            kind[call.name] = str(anatomy)
+        for kind in (self.skipped, self.rejected):  # stages, whose blocks are listed instead, and parts of blocks
+            stages = [name for name in kind if any(within(block, [name]) for block in self.blocks)]
+            for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
+                self.others[name] = kind.pop(name)
+        self.convolved = self._to_convolve()
+        called = [call.name for call in calls]
+        twice = [name for name in self.blocks if called.count(name) > 1]
+        self.reject(dict.fromkeys(twice, "it runs more than once in a forward pass"))
+
+    def _to_convolve(self) -> dict[str, Anatomy]:
+        """Return the blocks whose attention cannot run over time; in a model without attention, all its blocks."""
+        names = _outermost({**self.skipped, **self.rejected})
+        if not names and not self.blocks:
+            names = _without_stages({name: self._calls[name] for name in self.others})
+        found = {name: self._known(self._calls[name]) or self._layout(name) for name in names}
+        return {name: anatomy for name, anatomy in found.items() if anatomy is not None}
+
+    def _known(self, call: Call) -> Anatomy | None:
+        """Return the parts of a block whose attention cannot run over time, if they are all that is known."""
+        return self._examined[call.original].known if has_attention(call) else None
+
+    def _layout(self, name: str) -> Anatomy | None:
+        return layout(self._calls[name], self._images)
+
+    def reject(self, reasons: dict[str, str]) -> None:
+        """Note why blocks cannot have temporal attention, of which only the layout of the tokens is certain then."""
+        for name, reason in reasons.items():
+            if self.blocks.pop(name, None) is not None:
+                self.rejected[name] = reason
+            self.convolved.pop(name, None)
+            anatomy = self._layout(name)
+            if anatomy is not None:
+                self.convolved[name] = anatomy
+
+    def drop(self, reasons: dict[str, str]) -> None:
+        """Note why blocks can have no adapters at all."""
+        for name, reason in reasons.items():
+            self.convolved.pop(name, None)
+            if self.blocks.pop(name, None) is not None:
+                self.rejected[name] = reason
+            for kind in (self.skipped, self.rejected, self.others):
+                if kind.get(name, reason) != reason:
+                    kind[name] += f"; {reason}"
+
+    def modules(self, calls: list[Call]) -> dict[str, Anatomy]:
+        """Return all modules that can have adapters, in the order in which they run."""
+        blocks, found = {**self.blocks, **self.convolved}, {}
+        around = {name.rsplit(".", depth)[0] for name in blocks for depth in range(1, name.count(".") + 1)} | {""}
+        layouts: dict[Call, Anatomy | None] = {}
+        for call in calls:
+            if call.name in around or within(call.name, blocks):
+                continue
+            if call.original not in layouts:
+                layouts[call.original] = layout(call.original, self._images)
+            anatomy = blocks.get(call.name, layouts[call.original])
+            if anatomy is not None and (call.name in blocks or anatomy.groups == 1):  # groups may be scattered
+                found[call.name] = anatomy
+        return found
+
+    def without_attention(self) -> dict[str, str]:
+        """Return the innermost modules that resemble a block but have no attention."""
+        known = {*self.blocks, *self.skipped, *self.rejected, *self.others}
+        around = {name for name in self.others if any(within(other, [name]) for other in known)}
+        return {name: reason for name, reason in self.others.items() if name not in around}
+
+
+def _outermost(names: Collection[str]) -> list[str]:
+    return [name for name in names if not within(name, names)]
+
+
+def _without_stages(calls: dict[str, Call]) -> list[str]:
+    """Return the outermost of modules that resemble blocks, except those with several like blocks inside."""
+
+    def is_stage(name: str) -> bool:
+        inside = [type(call.module) for other, call in calls.items() if within(other, [name])]
+        return any(inside.count(kind) > 1 for kind in inside)
+
+    return _outermost([name for name in calls if not is_stage(name)])
+
+
+def _examined(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy | NotABlock:
+    try:
+        return examine(call, images, names, kinds)
+    except NotABlock as reason:
+        return reason
+
+
+def within(name: str, others: Iterable[str]) -> bool:
+    """Whether a module or parameter is part of one of the other modules, by their names.
+
+    Example:
+        >>> within("blocks.1.attn", ["blocks.1"]), within("blocks.10", ["blocks.1"])
+        (True, False)
+    """
+    return any(name.startswith(f"{other}.") for other in others)
+
+
+def listed(reasons: dict[str, str]) -> str:
+    """Return lines with the names of blocks, grouped by reason.
+
+    Example:
+        >>> print(listed({"a": "too small", "b": "too small", "c": "too large"}))
+        <BLANKLINE>
+          a, b: too small
+          c: too large
+    """
+    blocks = defaultdict(list)
+    for name, reason in reasons.items():
+        blocks[reason].append(name)
+    lines = [
+        f"\n  {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}: {reason}"
+        for reason, names in blocks.items()
+    ]
+    more = f"\n  ... and {len(lines) - 8} other reasons" if len(lines) > 8 else ""
+    return "".join(lines[:8]) + more

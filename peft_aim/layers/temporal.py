@@ -1,0 +1,157 @@
+"""The temporal branch, which runs before a block: frozen attention over the frames, or a convolution over them.
+
+Both are objects with one method that computes the branch; their weights are the layer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from peft_aim.attention import ending_in, in_words
+from peft_aim.backbone import Anatomy
+from peft_aim.config import AIMConfig
+from peft_aim.layers.adapter import (
+    add_temporal_embedding,
+    bottleneck,
+    from_time,
+    initialize,
+    narrow,
+    on_rows,
+    to_time,
+    widen,
+)
+from peft_aim.layers.order import convolve, new_convolution, waves
+from peft_aim.recompute import cheap_from
+from peft_aim.tracing import first_tensor
+
+Weights = Mapping[str, nn.Module | nn.Parameter]
+
+
+@dataclass(frozen=True)
+class TemporalAttention:
+    r"""The paper's temporal branch, :math:`T(\mathrm{attn}_T(\mathrm{norm}_1(x)))`, with the block's own attention.
+
+    The adapter T may also have what makes the order of frames visible, see :mod:`peft_aim.layers.order`.
+
+    Args:
+        anatomy: The parts of the block.
+    """
+
+    anatomy: Anatomy
+
+    def __str__(self) -> str:
+        return in_words(self.anatomy.attend)
+
+    def new_weights(self, config: AIMConfig) -> dict[str, nn.Module | nn.Parameter]:
+        """Create the weights, an identity together with the skip connection around the branch."""
+        width = self.anatomy.width
+        found = dict(zip(("down", "up"), new_bottleneck(width, config), strict=True))
+        if config.temporal_adapters == 2:
+            found["in_down"], found["in_up"] = new_bottleneck(width, config)
+        hidden = found["down"].out_features
+        if config.temporal_conv:
+            found["conv"] = new_convolution(hidden, config.temporal_kernel, bias=False)
+        if config.temporal_embedding == "blocks":
+            found["inner_embedding"] = nn.Parameter(waves(config.num_frames, hidden))
+        return found
+
+    def __call__(self, block: nn.Module, weights: Weights, x: Tensor, frames: int) -> Tensor:
+        """Compute the branch, ``(B*T, *N, D) -> (B*T, *N, D)``."""
+        groups = self.anatomy.groups
+        h = self._norm(block, x) if self.anatomy.norm_first else x
+        h = to_time(h, frames, groups)  # (B*N, T, D)
+        if "in_up" in weights:
+            h = h + bottleneck(h, weights["in_down"], weights["in_up"])
+        z = self._attend(block, weights["down"], h, x)
+        if "conv" in weights:
+            before = from_time(narrow(h, weights["down"]), x, groups)
+            z = z + convolve(before, weights["conv"], frames, groups)
+        if "inner_embedding" in weights:
+            z = add_temporal_embedding(z, weights["inner_embedding"], frames, groups)
+        with cheap_from("mlp"):
+            return widen(z, weights["up"]).to(x.dtype)
+
+    def _attend(self, block: nn.Module, down: nn.Linear, h: Tensor, like: Tensor) -> Tensor:
+        """Run temporal attention and the bottleneck's first layer, ``(B*N, T, D) -> (B*T, *N, r D)``."""
+        anatomy = self.anatomy
+        attention = block.get_submodule(anatomy.attention)
+        ending = ending_in(attention, anatomy.output, down) if anatomy.output and anatomy.norm_first else None
+        mixed = first_tensor(anatomy.attend(attention if ending is None else ending, h))
+        mixed = from_time(mixed, like, anatomy.groups)
+        if ending is not None:
+            return mixed
+        return narrow(mixed if anatomy.norm_first else self._norm(block, mixed), down)
+
+    def _norm(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Apply the attention's norm, if the block has one, to tokens ``(M, *N, D)``."""
+        if self.anatomy.norm1 is None:
+            return tokens
+        norm = block.get_submodule(self.anatomy.norm1)
+        if self.anatomy.norm_channels == -1:
+            return norm(tokens)
+        return norm(tokens.movedim(-1, 1)).movedim(1, -1)
+
+
+@dataclass(frozen=True)
+class TemporalConvolution:
+    r"""ST-Adapter's temporal branch, :math:`W_{up}\,\mathrm{DWConv}_k(W_{down}\,x)` (arXiv 2206.13559, equation 3).
+
+    There is no norm and no nonlinearity, and nothing of the block is used, so any block can have it. The convolution,
+    over the frames of one spatial position, starts at zero. ST-Adapter leaves the class token out; here, it passes
+    the convolution like every other token.
+
+    Args:
+        anatomy: The layout of the block's tokens.
+        kernel: Number of frames that the convolution covers.
+    """
+
+    anatomy: Anatomy
+    kernel: int
+
+    def __str__(self) -> str:
+        return f"convolution over {self.kernel} frames"
+
+    def new_weights(self, config: AIMConfig) -> dict[str, nn.Module | nn.Parameter]:
+        """Create the weights: torch's default ones for both linear layers, biases and convolution zero."""
+        width, hidden = self.anatomy.width, bottleneck_width(self.anatomy.width, config)
+        down, up, conv = nn.Linear(width, hidden), nn.Linear(hidden, width), new_convolution(hidden, self.kernel)
+        for layer in (down, up, conv):
+            nn.init.zeros_(layer.bias)
+        if config.init_weights:
+            nn.init.zeros_(conv.weight)
+        return {"down": down, "up": up, "conv": conv}
+
+    def __call__(self, block: nn.Module, weights: Weights, x: Tensor, frames: int) -> Tensor:
+        """Compute the branch, ``(B*T, *N, D) -> (B*T, *N, D)``."""
+        z = convolve(narrow(x, weights["down"]), weights["conv"], frames, self.anatomy.groups)
+        with cheap_from("mlp"):
+            return on_rows(weights["up"], z).to(x.dtype)
+
+
+TemporalBranch = TemporalAttention | TemporalConvolution
+
+
+def temporal_branch(config: AIMConfig, anatomy: Anatomy) -> TemporalBranch:
+    """Return the temporal branch that a config asks for in a block."""
+    if config.temporal == "conv" or anatomy.attend is None:
+        return TemporalConvolution(anatomy, config.temporal_kernel)
+    return TemporalAttention(anatomy)
+
+
+def bottleneck_width(width: int, config: AIMConfig) -> int:
+    """Return the width r D of the bottlenecks for a token width D."""
+    return max(1, int(width * config.bottleneck_ratio))
+
+
+def new_bottleneck(width: int, config: AIMConfig) -> tuple[nn.Linear, nn.Linear]:
+    """Return the layers of a new bottleneck, D -> r D and r D -> D; the second is zero, unless for tests."""
+    hidden = bottleneck_width(width, config)
+    down, up = nn.Linear(width, hidden), nn.Linear(hidden, width)
+    if config.init_weights:
+        initialize(down)
+        nn.init.zeros_(up.weight)
+        nn.init.zeros_(up.bias)
+    return down, up
