@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy.fitting import fit, scores_of
-from benchmarks.accuracy.ladder import AIM, TABLES, Row
+from benchmarks.accuracy.ladder import AIM, OVER_TIME, TABLES, Row
 from benchmarks.accuracy.reversals import CLASSES, Clips, training_clips, with_reversals
 from benchmarks.accuracy.small_vit import pretrained
 from benchmarks.accuracy.tables import publish, summary
@@ -77,11 +77,11 @@ class Bench:
         weights = digest(*self.backbone.state_dict().values())
         self.trials = Trials(log, {**asdict(plan), "backbone": weights, "data": digest(self.test.pixels)})
 
-    def fill(self) -> dict[str, list[Facts]]:
+    def fill(self, wanted: dict[str, tuple[Row, ...]]) -> dict[str, list[Facts]]:
         """Run all trials and return the rows of each table, summarized over the best trial of each seed."""
         tables: dict[str, list[Facts]] = {}
         chosen_rates: dict[str, list[float]] = {}  # by row and seed
-        for table, rows in TABLES.items():
+        for table, rows in wanted.items():
             tables[table] = []
             for row in rows:
                 default = chosen_rates.get(row.name) or chosen_rates.get(AIM.name)
@@ -160,14 +160,18 @@ def digest(*tensors: Tensor) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all trials and write the log, ``accuracy.json``, a plot and the tables."""
     parser = argparse.ArgumentParser("benchmarks.accuracy", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--over-time", action="store_true", help="compare attention and convolutions over time instead, 20 minutes"
+    )
     given, command = parse(parser, argv)
     plan, log = QUICK if given.quick else Plan(), given.output / "accuracy.jsonl"
     bench = Bench(plan, log)
-    tables = bench.fill()
+    tables = bench.fill({"over time": OVER_TIME} if given.over_time else TABLES)
     facts = {"seeds": list(range(plan.seeds)), "plan": asdict(plan), "digits told in stills": bench.stills}
     facts["seconds of all trials"] = round(sum(trial["seconds"] for trial in bench.trials.made))
-    print(record("accuracy", command, 0, given.output, **facts, tables=tables))
-    publish(given.output)
+    name = "accuracy_over_time" if given.over_time else "accuracy"
+    print(record(name, command, 0, given.output, **facts, tables=tables))
+    publish(given.output, name)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from benchmarks.methods import rivals
 HEAD_RATES = (1e-2, 3e-2, 1e-1)
 SPATIAL_RATES = (8e-3, 1.6e-2, 3.2e-2)
 ADAPTER_RATES = (4e-3, 8e-3, 1.6e-2)
+CONVOLUTION_RATES = (8e-3, 1.6e-2, 3.2e-2)
 LORA_RATES = (2e-3, 5e-3, 1.2e-2)
 FULL_RATES = (3e-4, 6e-4, 1.2e-3)  # ten times higher for newly initialized parameters
 FRACTIONS = (0.1, 0.5, 0.01)
@@ -92,3 +93,11 @@ POSITION = (
     aim("every second block", paper=83.2, layers_to_transform=list(range(1, DEPTH, 2))),
 )
 TABLES = {"main": MAIN, "data": DATA, "longer": LONGER, "ratio": RATIO, "position": POSITION}
+OVER_TIME = (
+    AIM,
+    TEMPORAL,
+    aim("convolution over time alone", CONVOLUTION_RATES, **rivals.CONVOLUTION_ALONE),
+    aim("convolution over time + spatial + joint", CONVOLUTION_RATES, temporal="conv"),
+    aim("AIM, attention and convolution over time", ADAPTER_RATES, temporal_conv=True),
+    aim("AIM as trained by `peft-aim train`", ADAPTER_RATES, temporal_conv=True, temporal_embedding="blocks"),
+)

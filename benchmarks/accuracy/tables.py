@@ -56,11 +56,20 @@ def over_seeds(values: list[float]) -> Facts:
     return {"mean": statistics.mean(values), "sd": deviation, "values": [round(value, 4) for value in values]}
 
 
-def publish(folder: Path) -> None:
-    """Write the plot next to ``accuracy.json``, and the tables into the README, or into ``accuracy.md`` elsewhere."""
-    found = json.loads((folder / "accuracy.json").read_text())
+def publish(folder: Path, name: str = "accuracy") -> None:
+    """Write the tables of a record into the README, or beside it in another folder, and the plot next to it.
+
+    Args:
+        folder: Folder of the record.
+        name: "accuracy", which comes with a plot, or "accuracy_over_time".
+    """
+    found = json.loads((folder / f"{name}.json").read_text())
+    if name == "accuracy_over_time":
+        lines = [line(*cells(row)) for row in found["tables"]["over time"]]
+        tables.publish(name, folder, headed(["", *SCORES], lines))
+        return
     draw(found["tables"], folder / "accuracy.svg")
-    tables.publish("accuracy", folder, page(found))
+    tables.publish(name, folder, page(found))
 
 
 def page(record: Facts) -> str:
@@ -79,8 +88,12 @@ def main_table(rows: list[Facts]) -> str:
 
 def of_row(row: Facts) -> str:
     """Return the table line of a row."""
-    scores = (spread(row[key]) for key in ("top1", "within_pair"))
-    return line(row["row"], f"{row['parameters']:,}", *scores, of_paper(row["paper"]))
+    return line(*cells(row), of_paper(row["paper"]))
+
+
+def cells(row: Facts) -> list[str]:
+    """Return the name of a row, its parameters and its scores."""
+    return [row["row"], f"{row['parameters']:,}", *(spread(row[key]) for key in ("top1", "within_pair"))]
 
 
 def data_table(found: dict[str, list[Facts]]) -> str:
@@ -226,4 +239,5 @@ def of_paper(top1: float | None) -> str:
 
 
 if __name__ == "__main__":
-    publish(RESULTS)
+    for name in ("accuracy", "accuracy_over_time"):
+        publish(RESULTS, name)

@@ -32,6 +32,11 @@ from benchmarks.reporting.record import record
 
 Facts = dict[str, Any]
 ON_GPU = {"dtype": "bfloat16", "batch": 32}
+OVER_TIME = {
+    "convolution over time alone": rivals.CONVOLUTION_ALONE,
+    "convolution over time + spatial + joint": {"temporal": "conv"},
+    "AIM, attention and convolution over time": {"temporal_conv": True},
+}
 
 
 def rows(plan: Plan) -> dict[str, Callable[[nn.Module], nn.Module]]:
@@ -42,6 +47,7 @@ def rows(plan: Plan) -> dict[str, Callable[[nn.Module], nn.Module]]:
         FROZEN: lambda model: rivals.frozen(model, classes),
         **{name: lambda model, s=s: rivals.aim(model, classes, frames, recompute=s) for s, name in SETTING.items()},
         REFERENCE: lambda model: reference_aim(model, classes, frames),
+        **{name: lambda model, o=o: rivals.aim(model, classes, frames, **o) for name, o in OVER_TIME.items()},
         "LoRA, frames averaged": lambda model: rivals.lora(model, classes, of_aim),
         "full fine-tuning, frames averaged": lambda model: rivals.full(model, classes),
         "full fine-tuning, divided space-time attention": lambda model: rivals.divided(model, classes, frames),

@@ -93,6 +93,16 @@ class Divided(nn.Module):
         return self.block(tokens, *args, **kwargs)
 
 
+# AIM's options for ST-Adapter: no other adapters, and bottlenecks half as wide as the tokens.
+CONVOLUTION_ALONE = {
+    "temporal": "conv",
+    "spatial": False,
+    "joint": False,
+    "temporal_embedding": False,
+    "bottleneck_ratio": 0.5,
+}
+
+
 def frozen(backbone: nn.Module, classes: int) -> PeftModel:
     """Return the frozen backbone with a linear head, averaged over frames."""
     nothing = {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False}

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.real.blur import blur
 from benchmarks.real.costs import costs
-from benchmarks.real.rows import AIM, BLIND, CHOICES, FRAMES, PAPERS_AIM, ROWS, SMALL, Row, backbone, rate
+from benchmarks.real.rows import AIM, BLIND, CHOICES, FRAMES, OVER_TIME, PAPERS_AIM, ROWS, SMALL, Row, backbone, rate
 from benchmarks.real.tables import publish
 from benchmarks.real.trial import Plan, Setting, prepare, run
 from benchmarks.real.videos import Clips, decode, signs
@@ -49,10 +49,14 @@ class Bench:
         data: Folder of the videos and weights.
         output: Folder of the log.
         logged: Whether to run no trials, and take those in the log.
+        rows: Rows of the table.
     """
 
-    def __init__(self, plan: Plan, data: Path, output: Path, logged: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, data: Path, output: Path, logged: bool = False, rows: tuple[Row, ...] = ROWS
+    ) -> None:
         self.plan, self.data, self.cached, self.logged = plan, data, output / "real_frames.pt", logged
+        self.rows = rows
         decode(data, self.cached)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         common = {name: value for name, value in asdict(plan).items() if name != "seeds"}
@@ -71,7 +75,7 @@ class Bench:
 
     def choose_rates(self) -> dict[str, dict[str, dict[float, float]]]:
         """Choose learning rates on some of the training people, and return top-1 by task, row and rate."""
-        grid = [(task, row.name, rate) for task in TUNED for row in ROWS for rate in row.rates]
+        grid = [(task, row.name, rate) for task in TUNED for row in self.rows for rate in row.rates]
         settings = [Setting(name, task, rate, development=True, longer=HALF) for task, name, rate in grid]
         found: dict[tuple[str, str], list[Facts]] = {}
         for trial in self.of(settings):
@@ -99,12 +103,13 @@ class Bench:
 
     def table(self) -> list[Setting]:
         """Return the settings of the table, the first seed first; that one is evaluated during training on order."""
-        seeds = [(seed, row) for seed in range(self.plan.seeds) for row in ROWS]
+        seeds = [(seed, row) for seed in range(self.plan.seeds) for row in self.rows]
         found = [self.setting(row, "signs", seed=seed) for seed, row in seeds]
         found += [
             self.setting(row, "order", seed=seed, every=LOOK * (seed == 0 and row not in BLIND)) for seed, row in seeds
         ]
-        found += [self.setting(row, "surveillance", seed=seed) for seed in range(self.plan.seeds) for row in SMALL]
+        if self.rows is ROWS:
+            found += [self.setting(row, "surveillance", seed=seed) for seed in range(self.plan.seeds) for row in SMALL]
         return sorted(found, key=lambda setting: setting.seed)
 
     def longer(self) -> list[Setting]:
@@ -130,18 +135,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="number of seeds; those in the log are not run again")
     parser.add_argument("--steps", type=int, help="number of training steps")
     parser.add_argument("--logged", action="store_true", help="run no trials: make the tables of those in the log")
+    parser.add_argument(
+        "--over-time", action="store_true", help="compare attention and convolutions over time instead"
+    )
     given, command = parse(parser, argv, others=("steps",))
     plan = QUICK if given.quick else ON_GPU if torch.cuda.is_available() else Plan()
     plan = replace(plan, seeds=given.seeds or plan.seeds, steps=given.steps or plan.steps)
-    bench = Bench(plan, given.data, given.output, given.logged)
+    bench = Bench(plan, given.data, given.output, given.logged, OVER_TIME if given.over_time else ROWS)
     grid = bench.choose_rates()
-    settings = {"longer": bench.longer(), "choices": bench.choices(), "trials": bench.table()}
+    settings = {"trials": bench.table()}
+    if not given.over_time:
+        settings = {"longer": bench.longer(), "choices": bench.choices(), **settings}
     bench.of(chain(*settings.values()))  # all at once, so that no process waits
     trials = {name: bench.of(wanted) for name, wanted in settings.items()}
-    facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates, "costs": costs(plan, given.data, bench.device)}
-    facts["blur"] = bench.blur()
+    facts = {"plan": asdict(plan), "grid": grid, "rates": bench.rates}
+    facts["costs"] = costs(bench.rows, plan, given.data, bench.device)
+    facts |= {} if given.over_time else {"blur": bench.blur()}
     bench.cached.unlink()
-    name = "real" if bench.device == "cuda" else "real_cpu"
+    name = "real_over_time" if given.over_time else "real" if bench.device == "cuda" else "real_cpu"
     print(record(name, command, 0, given.output, **facts, **trials))
     publish(given.output, name)
 

@@ -83,6 +83,12 @@ ST = Row(
     (3e-3, 6e-3, 1.2e-2),
 )
 TEMPORAL = Row("+ temporal", aim(joint=False))
+WITHOUT_ATTENTION = {"temporal_conv": False, "temporal_embedding": "input", "temporal": "conv"}
+CONVOLUTION = Row(
+    "convolution over time alone", aim(**{**WITHOUT_ATTENTION, **rivals.CONVOLUTION_ALONE}), (3e-3, 6e-3, 1.2e-2)
+)
+CONVOLUTION_ALL = Row("convolution over time + spatial + joint", aim(**WITHOUT_ATTENTION), RATES)
+BOTH = Row("AIM, attention and convolution over time", aim(temporal_embedding="input"), RATES)
 BLIND = (LINEAR, ATTENTIVE, LORA, FULL, SPATIAL)  # to the order of frames
 ROWS = (
     LINEAR,
@@ -95,7 +101,11 @@ ROWS = (
     TEMPORAL,
     AIM,
     PAPERS_AIM,
+    CONVOLUTION,
+    CONVOLUTION_ALL,
+    BOTH,
 )
+OVER_TIME = (AIM, BOTH, CONVOLUTION, CONVOLUTION_ALL)
 SMALL = (LINEAR, AIM)  # those on the surveillance clips
 
 

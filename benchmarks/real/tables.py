@@ -73,6 +73,12 @@ def cells(record: Facts, row: Row) -> list[str]:
     return [*both, f"{mean(order, 'within_pair'):.1%}" if order else "-"]
 
 
+def costed(record: Facts) -> list[tuple[Row, Facts]]:
+    """Return the rows of a record with their costs; it may lack rows that were added later."""
+    found = {cost["row"]: cost for cost in record["costs"]}
+    return [(row, found[row.name]) for row in ROWS if row.name in found]
+
+
 HEAD = [
     "",
     "trainable parameters",
@@ -85,7 +91,7 @@ HEAD = [
 def main_table(record: Facts) -> str:
     """Return the table of all rows."""
     lines = []
-    for row, cost in zip(ROWS, record["costs"], strict=True):
+    for row, cost in costed(record):
         sizes = f"{cost['file_bytes'] / 1e6:.2f} MB", f"{cost['activations']:.2f}", f"{cost['time']:.2f}"
         seeds = [str(len(of(record, row, task))) for task in ("signs", "order")]
         rates = [f"{rate(row, rates):g}" for rates in record["rates"].values()]
@@ -98,9 +104,8 @@ def main_table(record: Facts) -> str:
 
 def front_table(record: Facts) -> str:
     """Return the table of the project's README, without the rows of AIM that lack adapters."""
-    parameters = {cost["row"]: cost["parameters"] for cost in record["costs"]}
-    rows = [row for row in ROWS if row not in (SPATIAL, TEMPORAL)]
-    lines = [line(row.name, f"{parameters[row.name]:,}", *cells(record, row)) for row in rows]
+    rows = [(row, cost) for row, cost in costed(record) if row not in (SPATIAL, TEMPORAL)]
+    lines = [line(row.name, f"{cost['parameters']:,}", *cells(record, row)) for row, cost in rows]
     return headed(["real videos", *HEAD[1:]], lines)
 
 
@@ -201,7 +206,7 @@ def draw(record: Facts, path: Path) -> None:
     plt.rcParams["svg.hashsalt"] = "real"  # the same file from the same numbers
     figure, (*axes, right) = plt.subplots(1, 3, figsize=(13, 4.5), layout="constrained")
     for task, axis in zip(("signs", "order"), axes, strict=True):
-        for row, cost in zip(ROWS, record["costs"], strict=True):
+        for row, cost in costed(record):
             trials = of(record, row, task)
             if not trials:
                 continue
@@ -233,10 +238,13 @@ def publish(folder: Path, name: str) -> None:
 
     Args:
         folder: Folder of the record.
-        name: "real", which comes with a plot, or "real_cpu".
+        name: "real", which comes with a plot, "real_cpu" or "real_over_time".
     """
     record = json.loads((folder / f"{name}.json").read_text())
-    if name == "real_cpu":
+    if name == "real_over_time":
+        parts = [main_table(record), grid_table(record), origin(record["plan"], record["trials"])]
+        tables.publish(name, folder, "\n\n".join(parts))
+    elif name == "real_cpu":
         tables.publish(name, folder, short_page(record))
     else:
         draw(record, folder / "real.svg")
@@ -244,5 +252,5 @@ def publish(folder: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("real", "real_cpu"):
+    for name in ("real", "real_cpu", "real_over_time"):
         publish(RESULTS, name)

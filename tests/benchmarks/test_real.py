@@ -96,6 +96,7 @@ def test_a_trial_reports_each_video(cached, monkeypatch, tmp_path):
 
 def test_rates_are_chosen_by_accuracy_on_training_people_then_by_loss(tmp_path):
     bench = object.__new__(real.Bench)
+    bench.rows = rows.ROWS
     bench.rates, asked = {task: {} for task in real.TUNED}, []
 
     def of(settings):
@@ -115,6 +116,7 @@ def test_rates_are_chosen_by_accuracy_on_training_people_then_by_loss(tmp_path):
 
 def test_a_log_without_learning_rates_is_rejected(tmp_path):
     bench = object.__new__(real.Bench)
+    bench.rows = rows.ROWS
     bench.rates, bench.of = {task: {} for task in real.TUNED}, lambda settings: []
     bench.trials = Trials(tmp_path / "real.jsonl", {})
     with pytest.raises(SystemExit, match="real.jsonl has no trials .* learning rates on signs. Run without --logged"):
@@ -130,6 +132,7 @@ def test_rows_that_were_not_run_are_a_dash():
 
 def test_the_table_has_all_rows_and_seeds_on_both_tasks():
     bench = object.__new__(real.Bench)
+    bench.rows = rows.ROWS
     bench.plan = trial.Plan(seeds=2)
     bench.rates = {task: {row.name: 0.1 for row in rows.ROWS} for task in real.TUNED}
     found = bench.table()
@@ -197,12 +200,21 @@ def test_all_rows_are_shown_with_the_goals(tmp_path):
     record = json.loads((tables.RESULTS / "real.json").read_text())
     short = json.loads((tables.RESULTS / "real_cpu.json").read_text())
     page, tried = tables.page(record), tables.short_page(short)
-    assert all(f"| {row.name} |" in page for row in rows.ROWS)
+    added = (rows.CONVOLUTION, rows.CONVOLUTION_ALL, rows.BOTH)  # after the record was made on a GPU
+    assert all(f"| {row.name} |" in page for row in rows.ROWS if row not in added)
     assert all(f"| {row.name} |" in tried for row in rows.CHOICES)
     for row in rows.BLIND:
         assert {found["within_pair"] for found in tables.of(record, row, "order")} <= {0.5}
     tables.draw(record, tmp_path / "real.svg")
     assert (tmp_path / "real.svg").stat().st_size < 200_000
+
+
+def test_attention_and_convolution_are_compared_with_all_seeds():
+    record = json.loads((tables.RESULTS / "real_over_time.json").read_text())
+    assert [row for row, _ in tables.costed(record)] == sorted(rows.OVER_TIME, key=rows.ROWS.index)
+    for row in rows.OVER_TIME:
+        for task in ("signs", "order"):
+            assert len(tables.of(record, row, task)) == record["plan"]["seeds"] == 3
 
 
 def test_videos_of_order_are_written_forward_and_backward(tmp_path, monkeypatch):
