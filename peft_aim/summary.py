@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from peft_aim.backbone import Anatomy, Inspection, listed
+from peft_aim.backbone import Anatomy, Inspection, listed, within
 from peft_aim.layers import AIMHead, AIMLayer, AIMNorm, TemporalAttention
 
 ADAPTERS = {
@@ -58,7 +58,7 @@ def summary(model: nn.Module, adapter_name: str) -> str:
     lines = [_line(name, layer, found, adapter_name, layer in embeddings) for name, layer in layers.items()]
     adapted = {line.first for line in lines if line.bottleneck}
     skipped = {name: reason for name, reason in found.left_out.items() if name not in adapted}
-    others = {name: reason for name, reason in found.without_attention.items() if name not in adapted}
+    others = {name: reason for name, reason in found.without_attention.items() if not within(f"{name}.", adapted)}
     parts = [
         f"{type(model).__name__} with the adapter {adapter_name!r}: {_count(adapted, found)} are adapted",
         _table(

@@ -1,7 +1,8 @@
 """Which image transformers can be adapted, and do all laws hold? ``python -m benchmarks.coverage [library ...]``.
 
-Every model of the catalogue is built small with random weights and adapted with ``num_frames`` as the only option. The
-results are written per model to ``results/coverage.json`` and as tables to the README of the benchmarks.
+Every model of the catalogue is built small with random weights and adapted with ``num_frames`` as the only option, and
+again with ``temporal="auto"`` if attention cannot run over time in some of its blocks. The results are written per
+model to ``results/coverage.json`` and as tables to the README of the benchmarks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import nn
 from benchmarks.coverage import catalogue, laws
 from benchmarks.reporting.record import RESULTS, record
 from benchmarks.reporting.tables import FRONT, HERE, headed, insert, line
-from peft_aim.attention import in_words
+from peft_aim.backbone import Inspection
+from peft_aim.layers import AIMLayer, TemporalAttention, TemporalConvolution
 from peft_aim.tracing import Images, traits
 
 TITLES = {
@@ -89,30 +91,47 @@ def examine_family(library: str, names: list[str]) -> list[Row]:
 
 
 def examine(backbone: nn.Module) -> Row:
-    """Adapt a backbone and check the laws."""
-    began = time.perf_counter()
+    """Adapt a backbone and check the laws; with ``temporal="auto"`` as well, where that differs."""
     size = catalogue.image_size(backbone)
     facts = {"pixels": size, "parameters": sum(parameter.numel() for parameter in backbone.parameters())}
+    facts |= adapted(backbone, "attention")
+    if facts["outcome"] == "rejected" or facts.get("left out"):
+        facts["auto"] = adapted(backbone, "auto")
+    return facts
+
+
+def adapted(backbone: nn.Module, temporal: str) -> Row:
+    """Adapt a backbone with a kind of temporal branch, and check the laws."""
+    began = time.perf_counter()
     try:
-        found = laws.adapt(copy.deepcopy(backbone)).base_model.model.aim_clips.inspection
+        model = laws.adapt(copy.deepcopy(backbone), temporal=temporal).base_model.model
     except ValueError as error:
-        return {**facts, "outcome": "rejected", "reason": _shortened(error)}
+        return {"outcome": "rejected", "reason": _shortened(error)}
+    found = model.aim_clips.inspection
     if found.tower:  # open_clip's image towers are built separately
         reason = f"also takes text, so it does not classify clips as a whole; its image tower {found.tower} is adapted"
-        return {**facts, "outcome": "not run", "reason": reason}
-    facts |= {
-        "blocks": len(found.blocks),
-        "of": len(found.blocks) + len(found.left_out),
-        "temporal attention": sorted({in_words(anatomy.attend) for anatomy in found.blocks.values()}),
-    }
-    if found.left_out:
-        facts["left out"] = sorted({reason.split(" (its own forward")[0] for reason in found.left_out.values()})
+        return {"outcome": "not run", "reason": reason}
+    facts = described(model, found)
     try:
-        held = laws.check(lambda: copy.deepcopy(backbone), random_clips(backbone))
+        held = laws.check(lambda: copy.deepcopy(backbone), random_clips(backbone), temporal)
         outcome = {"outcome": "adapted", "laws": held}
     except Exception as error:  # a broken law or a crash, which breaks one as well
         outcome = {"outcome": "wrong", "reason": f"{type(error).__name__}: {error}"[:500]}
     return {**facts, **outcome, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def described(model: nn.Module, found: Inspection) -> Row:
+    """Return how many blocks have adapters, how information passes between frames, and why blocks are left out."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, AIMLayer)}
+    branches = {name: m.aim_settings["default"].temporal for name, m in layers.items() if m.has("default", "temporal")}
+    facts = {
+        "blocks": len(branches),
+        "of": len({*found.blocks, *found.left_out, *branches}),
+        "temporal attention": sorted({str(b) for b in branches.values() if isinstance(b, TemporalAttention)}),
+        "convolved": sum(isinstance(branch, TemporalConvolution) for branch in branches.values()),
+    }
+    left_out = {reason for name, reason in found.left_out.items() if name not in branches}
+    return {**facts, **({"left out": sorted(r.split(" (its own forward")[0] for r in left_out)} if left_out else {})}
 
 
 def random_clips(backbone: nn.Module) -> Images:
@@ -126,33 +145,48 @@ def random_clips(backbone: nn.Module) -> Images:
 
 def summary(rows: list[Row]) -> str:
     """Return the results in Markdown, with a row for each library."""
-    names = ["library", "models", "adapted, all laws hold", "rejected", "adapted, a law fails", "not run"]
+    names = ["library", "models", "temporal attention", '`temporal="auto"`', "rejected", "a law fails", "not run"]
     lines = []
     for library in TITLES:
         own = [row for row in rows if row["library"] == library]
-        count = Counter(row["outcome"] for row in own)
-        share = f"{count['adapted']} ({count['adapted'] / len(own):.1%})" if own else "-"
-        numbers = (len(own), share, count["rejected"], count["wrong"], count["not run"])
-        lines.append(line(TITLES[library], *numbers))
+        attention, auto = (Counter(row["outcome"] for row in found) for found in (own, map(in_auto, own)))
+        shares = [
+            f"{count['adapted']} ({count['adapted'] / len(own):.1%})" if own else "-" for count in (attention, auto)
+        ]
+        wrong = attention["wrong"] + auto["wrong"]
+        lines.append(line(TITLES[library], len(own), *shares, auto["rejected"], wrong, auto["not run"]))
     return headed(names, lines)
+
+
+def in_auto(row: Row) -> Row:
+    """Return the results of a model with ``temporal="auto"``: the same, if attention runs over time in all blocks."""
+    return row.get("auto", row)
 
 
 def by_family(rows: list[Row]) -> str:
     """Return the results in Markdown, with a table for each library and a row for each family."""
-    names = ["family", "models", "adapted", "adapted blocks", "temporal attention", "why skipped or rejected"]
+    names = [
+        "family",
+        "models",
+        "temporal attention",
+        "in blocks",
+        '`temporal="auto"`',
+        "how attention runs over time",
+    ]
     parts = []
     for library, title in TITLES.items():
         families = defaultdict(list)
         for row in rows:
             if row["library"] == library:
                 families[row["family"]].append(row)
-        table = headed(names, [_family_line(name, own) for name, own in families.items()])
+        table = headed([*names, "why not"], [_family_line(name, own) for name, own in families.items()])
         parts.append(f"\n**{title}**\n\n{table}")
     return "\n".join(parts)
 
 
 def _family_line(family: str, rows: list[Row]) -> str:
     adapted = [row for row in rows if row["outcome"] == "adapted"]
+    auto = sum(in_auto(row)["outcome"] == "adapted" for row in rows)
     blocks = sorted({f"{row['blocks']} of {row['of']}" for row in adapted if row["blocks"] < row["of"]})
     partly = f"{', '.join(blocks)} in some models" if blocks else "all" if adapted else "-"
     kinds = "; ".join(sorted({kind for row in adapted for kind in row["temporal attention"]})) or "-"
@@ -160,7 +194,7 @@ def _family_line(family: str, rows: list[Row]) -> str:
     why = [f"{count} model{'s' * (count > 1)}: {reason}" for reason, count in reasons.most_common(3)]
     why += sorted({reason for row in adapted for reason in row.get("left out", [])})[:3]
     reason = "; ".join(why).replace("|", "/").replace("\n", " ") or "-"
-    return line(family, len(rows), len(adapted), partly, kinds, reason)
+    return line(family, len(rows), len(adapted), partly, auto, kinds, reason)
 
 
 def _families(wanted: str) -> list[tuple[str, list[str]]]:
@@ -172,9 +206,10 @@ def _families(wanted: str) -> list[tuple[str, list[str]]]:
 
 
 def _line(rows: list[Row]) -> str:
-    count = Counter(row["outcome"] for row in rows)
-    wrong = [f"\n    {row['name']}: {row['reason']}" for row in rows if row["outcome"] == "wrong"]
-    return f"{rows[0]['library']} {rows[0]['family']}: {dict(count)}{''.join(wrong)}"
+    counts = [dict(Counter(row["outcome"] for row in found)) for found in (rows, map(in_auto, rows))]
+    both = [found for row in rows for found in (row, in_auto(row)) if found["outcome"] == "wrong"]
+    wrong = [f"\n    {row.get('name', 'with auto')}: {row['reason']}" for row in both]
+    return f"{rows[0]['library']} {rows[0]['family']}: {counts[0]}, auto {counts[1]}{''.join(wrong)}"
 
 
 def _shortened(error: Exception) -> str:

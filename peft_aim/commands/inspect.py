@@ -6,6 +6,7 @@ import argparse
 import warnings
 
 from peft_aim.commands.arguments import Commands, new_command
+from peft_aim.config import TEMPORAL
 
 
 def add(commands: Commands) -> None:
@@ -13,8 +14,8 @@ def add(commands: Commands) -> None:
     parser = new_command(
         commands,
         "inspect",
-        "Show which blocks of a backbone AIM adapts or skips, and how they run temporal attention, without loading "
-        "weights.",
+        "Show which blocks of a backbone AIM adapts or skips, and how information passes between frames, without "
+        "loading weights.",
         "peft-aim inspect swinv2_tiny_window8_256",
     )
     parser.add_argument(
@@ -22,6 +23,13 @@ def add(commands: Commands) -> None:
         help="timm model name, folder or Hub id of a transformers model, torchvision:NAME or open_clip:NAME",
     )
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames per clip (default: 8)")
+    parser.add_argument(
+        "--temporal",
+        choices=TEMPORAL,
+        default="attention",
+        help="how information passes between frames: attention (default), conv, a convolution over time, or auto, "
+        "attention where it can run over time",
+    )
     parser.add_argument(
         "--temporal-adapters", type=int, default=1, metavar="N", help="temporal adapters per block: 1 (default) or 2"
     )
@@ -36,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from peft_aim.backbone import build_untrained
 
     warnings.filterwarnings("ignore", "AIM adapts")  # the printed table lists skipped blocks, too
-    config = AIMConfig(num_frames=arguments.frames, temporal_adapters=arguments.temporal_adapters)
+    options = {"temporal": arguments.temporal, "temporal_adapters": arguments.temporal_adapters}
+    config = AIMConfig(num_frames=arguments.frames, **options)
     get_peft_model(build_untrained(arguments.model), config).print_adapted_blocks()
     return 0

@@ -92,6 +92,8 @@ def _kind(option: Field) -> dict[str, Any]:
         "int": {"type": int, "metavar": "N"},
         "float": {"type": float, "metavar": "X"},
         "bool": {"action": argparse.BooleanOptionalAction},
+        "bool | None": {"action": argparse.BooleanOptionalAction},
+        "str | tuple[int, ...] | None": {"type": _layers, "metavar": "even|odd|N,N,..."},
         "float | None": {"type": _float_or_none, "metavar": "X|none"},
         "int | None": {"type": _int_or_none, "metavar": "N|none"},
         "tuple[float, float]": {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")},
@@ -125,6 +127,15 @@ def _int_or_none(text: str) -> int | None:
 
 def _float_or_none(text: str) -> float | None:
     return None if text == "none" else float(text)
+
+
+def _layers(text: str) -> str | tuple[int, ...] | None:
+    if text in ("even", "odd", "none"):
+        return None if text == "none" else text
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not even, odd, or indices of blocks such as 0,2,4") from None
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """All options of the method, checked when a config is created."""
 
+from peft_aim.config.checks import TEMPORAL
 from peft_aim.config.options import AIMConfig
 
-__all__ = ["AIMConfig"]
+__all__ = ["TEMPORAL", "AIMConfig"]

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from peft_aim.config import TEMPORAL
 from peft_aim.recompute import SETTINGS
 
 SSV2_MIRRORED = ((86, 87), (93, 94), (166, 167))  # Something-Something v2 classes for left and right
@@ -23,7 +24,8 @@ CHOICES = {
     "save_dtype": (None, "float16", "bfloat16"),
     "keep": ("best", "last"),
     "balance": ("none", "loss", "sampling"),
-    "temporal_embedding": ("blocks", "input"),
+    "temporal": TEMPORAL,
+    "temporal_embedding": (None, "blocks", "input"),
 }
 
 
@@ -36,10 +38,17 @@ class Recipe:
         stride: Distance between the frames of a clip, counted in frames of the video. None (the default) samples one
             frame from each of T equal segments.
         scale: Factor s on the joint adapter.
+        temporal: How information passes between frames: "attention", the block's own, as in the paper; "conv", a
+            convolution over time, as in ST-Adapter; or "auto", attention where it can run over time, and the
+            convolution in other blocks.
+        temporal_layers: Blocks in which information passes between frames: "even" (the first, the third, ...), "odd",
+            or indices such as 0,2,4. None (the default) means all.
         temporal_adapters: Temporal adapters per block: 1, or 2 to add one before the temporal attention.
-        temporal_conv: Whether the temporal adapter has a convolution over time; the paper has none.
+        temporal_conv: Whether the adapter after temporal attention also has a convolution over time; the paper has
+            none. None (the default) means that it has, wherever there is temporal attention.
         temporal_embedding: Where frames are embedded: in the temporal adapters of all "blocks", so that the order of
-            frames is learned in fewer steps, or in the "input" of the first block, as in the paper.
+            frames is learned in fewer steps, or in the "input" of the first block, as in the paper. None (the default)
+            is "blocks", or "input" with temporal="conv", which has no such adapters.
         drop_path: Stochastic depth rate of the last block, on the temporal and joint branches.
         head_dropout: Dropout rate before the head.
         epochs: Number of passes over the training videos. None (the default) is 6, or as many as 200 steps take: small
@@ -90,9 +99,11 @@ class Recipe:
     frames: int = 8
     stride: int | None = None
     scale: float = 0.5
+    temporal: str = "attention"
+    temporal_layers: str | tuple[int, ...] | None = None
     temporal_adapters: int = 1
-    temporal_conv: bool = True
-    temporal_embedding: str = "blocks"
+    temporal_conv: bool | None = None
+    temporal_embedding: str | None = None
     drop_path: float = 0.0
     head_dropout: float = 0.0
     epochs: int | None = None
@@ -128,6 +139,8 @@ class Recipe:
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
         object.__setattr__(self, "flip_pairs", tuple(tuple(pair) for pair in self.flip_pairs))
+        if isinstance(self.temporal_layers, list):
+            object.__setattr__(self, "temporal_layers", tuple(self.temporal_layers))
         least, greatest = self.crop_scale
         operations, strength = self.rand_augment or (0, 0)
         positive = {name: (getattr(self, name) >= 1, "1 or more") for name in POSITIVE}
@@ -222,6 +235,18 @@ class Recipe:
         """
         return self if self.lr is not None else replace(self, lr=round(LR_TIMES_WIDTH / width, 8))
 
+    def with_order(self) -> Recipe:
+        """Return the recipe with what makes the order of frames visible to attention: as given, or the default.
+
+        Example:
+            >>> Recipe().with_order().temporal_conv, Recipe(temporal="conv").with_order().temporal_embedding
+            (True, 'input')
+        """
+        attends = self.temporal != "conv"
+        conv = attends if self.temporal_conv is None else self.temporal_conv
+        embedding = self.temporal_embedding or ("blocks" if attends else "input")
+        return replace(self, temporal_conv=conv, temporal_embedding=embedding)
+
 
 LEAST_EPOCHS, LEAST_STEPS = 6, 200
 LR_TIMES_WIDTH = 0.6
@@ -249,6 +274,7 @@ _SPARSE = replace(_PAPER, epochs=50, stride=None)
 PRESETS: dict[str, Recipe] = {
     "kinetics400": replace(_PAPER, frames=32, stride=4, views=(3, 1)),
     "kinetics400-large": replace(_PAPER, frames=32, stride=4, views=(3, 1), color_jitter=True),
+    "kinetics400-swin": replace(_PAPER, frames=32, stride=2, views=(4, 3), temporal_layers="even"),
     "kinetics700": replace(_PAPER, frames=8, stride=16, views=(3, 3)),
     "kinetics700-large": replace(_PAPER, frames=32, stride=4, views=(3, 3)),
     "ssv2": replace(
@@ -274,7 +300,8 @@ def preset(name: str, **changes: Any) -> Recipe:
     stride of 16.
 
     Args:
-        name: One of ``PRESETS``; names that end in "-large" are the settings for ViT-L/14 where they differ.
+        name: One of ``PRESETS``; names that end in "-large" and "-swin" are the settings for ViT-L/14 and
+            Swin where they differ.
         changes: Fields of :class:`Recipe` to override.
 
     Raises:

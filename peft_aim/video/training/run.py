@@ -209,15 +209,16 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
     """Load the backbone, add a new adapter, and return both with the adapter's description."""
     torch.manual_seed(recipe.seed)
     backbone, preprocessing = load_backbone(source)
-    temporal = aim_options.get("temporal", True)
-    ordered = {"temporal_conv": recipe.temporal_conv, "temporal_embedding": recipe.temporal_embedding}
+    recipe = recipe.with_order()
+    temporal = aim_options.get("temporal", recipe.temporal)
+    branch = ("temporal_layers", "temporal_adapters", "temporal_conv", "temporal_embedding")
     drops = temporal or aim_options.get("joint", True)
     options = {
         "num_frames": recipe.frames,
         "id2label": dict(enumerate(data.classes)),
         "scale": recipe.scale,
-        "temporal_adapters": recipe.temporal_adapters,
-        **(ordered if temporal else {}),
+        "temporal": temporal,
+        **({name: getattr(recipe, name) for name in branch} if temporal else {}),
         "drop_path": recipe.drop_path if drops else 0.0,
         "head_dropout": recipe.head_dropout,
         "recompute": recipe.recompute,
