@@ -22,7 +22,7 @@ from benchmarks.cost.attach import attaching
 from benchmarks.cost.growth import growth
 from benchmarks.cost.plan import QUICK, Plan
 from benchmarks.cost.swap import swapping
-from benchmarks.cost.tables import FROZEN, PLAIN, REFERENCE, SETTING, publish, publish_gpu
+from benchmarks.cost.tables import FROZEN, PLAIN, REFERENCE, SETTING, publish, publish_gpu, publish_over_time
 from benchmarks.measuring.counting import cost_of_step, loss, peak_of_step
 from benchmarks.measuring.timing import in_turns, ratio, settle
 from benchmarks.methods import rivals
@@ -73,21 +73,24 @@ class Stepper:
         self.model(self.clips)
 
 
-def measure(plan: Plan) -> list[Facts]:
-    """Count the cost of all rows, then time them in turns."""
+def measure(plan: Plan, names: Sequence[str] = ()) -> list[Facts]:
+    """Count the cost of all rows, or of those named, then time them in turns."""
     clips, found, steppers, on_gpu = plan.clips(), [], {}, plan.device == "cuda"
     for name, build in rows(plan).items():
+        if names and name not in names:
+            continue
         model = plan.ready(build(plan.model()))
         steppers[name] = Stepper(model, clips)
         counted = {} if on_gpu else cost_of_step(model, clips, loss)
         facts = {"row": name, **sizes(model), **counted, "peak_mb": peak(model, clips)}
         print(facts, flush=True)
         found.append(facts)
-    for name in (PLAIN,) if on_gpu else (FROZEN, PLAIN, REFERENCE):  # compiling for a GPU takes minutes
-        model, compiled = copy.deepcopy(steppers[name].model), f"{name}, compiled"
+    compiled = () if names else (PLAIN,) if on_gpu else (FROZEN, PLAIN, REFERENCE)  # on a GPU it takes minutes
+    for name in compiled:
+        model = copy.deepcopy(steppers[name].model)
         model.compile(backend=plan.compiler)
-        steppers[compiled] = Stepper(model, clips)
-        found.append({"row": compiled})
+        steppers[f"{name}, compiled"] = Stepper(model, clips)
+        found.append({"row": f"{name}, compiled"})
     steps = in_turns({name: stepper.step for name, stepper in steppers.items()}, plan.rounds)
     for facts in found:
         if on_gpu and "peak_mb" not in facts:  # the allocator sees the memory inside compiled graphs
@@ -153,10 +156,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, help="clips per step")
     parser.add_argument("--rounds", type=int, help="number of times that each time is taken")
+    parser.add_argument("--over-time", action="store_true", help="measure attention and convolutions over time alone")
     given, command = parse(parser, argv, others=("backbone",))
     plan = planned(given)
     keep_published(parser, given, [name for name in ON_GPU if getattr(plan, name) != getattr(usual(given), name)])
-    facts = {"threads": torch.get_num_threads(), "plan": asdict(plan), "rows": measure(plan)}
+    names = (FROZEN, REFERENCE, PLAIN, *OVER_TIME) if given.over_time else ()
+    facts = {"threads": torch.get_num_threads(), "plan": asdict(plan), "rows": measure(plan, names)}
+    if given.over_time:
+        print(record("cost_over_time", command, 0, given.output, **facts))
+        publish_over_time(given.output)
+        return
     if plan.device == "cuda":
         print(record("cost_gpu", command, 0, given.output, **facts))
         publish_gpu(given.output)

@@ -42,6 +42,12 @@ def publish_gpu(folder: Path) -> None:
     tables.publish("cost_gpu", folder, gpu_page(json.loads((folder / "cost_gpu.json").read_text())))
 
 
+def publish_over_time(folder: Path) -> None:
+    """Write the table of ``cost_over_time.json`` into the README of the benchmarks, or beside it elsewhere."""
+    found = json.loads((folder / "cost_over_time.json").read_text())
+    tables.publish("cost_over_time", folder, f"{described(found)}\n\n{main_table(found)}")
+
+
 def page(found: Facts) -> str:
     """Return all tables as Markdown."""
     plan, parts = found["plan"], [described(found), main_table(found)]
@@ -278,3 +284,4 @@ def draw_pareto(rows: dict[str, Facts], path: Path) -> None:
 if __name__ == "__main__":
     publish(RESULTS)
     publish_gpu(RESULTS)
+    publish_over_time(RESULTS)

@@ -207,7 +207,7 @@ def _families(wanted: str) -> list[tuple[str, list[str]]]:
 
 def _line(rows: list[Row]) -> str:
     counts = [dict(Counter(row["outcome"] for row in found)) for found in (rows, map(in_auto, rows))]
-    both = [found for row in rows for found in (row, in_auto(row)) if found["outcome"] == "wrong"]
+    both = [found for row in rows for found in (row, row.get("auto", {})) if found.get("outcome") == "wrong"]
     wrong = [f"\n    {row.get('name', 'with auto')}: {row['reason']}" for row in both]
     return f"{rows[0]['library']} {rows[0]['family']}: {counts[0]}, auto {counts[1]}{''.join(wrong)}"
 

@@ -155,7 +155,9 @@ def read_official(checkpoint: str | os.PathLike | Mapping[str, Any]) -> Official
             f"checkpoint={checkpoint!r} is neither a path nor a dict of tensors. Give an official AIM checkpoint."
         )
     source = "checkpoint={...}" if in_memory else os.fspath(checkpoint)
-    weights = _state_dict(checkpoint if in_memory else _load(source), source)
+    loaded = checkpoint if in_memory else _load(source)
+    _check_not_st_adapter(loaded, source)
+    weights = _state_dict(loaded, source)
     layout = _layout(weights, source)
     inside: dict[int, Weights] = defaultdict(dict)
     outside = {name.removeprefix("backbone."): t for name, t in weights.items() if name.startswith("backbone.")}
@@ -215,6 +217,18 @@ def _reason(error: Exception) -> str:
     """Return the reason for an error, without torch's advice on how to load the file anyway."""
     reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
     return type(error).__name__ if "weights_only" in reason else f"{type(error).__name__}: {reason}".rstrip(". ")
+
+
+def _check_not_st_adapter(loaded: Any, source: str) -> None:
+    """Check that it is no checkpoint of the official ST-Adapter code, whose "model" has the trained weights only."""
+    weights = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
+    found = next((str(name) for name in weights if ".adapter_pre_" in str(name)), None) if weights else None
+    if found is not None:
+        raise ValueError(
+            f"{source} is a checkpoint of ST-Adapter ({found}). Its adapters leave the class token out and act before "
+            "the MLP, or before both attention and MLP; AIM's convolution over time acts on all tokens, before the "
+            "block, so that a converted adapter would score otherwise. Train a new one with temporal='conv'."
+        )
 
 
 def _state_dict(loaded: Any, source: str) -> Weights:

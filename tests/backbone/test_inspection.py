@@ -21,7 +21,7 @@ from peft_aim.attention.kinds import USERS_KINDS, along_time
 from peft_aim.backbone.anatomy import PartNames
 from peft_aim.backbone.inspection import inspect_backbone
 from peft_aim.tracing.copies import traits
-from peft_aim.tracing.example import image_size
+from peft_aim.tracing.example import blank_images, image_size
 
 
 def adapt(model: nn.Module, **options: object) -> nn.Module:
@@ -65,6 +65,16 @@ def test_image_size():
     assert image_size(timm.create_model("vit_tiny_patch16_224", img_size=(48, 32), depth=1)) == (48, 32)
     assert image_size(zoo.build("hf_clip")) == (32, 32)
     assert image_size(nn.Linear(1, 1)) == (224, 224)
+
+
+def test_all_declared_image_sizes_are_tried():
+    """transformers' LW-DETR names the size that it was pretrained on before the one it is built for."""
+    model = zoo.build("timm_vit")
+    model.head.image_size = 48  # declared by a part, but the position embedding is for 32
+    model.image_size = (16, 16)
+    sizes = [tuple(next(iter(images.values())).shape[2:]) for images in blank_images(model)]
+    assert sizes[0] == (16, 16) and {(32, 32), (48, 48)} <= {*sizes}
+    assert inspect_backbone(model).image == (3, 32, 32)
 
 
 def test_grey_images():

@@ -11,10 +11,10 @@ import torch
 import zoo
 from torch import nn
 
-from benchmarks.cost.__main__ import main, rows
+from benchmarks.cost.__main__ import OVER_TIME, main, rows
 from benchmarks.cost.plan import QUICK, Plan
 from benchmarks.cost.swap import swapping
-from benchmarks.cost.tables import by_row, goals
+from benchmarks.cost.tables import FROZEN, PLAIN, REFERENCE, by_row, goals
 from benchmarks.measuring.counting import Alive, cost_of_step
 from benchmarks.methods import rivals
 from benchmarks.methods.reference import reference_aim
@@ -110,3 +110,12 @@ def test_other_measurements_never_overwrite_the_results(option, capsys):
     with pytest.raises(SystemExit):
         main(option)
     assert f"{option[0]} would overwrite the results in" in capsys.readouterr().err
+
+
+def test_attention_and_convolutions_are_compared_in_a_record_of_their_own(tmp_path):
+    main(["--quick", "--over-time", "--output", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"cost_over_time.json", "cost_over_time.md"}
+    found = by_row(json.loads((tmp_path / "cost_over_time.json").read_text())["rows"])
+    assert list(found) == [FROZEN, PLAIN, REFERENCE, *OVER_TIME]
+    frozen, aim, conv = (found[name]["forward_gmac"] for name in (FROZEN, PLAIN, "convolution over time alone"))
+    assert frozen < conv < aim

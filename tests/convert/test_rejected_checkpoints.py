@@ -66,6 +66,16 @@ def test_unreadable_files_are_rejected(tmp_path):
         from_official(3, backbone)
 
 
+def test_checkpoints_of_st_adapter_are_rejected_with_the_difference(tmp_path):
+    """Its official code saves the trained weights alone, under "model"."""
+    name = "transformer.resblocks.0.adapter_pre_mlp."
+    weights = {f"{name}fc1.weight": torch.ones(4, 8), f"{name}conv.weight": torch.ones(4, 1, 3, 1, 1)}
+    torch.save({"model": weights, "next_epoch": 3}, tmp_path / "checkpoint-2.pth")
+    message = rf"is a checkpoint of ST-Adapter \({name}fc1.weight\). .*Train a new one with temporal='conv'"
+    with pytest.raises(ValueError, match=message):
+        from_official(tmp_path / "checkpoint-2.pth", nn.Identity())
+
+
 def changed(state: dict[str, Tensor], drop: str = " ", **new: Tensor) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not re.search(drop, name)} | new
 

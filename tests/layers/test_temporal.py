@@ -177,7 +177,7 @@ def test_the_map_shows_which_blocks_have_which_branch(capsys):
     model = laws.adapt(catalogue.build("timm", "volo_d1_224"), temporal="auto")
     model.print_adapted_blocks()
     text = capsys.readouterr().out
-    assert "convolution over 3 frames" in text and "its own forward on the tokens alone" in text
+    assert "convolution over 3 frames" in text and "its own forward on a grid with one row" in text
     assert text.startswith("VOLO with the adapter 'default': 10 of 10 blocks with attention are adapted")
     assert "Skipped" not in text and "network.0.0.attn" not in text
     model = adapt(timm.create_model("test_convnext"))

@@ -28,6 +28,7 @@ DENSE = {"epochs": 30, "scale": 0.5, "temporal_adapters": 1, "flip": True, "labe
 PAPER = {
     "kinetics400": {**DENSE, "frames": 32, "stride": 4, "views": (3, 1), "color_jitter": False},
     "kinetics400-large": {**DENSE, "frames": 32, "stride": 4, "views": (3, 1), "color_jitter": True},
+    "kinetics400-swin": {**DENSE, "frames": 32, "stride": 2, "views": (4, 3), "temporal_layers": "even"},
     "kinetics700": {**DENSE, "frames": 8, "stride": 16, "views": (3, 3)},
     "kinetics700-large": {**DENSE, "frames": 32, "stride": 4, "views": (3, 3)},
     "ssv2": {
@@ -54,6 +55,14 @@ def test_presets_match_the_paper(name):
     expected = {**COMMON, **PAPER[name]}
     assert {key: options[key] for key in expected} == expected
     assert PRESETS[name].peak_lr == 3e-4
+
+
+def test_what_makes_order_visible_follows_the_temporal_branch():
+    found = {temporal: Recipe(temporal=temporal).with_order() for temporal in ("attention", "auto", "conv")}
+    chosen = {temporal: (recipe.temporal_conv, recipe.temporal_embedding) for temporal, recipe in found.items()}
+    assert chosen == {"attention": (True, "blocks"), "auto": (True, "blocks"), "conv": (False, "input")}
+    given = Recipe(temporal_conv=False, temporal_embedding="input")
+    assert given.with_order() == given
 
 
 def test_changing_the_number_of_frames_keeps_the_span_of_a_clip():

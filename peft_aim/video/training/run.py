@@ -231,7 +231,8 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
 
 def token_width(adapted: PeftModel) -> int:
     """Return the token width of a backbone, that of its widest blocks if they differ."""
-    return max(block.width for block in adapted.get_base_model().aim_clips.inspection.blocks.values())
+    found = adapted.get_base_model().aim_clips.inspection
+    return max(block.width for block in (found.all_blocks or found.modules).values())
 
 
 def new_trainer(

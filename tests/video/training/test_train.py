@@ -210,7 +210,10 @@ def test_recipes_configure_adapter_and_trainer(folder, tmp_path, image_model, mo
     assert seen["trainer"].compute_loss_func.smoothing == 0.1
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"recompute": "block"}, {"mixup": 0.8}, {"workers": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bf16"}, {"recompute": "block"}, {"mixup": 0.8}, {"workers": 2}, {"temporal": "conv"}],
+)
 def test_other_recipes_train(folder, tmp_path, image_model, changes):
     recipe = Recipe(**{**vars(SHORT), "label_smoothing": 0.1, "flip": True, **changes})
     _, report = train(Data.find(folder), image_model, tmp_path / "out", recipe)
@@ -244,6 +247,19 @@ def test_random_clips_measure_the_speed_of_the_model(folder, image_model, capsys
     assert measure_speed(Data.find(folder), image_model, SHORT, steps=3).model_clips_per_second > 0
     assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--patience", "2", "--synthetic"]) == 0
     assert re.search(r"On random clips: the model takes [\d.]+ s per step", capsys.readouterr().out)
+
+
+def test_the_temporal_branch_is_chosen_on_the_command_line(folder, tmp_path, image_model):
+    branch = ["--temporal", "auto", "--temporal-layers", "1,0", "--no-temporal-conv"]
+    arguments = ["train", str(folder), "--model", image_model, *OPTIONS, *branch, "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["temporal"], config["temporal_layers"], config["temporal_conv"]) == ("auto", [0, 1], False)
+    assert config["temporal_embedding"] == "blocks"
+    recipe = config["video"]["recipe"]
+    assert (recipe["temporal"], recipe["temporal_layers"], recipe["temporal_embedding"]) == ("auto", [1, 0], "blocks")
+    with pytest.raises(SystemExit):
+        main([*arguments, "--temporal-layers", "first"])
 
 
 def test_a_linear_head_alone_can_be_trained(folder, tmp_path, image_model):
