@@ -96,8 +96,8 @@ TABLES = {"main": MAIN, "data": DATA, "longer": LONGER, "ratio": RATIO, "positio
 OVER_TIME = (
     AIM,
     TEMPORAL,
-    aim("convolution over time alone", CONVOLUTION_RATES, **rivals.CONVOLUTION_ALONE),
-    aim("convolution over time + spatial + joint", CONVOLUTION_RATES, temporal="conv"),
-    aim("AIM, attention and convolution over time", ADAPTER_RATES, temporal_conv=True),
-    aim("AIM as trained by `peft-aim train`", ADAPTER_RATES, temporal_conv=True, temporal_embedding="blocks"),
+    *(
+        aim(name, CONVOLUTION_RATES if options.get("temporal") == "conv" else ADAPTER_RATES, **options)
+        for name, options in rivals.OVER_TIME.items()
+    ),
 )

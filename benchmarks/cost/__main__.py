@@ -32,11 +32,6 @@ from benchmarks.reporting.record import record
 
 Facts = dict[str, Any]
 ON_GPU = {"dtype": "bfloat16", "batch": 32}
-OVER_TIME = {
-    "convolution over time alone": rivals.CONVOLUTION_ALONE,
-    "convolution over time + spatial + joint": {"temporal": "conv"},
-    "AIM, attention and convolution over time": {"temporal_conv": True},
-}
 
 
 def rows(plan: Plan) -> dict[str, Callable[[nn.Module], nn.Module]]:
@@ -47,7 +42,7 @@ def rows(plan: Plan) -> dict[str, Callable[[nn.Module], nn.Module]]:
         FROZEN: lambda model: rivals.frozen(model, classes),
         **{name: lambda model, s=s: rivals.aim(model, classes, frames, recompute=s) for s, name in SETTING.items()},
         REFERENCE: lambda model: reference_aim(model, classes, frames),
-        **{name: lambda model, o=o: rivals.aim(model, classes, frames, **o) for name, o in OVER_TIME.items()},
+        **{name: lambda model, o=o: rivals.aim(model, classes, frames, **o) for name, o in rivals.OVER_TIME.items()},
         "LoRA, frames averaged": lambda model: rivals.lora(model, classes, of_aim),
         "full fine-tuning, frames averaged": lambda model: rivals.full(model, classes),
         "full fine-tuning, divided space-time attention": lambda model: rivals.divided(model, classes, frames),
@@ -160,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, command = parse(parser, argv, others=("backbone",))
     plan = planned(given)
     keep_published(parser, given, [name for name in ON_GPU if getattr(plan, name) != getattr(usual(given), name)])
-    names = (FROZEN, REFERENCE, PLAIN, *OVER_TIME) if given.over_time else ()
+    names = (FROZEN, REFERENCE, PLAIN, *rivals.OVER_TIME) if given.over_time else ()
     facts = {"threads": torch.get_num_threads(), "plan": asdict(plan), "rows": measure(plan, names)}
     if given.over_time:
         print(record("cost_over_time", command, 0, given.output, **facts))

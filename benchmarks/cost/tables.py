@@ -34,7 +34,7 @@ def publish(folder: Path) -> None:
     found = json.loads((folder / "cost.json").read_text())
     draw_growth(found["growth"], folder / "cost_growth.svg")
     draw_pareto(by_row(found["rows"]), folder / "cost_pareto.svg")
-    tables.publish("cost", folder, page(found), front_table(found))
+    tables.publish("cost", folder, page(found))
 
 
 def publish_gpu(folder: Path) -> None:
@@ -142,26 +142,6 @@ def attach_table(rows: list[Facts]) -> str:
     names = ["", "one image, GMAC", "`get_peft_model`, GMAC", "ratio", "seconds", "peak of live tensors, MB"]
     names += ["two images, MB", "largest block, MB", "runs of the model: first adapter, second, loaded later"]
     return headed(names, lines)
-
-
-def front_table(found: Facts) -> str:
-    """Return the table of the front page, from which a user chooses ``recompute``."""
-    rows, gelu, plan = by_row(found["rows"]), by_row(found["gelu"]), found["plan"]
-    chosen = {"reference implementation": REFERENCE}
-    chosen |= {f'`recompute="{setting}"`': name for setting, name in SETTING.items()}
-    lines = [
-        line(
-            label,
-            f"{rows[name]['saved_mb']:,.0f} MB",
-            f"{gelu[name]['saved_mb']:,.0f} MB" if gelu else "",
-            f"{rows[name]['forward_gmac'] + rows[name]['backward_gmac']:.0f} GMAC",
-            f"{rows[name]['step_ratio']:.2f}",
-        )
-        for label, name in chosen.items()
-    ]
-    backbone = "CLIP ViT-B/16" if plan["backbone"] == Plan().backbone else plan["backbone"]
-    names = [f"{backbone}, {plan['frames']} frames", "saved activations, QuickGELU", "GELU", "forward and backward"]
-    return headed([*names, "step time on a CPU"], lines)
 
 
 def extra(row: Facts, plain: Facts) -> float:

@@ -103,6 +103,15 @@ CONVOLUTION_ALONE = {
 }
 
 
+# Options of AIM with which attention and convolutions over time are compared.
+OVER_TIME = {
+    "convolution over time alone": CONVOLUTION_ALONE,
+    "convolution over time + spatial + joint": {"temporal": "conv"},
+    "AIM, attention and convolution over time": {"temporal_conv": True},
+    "AIM as trained by `peft-aim train`": {"temporal_conv": True, "temporal_embedding": "blocks"},
+}
+
+
 def frozen(backbone: nn.Module, classes: int) -> PeftModel:
     """Return the frozen backbone with a linear head, averaged over frames."""
     nothing = {"spatial": False, "temporal": False, "joint": False, "temporal_embedding": False}

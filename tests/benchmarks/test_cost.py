@@ -11,7 +11,7 @@ import torch
 import zoo
 from torch import nn
 
-from benchmarks.cost.__main__ import OVER_TIME, main, rows
+from benchmarks.cost.__main__ import main, rows
 from benchmarks.cost.plan import QUICK, Plan
 from benchmarks.cost.swap import swapping
 from benchmarks.cost.tables import FROZEN, PLAIN, REFERENCE, by_row, goals
@@ -116,6 +116,6 @@ def test_attention_and_convolutions_are_compared_in_a_record_of_their_own(tmp_pa
     main(["--quick", "--over-time", "--output", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {"cost_over_time.json", "cost_over_time.md"}
     found = by_row(json.loads((tmp_path / "cost_over_time.json").read_text())["rows"])
-    assert list(found) == [FROZEN, PLAIN, REFERENCE, *OVER_TIME]
+    assert list(found) == [FROZEN, PLAIN, REFERENCE, *rivals.OVER_TIME]
     frozen, aim, conv = (found[name]["forward_gmac"] for name in (FROZEN, PLAIN, "convolution over time alone"))
     assert frozen < conv < aim
