@@ -193,7 +193,7 @@ def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig
     names = [name.replace("base_layer.", "") for name, _ in model.named_modules()]
     hooked = [norm for norm in found.entries.values() if norm and config.temporal_embedding == "input"]
     hooked += found.final_norms if config.final_norm else []
-    blocks = [name for name in found.blocks if name in config.branches]
+    blocks = [name for name in found.modules if name in config.branches]
     inside = [(name.replace("base_layer.", ""), module) for name, module in model.named_modules()]
     learning = [name for name, module in inside if within(name, blocks) and any(True for _ in module.parameters())]
     hooked += [*blocks, *learning]
@@ -202,7 +202,7 @@ def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig
         wrong = [name for name in matched if any(part == name or part.startswith(f"{name}.") for part in hooked)]
         if not matched or wrong:
             what = f"{wrong[0]}, which overlaps with the modules that AIM adapts" if wrong else "no module"
-            outside = [name for name, _ in model.named_children() if not any(within(b, [name]) for b in found.blocks)]
+            outside = [name for name, _ in model.named_children() if not any(within(b, [name]) for b in blocks)]
             raise ValueError(
                 f"modules_to_save={config.modules_to_save} matches {what}. Give modules outside of adapted blocks, "
                 f"such as the final norm. At its top level, this {type(model).__name__} has {', '.join(outside)}."

@@ -177,6 +177,16 @@ def test_results_on_real_videos_in_the_text_are_those_of_the_records():
     assert tables.steps_to(longer["curve"]) is None and f"at chance after {longer['curve'][-1]['step']}" in text
 
 
+def test_attention_and_convolution_are_compared_by_the_records():
+    over_time = importlib.import_module("benchmarks.over_time.__main__")
+    assert over_time.table() in README
+    accuracy, real = (importlib.import_module(f"benchmarks.{name}.tables") for name in ("accuracy", "real"))
+    cost = importlib.import_module("benchmarks.cost.tables")
+    assert accuracy.over_time_page(found("accuracy_over_time")) in OF_BENCHMARKS
+    assert real.over_time_page(found("real_over_time")) in OF_BENCHMARKS
+    assert cost.over_time_page(found("cost_over_time")) in OF_BENCHMARKS
+
+
 def test_the_demo_succeeds_where_the_frozen_backbone_is_at_chance():
     for task in ("motion", "change"):
         chance, frozen, aim = (row["top-1"] for row in found("demo")["rows"] if row["task"] == task)
@@ -188,7 +198,7 @@ def test_coverage_is_that_of_the_record():
     rows = found("coverage")["rows"]
     assert tables.summary(rows) in README
     assert f"{tables.summary(rows)}\n{tables.by_family(rows)}" in OF_BENCHMARKS
-    adapted = re.findall(r"^\|.*\| (\d+) \| (\d+) \(", README, re.M)
+    adapted = re.findall(r"^\|.*\| (\d+) \| \d+ \([\d.]+%\) \| (\d+) \(", README, re.M)
     models, laws = (sum(int(pair[i]) for pair in adapted) for i in range(2))
     assert f"| {laws} of the {models} models above |" in README
 

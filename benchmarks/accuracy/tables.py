@@ -65,11 +65,15 @@ def publish(folder: Path, name: str = "accuracy") -> None:
     """
     found = json.loads((folder / f"{name}.json").read_text())
     if name == "accuracy_over_time":
-        lines = [line(*cells(row)) for row in found["tables"]["over time"]]
-        tables.publish(name, folder, headed(["", *SCORES], lines))
+        tables.publish(name, folder, over_time_page(found))
         return
     draw(found["tables"], folder / "accuracy.svg")
     tables.publish(name, folder, page(found))
+
+
+def over_time_page(record: Facts) -> str:
+    """Return the table of attention and convolutions over time."""
+    return headed(["", *SCORES], [line(*cells(row)) for row in record["tables"]["over time"]])
 
 
 def page(record: Facts) -> str:

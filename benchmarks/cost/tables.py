@@ -45,7 +45,12 @@ def publish_gpu(folder: Path) -> None:
 def publish_over_time(folder: Path) -> None:
     """Write the table of ``cost_over_time.json`` into the README of the benchmarks, or beside it elsewhere."""
     found = json.loads((folder / "cost_over_time.json").read_text())
-    tables.publish("cost_over_time", folder, f"{described(found)}\n\n{main_table(found)}")
+    tables.publish("cost_over_time", folder, over_time_page(found))
+
+
+def over_time_page(found: Facts) -> str:
+    """Return the table of attention and convolutions over time."""
+    return f"{described(found)}\n\n{main_table(found)}"
 
 
 def page(found: Facts) -> str:

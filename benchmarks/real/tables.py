@@ -233,6 +233,11 @@ def short_page(record: Facts) -> str:
     return f"{table}\n\n{choices_table(record)}\n\n{origin(record['plan'], shown)}"
 
 
+def over_time_page(record: Facts) -> str:
+    """Return the tables of attention and convolutions over time."""
+    return "\n\n".join([main_table(record), grid_table(record), origin(record["plan"], record["trials"])])
+
+
 def publish(folder: Path, name: str) -> None:
     """Write the tables of a record into the READMEs, or beside it in another folder.
 
@@ -242,8 +247,7 @@ def publish(folder: Path, name: str) -> None:
     """
     record = json.loads((folder / f"{name}.json").read_text())
     if name == "real_over_time":
-        parts = [main_table(record), grid_table(record), origin(record["plan"], record["trials"])]
-        tables.publish(name, folder, "\n\n".join(parts))
+        tables.publish(name, folder, over_time_page(record))
     elif name == "real_cpu":
         tables.publish(name, folder, short_page(record))
     else:

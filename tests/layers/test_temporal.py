@@ -238,6 +238,12 @@ def test_swin_as_in_the_paper_has_its_number_of_parameters():
     assert model.get_nb_trainable_parameters()[0] == 9_174_128
 
 
+def test_modules_inside_convolved_blocks_cannot_be_trained_as_well():
+    """PEFT would copy them, with the layer of AIM around or inside."""
+    with pytest.raises(ValueError, match=r"matches stages.0.blocks.0.mlp, which overlaps with the modules that AIM"):
+        adapt(timm.create_model("test_convnext"), modules_to_save=["mlp"])
+
+
 # ---- saving and options ----
 
 
