@@ -108,7 +108,7 @@ class AIMModel(BaseTuner):
         if peft_config.temporal_embedding == "input":
             entries = found.entries or dict.fromkeys(list(peft_config.branches)[:1])
             if not entries:
-                raise ValueError(nothing(self.model, found))
+                raise ValueError(nothing(self.model, found, peft_config))
             for block, pre_norm in entries.items():
                 peft_config.branches.setdefault(pre_norm or block, []).append("temporal_embedding")
         check_modules_to_save(self.model, found, peft_config)
@@ -222,7 +222,7 @@ class AIMModel(BaseTuner):
     def _unwrap(self, wanted: Callable[[nn.Module], bool]) -> None:
         """Replace wrappers by the modules that they wrap, inner ones first."""
         for kind, wrapped in ((ModulesToSaveWrapper, "original_module"), (AIMTunerLayer, "base_layer")):
-            for name, module in list(self.model.named_modules()):
+            for name, module in reversed(list(self.model.named_modules())):
                 if isinstance(module, kind) and wanted(module):
                     if isinstance(module, AIMTunerLayer):
                         module.detach()

@@ -81,7 +81,7 @@ def _count(adapted: set[str], found: Inspection) -> str:
     with_attention = {*found.blocks, *found.left_out}
     others = len(adapted - with_attention)
     if not with_attention:
-        return f"{others} blocks without attention"
+        return f"{others} of {len({*found.all_blocks, *found.without_adapters, *adapted})} blocks without attention"
     count = f"{len(adapted & with_attention)} of {len(with_attention)} blocks with attention"
     return f"{count}, and {others} without," if others else count
 

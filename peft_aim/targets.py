@@ -64,7 +64,7 @@ def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> dic
     """
     blocks = adaptable(found, config)
     if config.target_modules is None and not blocks:
-        raise ValueError(nothing(model, found))
+        raise ValueError(nothing(model, found, config))
     targets = list(blocks) if config.target_modules is None else _targets(model, found, config)
     if config.target_modules is None:
         _check_all_are_adaptable(model, found, blocks)
@@ -84,8 +84,10 @@ def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> dic
 
 
 def _check_all_are_adaptable(model: nn.Module, found: Inspection, blocks: dict[str, Anatomy]) -> None:
-    """Warn about blocks with attention that are skipped, and raise an error if it is not understood why."""
-    skipped = {name: reason for name, reason in found.skipped.items() if name not in blocks}
+    """Warn about blocks that are skipped, and raise an error if it is not understood why they have to be."""
+    has_attention = found.blocks or found.left_out
+    possible = found.skipped if has_attention else found.without_adapters
+    skipped = {name: reason for name, reason in possible.items() if name not in blocks}
     rejected = {name: reason for name, reason in found.rejected.items() if name not in blocks}
     names = as_regex(list(blocks))
     others = {*skipped, *rejected} & {*found.convolved}
@@ -97,19 +99,26 @@ def _check_all_are_adaptable(model: nn.Module, found: Inspection, blocks: dict[s
             f"{hint if others else ''}"
         )
     if skipped:
+        kind = "with" if has_attention else "without"
         warnings.warn(
-            f"AIM adapts {len(blocks)} of {len(blocks) + len(skipped)} blocks with attention of "
+            f"AIM adapts {len(blocks)} of {len(blocks) + len(skipped)} blocks {kind} attention of "
             f"{type(model).__name__} and skips these:"
             f"{listed(skipped)}\nIf that is intended, pass target_modules={names!r}.{hint if others else ''}",
             stacklevel=2,
         )
 
 
-def nothing(model: nn.Module, found: Inspection) -> str:
+def nothing(model: nn.Module, found: Inspection, config: AIMConfig) -> str:
     """Return the message for a model without any block that the options can adapt."""
     seen = found.left_out or found.without_attention
     outermost = {name: reason for name, reason in seen.items() if not within(name, seen)}
     observed = f"Candidates were:{listed(outermost)}" if seen else "None of its modules resembles such a block."
+    if config.temporal in ("conv", "auto"):
+        known = as_regex([name for name in found.modules if not within(name, found.modules)][:8])
+        return (
+            f"{type(model).__name__} has no block that AIM can adapt by itself. {observed}\nGive target_modules, "
+            f"names of modules that map tokens to tokens: {known or 'this model has none'!r}, for example."
+        )
     others = as_regex(list(found.convolved)) if found.convolved else "modules that you name with target_modules"
     return (
         f"{type(model).__name__} has no block that AIM can adapt. AIM needs x + attention(norm1(x)) followed by "
@@ -124,7 +133,8 @@ def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str
     """Return the blocks that ``target_modules`` matches; a convolution can be asked for in any module of tokens."""
     blocks = adaptable(found, config)
     possible = found.modules if config.temporal in ("conv", "auto") else blocks
-    matched = [name for name, _ in model.named_modules() if name and _matches(config.target_modules, name)]
+    names = [name.replace("base_layer.", "") for name, _ in model.named_modules() if name]
+    matched = [name for name in dict.fromkeys(names) if _matches(config.target_modules, name)]
     wrong = [name for name in matched if name not in possible]
     if wrong or not matched:
         what = f"{', '.join(wrong[:4])}, which AIM cannot adapt as a block" if wrong else "no module"
@@ -133,12 +143,15 @@ def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str
             f"target_modules={config.target_modules!r} matches {what}.{reasons}\nThe blocks of this "
             f"{type(model).__name__} are {as_regex(list(blocks))!r}."
         )
-    inside = [name for name in matched if within(name, matched)]
-    if inside:
-        raise ValueError(
-            f"target_modules={config.target_modules!r} matches {inside[0]}, which is part of another module that it "
-            "matches. Give one of the two."
-        )
+    adapted = {n.replace("base_layer.", "") for n, module in model.named_modules() if isinstance(module, AIMLayer)}
+    for name in matched:
+        around = [other for other in {*matched, *adapted} if within(name, [other]) or within(other, [name])]
+        if around:
+            kind = "adapted by another adapter" if around[0] in adapted else "matched as well"
+            raise ValueError(
+                f"target_modules={config.target_modules!r} matches {name}, but {around[0]}, which overlaps with it, "
+                f"is {kind}. Give one of the two."
+            )
     return [name for name in found.modules if name in matched]
 
 

@@ -38,6 +38,7 @@ class Candidates:
         self.others: dict[str, str] = {}
         self._calls: dict[str, Call] = {}
         self._images = 0
+        self._dropped: set[str] = set()
         self._examined: dict[Call, Anatomy | NotABlock] = {}
 
     @property
@@ -104,6 +105,7 @@ class Candidates:
 
     def drop(self, reasons: dict[str, str]) -> None:
         """Note why blocks can have no adapters at all."""
+        self._dropped |= reasons.keys()
         for name, reason in reasons.items():
             self.convolved.pop(name, None)
             if self.blocks.pop(name, None) is not None:
@@ -118,7 +120,7 @@ class Candidates:
         around = {name.rsplit(".", depth)[0] for name in blocks for depth in range(1, name.count(".") + 1)} | {""}
         layouts: dict[Call, Anatomy | None] = {}
         for call in calls:
-            if call.name in around or within(call.name, blocks):
+            if call.name in around | self._dropped or within(call.name, blocks):
                 continue
             if call.original not in layouts:
                 layouts[call.original] = layout(call.original, self._images)

@@ -72,6 +72,13 @@ class Inspection:
         """All blocks with attention that cannot have temporal attention: the reason by name."""
         return {**self.skipped, **self.rejected}
 
+    @property
+    def without_adapters(self) -> dict[str, str]:
+        """The modules without attention that resemble a block and are not part of, or around, other blocks."""
+        blocks, others = self.all_blocks, self.without_attention
+        apart = [n for n in others if not within(f"{n}.", blocks) and not any(within(b, [n]) for b in blocks)]
+        return {name: others[name] for name in apart}
+
     def depth(self, name: str) -> float:
         """Return where a module stands among the blocks, from 0 for the first to 1 for the last."""
         blocks, names = self.blocks or self.all_blocks, list(self.modules)
@@ -121,6 +128,9 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         if not (names.attention and names.mlp):  # the user has vouched for them
             found.reject(misbuilt(found.probed))
         found.drop(ineffective(tower, images, root, found.probed))
+    elif found.probed:
+        unknown = [name for name, (_, anatomy) in found.probed.items() if anatomy.attention is None]
+        found.drop(dict.fromkeys(unknown, "its parts are not known, and on the device 'meta' nothing can be checked"))
     first = _entries(tower, images, root, found) if runs else list(found.blocks or found.probed)[:1]
     head = _head(calls, output) if tower is model else None
     return Inspection(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from peft_aim.backbone.anatomy import Anatomy
-from peft_aim.tracing import Call, channel_axis, input_width, mixes
+from peft_aim.tracing import Call, channel_axis, input_width, is_norm, mixes
 
 
 def layout(call: Call, images: int) -> Anatomy | None:
@@ -22,17 +24,28 @@ def layout(call: Call, images: int) -> Anatomy | None:
     shape = call.given.shape
     if len(shape) < 3 or call.returned.shape != shape or shape[0] % images:
         return None
-    for layer in call.walk():
-        same = layer.given is not None and layer.given.numel == call.given.numel
-        width = input_width(layer.module) if same else None
-        if width is None:
-            continue
-        if layer.given == call.given and layer.given.shape == shape:
-            axis = channel_axis(layer.module, shape, width)
-        else:  # on the same tokens in another layout, which cannot tell an axis from another of the same size
-            fitting = [axis for axis in (-1, 1) if shape[axis] == width]
-            axis = fitting[0] if len(fitting) == 1 else None
-        if axis is not None:
-            nothing = (None, None, None, None, None)
-            return Anatomy(*nothing, width=width, attend=None, channels=axis, groups=shape[0] // images)
-    return None
+    layers = [layer for layer in call.walk() if layer.given is not None and input_width(layer.module) is not None]
+    own = [layer for layer in layers if layer.given == call.given and layer.given.shape == shape]
+    axis = _axis_of_first(own, shape) if own else _axis_of_norms(layers, call)
+    if axis is None:
+        return None
+    parts = (None, None, None, None, None)
+    return Anatomy(*parts, width=shape[axis], attend=None, channels=axis, groups=shape[0] // images)
+
+
+def _axis_of_first(own: list[Call], shape: tuple[int, ...]) -> int | None:
+    """Return the channel axis by the first layer that is called on the module's own tokens."""
+    first = own[0].module
+    width = input_width(first)
+    tells = is_norm(first) or isinstance(first, (nn.Conv1d, nn.Conv2d))  # a linear layer may take transposed tokens
+    return channel_axis(first, shape, width) if tells or shape[1] != shape[-1] else None
+
+
+def _axis_of_norms(layers: list[Call], call: Call) -> int | None:
+    """Return the channel axis by the norms of the same tokens in another layout, if they fit one axis only.
+
+    Other layers prove nothing: a token-mixing MLP takes as many features as there are positions.
+    """
+    norms = [layer for layer in layers if is_norm(layer.module) and layer.given.numel == call.given.numel]
+    fitting = {axis for layer in norms for axis in (-1, 1) if call.given.shape[axis] == input_width(layer.module)}
+    return fitting.pop() if len(fitting) == 1 else None

@@ -158,16 +158,12 @@ def _check_contradictions(config: PeftConfig) -> None:
 
 def _check_temporal(config: PeftConfig) -> None:
     """Check that options of the temporal branch fit its kind."""
-    needed = {  # option: whether it is in use
-        "temporal_adapters": config.temporal_adapters == 2,
-        "temporal_conv": config.temporal_conv,
-        "temporal_embedding": config.temporal_embedding == "blocks",
-    }
-    for name, used in needed.items():
-        if used and config.temporal not in ("attention", "auto"):
+    unused = {"temporal_adapters": 1, "temporal_conv": False, "temporal_embedding": "input"}
+    for name, without in unused.items():
+        if getattr(config, name) not in (without, False) and config.temporal not in ("attention", "auto"):
             raise ValueError(
                 f"{name}={getattr(config, name)!r} contradicts temporal={config.temporal!r}: it acts in the adapter "
-                f"after temporal attention. Set temporal='attention', or leave {name} out."
+                f"after temporal attention. Set temporal='attention', or {name}={without!r}."
             )
     if config.temporal_kernel != 3 and not (config.temporal_conv or config.temporal in ("conv", "auto")):
         raise ValueError(

@@ -3,7 +3,7 @@
 The presets follow the official configs, with four mistakes corrected: the large model for SSv2 has two temporal
 adapters, as in the paper, not one; large models use the same learning rate as all others, since the configs' factor of
 0.1, meant for the backbone, slows down the adapters; the temporal embedding has no weight decay; no frozen parameter
-is left at random values.
+is left at random values, so that Swin has a temporal embedding, as the other models, in place of a random bias.
 """
 
 from __future__ import annotations
@@ -158,6 +158,11 @@ class Recipe:
                 "lr": (self.lr is None or 0 < self.lr < math.inf, "a positive number, or leave it out"),
                 "lr_batch": (self.lr_batch is None or self.lr_batch >= 1, "1 or more, or leave it out"),
                 "temporal_adapters": (self.temporal_adapters in (1, 2), "1 or 2"),
+                "temporal_layers": (
+                    self.temporal_layers in (None, "even", "odd")
+                    or (isinstance(self.temporal_layers, tuple) and min(self.temporal_layers, default=-1) >= 0),
+                    "'even', 'odd' or indices of blocks, or leave it out",
+                ),
                 "scale": (math.isfinite(self.scale), "a finite number"),
                 "warmup_epochs": (
                     self.warmup_epochs is None or 0 <= self.warmup_epochs < math.inf,

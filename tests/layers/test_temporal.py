@@ -18,6 +18,7 @@ from benchmarks.measuring.counting import gmac
 from benchmarks.methods.rivals import CONVOLUTION_ALONE
 from benchmarks.methods.st_adapter import STAdapter
 from peft_aim import AIMConfig
+from peft_aim.backbone import inspect_backbone
 from peft_aim.layers import AIMLayer, TemporalAttention, TemporalConvolution
 
 
@@ -182,7 +183,7 @@ def test_the_map_shows_which_blocks_have_which_branch(capsys):
     assert "Skipped" not in text and "network.0.0.attn" not in text
     model = adapt(timm.create_model("test_convnext"))
     model.print_adapted_blocks()
-    assert "'default': 9 blocks without attention are adapted" in capsys.readouterr().out
+    assert "'default': 9 of 9 blocks without attention are adapted" in capsys.readouterr().out
 
 
 def test_blocks_without_attention_have_a_convolution_if_asked():
@@ -203,7 +204,7 @@ def test_blocks_without_attention_have_a_convolution_if_asked():
 
 def test_a_convolution_is_rejected_where_it_makes_no_sense():
     backbone = catalogue.build("timm", "coatnet_0_rw_224")
-    with pytest.raises(ValueError, match="which is part of another module that it matches. Give one of the two"):
+    with pytest.raises(ValueError, match="which overlaps with it, is matched as well. Give one of the two"):
         laws.adapt(backbone, temporal="conv", target_modules=r"stages\.0\.blocks\.1(\.conv2_kxk)?")
     with pytest.raises(ValueError, match="matches stages.0.blocks.1, which AIM cannot adapt as a block"):
         laws.adapt(backbone, target_modules=[r"stages.0.blocks.1"])
@@ -211,6 +212,72 @@ def test_a_convolution_is_rejected_where_it_makes_no_sense():
         laws.adapt(catalogue.build("timm", "tnt_s_patch16_224"), temporal="auto")
     with pytest.warns(UserWarning, match=r"(?s)adapts 4 of 8 .*To give these a convolution .* pass temporal='auto'"):
         get_peft_model(catalogue.build("timm", "gcvit_xxtiny"), AIMConfig())
+
+
+def test_adapters_whose_targets_overlap_are_rejected():
+    """The names of weights inside another adapter's module would depend on which adapters are loaded."""
+    names = {"inner": ["stages.0.blocks.1.conv2_kxk"], "outer": ["stages.0.blocks.1"]}
+    for first, second in (("inner", "outer"), ("outer", "inner")):
+        options = {"temporal": "conv", "temporal_embedding": False}
+        backbone = catalogue.build("timm", "coatnet_0_rw_224")
+        untouched = repr(backbone)
+        model = get_peft_model(backbone, AIMConfig(target_modules=names[first], **options))
+        with pytest.raises(ValueError, match="is adapted by another adapter. Give one of the two"):
+            model.add_adapter("second", AIMConfig(target_modules=names[second], **options))
+        model.add_adapter("same", AIMConfig(target_modules=names[first], **options))
+        assert repr(model.unload()) == untouched
+
+
+def test_positions_are_never_taken_for_channels():
+    """A ResMLP first mixes positions, by a linear layer on transposed tokens; nothing tells where its channels are."""
+    backbone = timm.create_model("resmlp_12_224", img_size=64)
+    assert "blocks.0" not in inspect_backbone(backbone).modules
+    message = (
+        r"(?s)has no block that AIM can adapt by itself.*Give target_modules, names of modules .* 'stem.*for example"
+    )
+    with pytest.raises(ValueError, match=message.replace("'stem", "'")):
+        adapt(backbone)
+    with pytest.raises(ValueError, match="matches blocks.0, which AIM cannot adapt as a block"):
+        adapt(backbone, target_modules=["blocks.0"])
+
+
+class Latents(nn.Module):
+    """A stream of learned tokens, which no image changes, beside that of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.image_size = (32, 32)
+        self.stem, self.latents = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.randn(1, 5, 8))
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).mT
+        constant = self.block(self.latents.expand(len(x), -1, -1))
+        return self.head(x.mean(1) + constant.mean(1))
+
+
+def test_a_block_that_no_image_changes_has_no_convolution():
+    for options in ({"temporal": "auto"}, {"temporal": "conv", "target_modules": ["block"]}):
+        with pytest.raises(ValueError, match="do not depend on the image|matches block, which AIM cannot adapt"):
+            adapt(Latents(), **options)
+
+
+def test_skipped_blocks_of_convolutional_networks_are_reported(capsys):
+    with pytest.warns(
+        UserWarning, match=r"(?s)adapts 1 of 5 blocks without attention of ResNet and skips these:.*layer2"
+    ):
+        model = adapt(timm.create_model("resnet10t", num_classes=2))
+    model.print_adapted_blocks()
+    assert "'default': 1 of 5 blocks without attention are adapted" in capsys.readouterr().out
+    assert zoo.scores(model(torch.randn(1, zoo.FRAMES, 3, 32, 32))).isfinite().all()
+
+
+def test_nothing_is_guessed_on_the_meta_device():
+    with torch.device("meta"):
+        backbone = timm.create_model("test_convnext")
+    with pytest.raises(ValueError, match="on the device 'meta' nothing can be checked"):
+        get_peft_model(backbone, AIMConfig(temporal="auto"))
 
 
 def test_the_temporal_branch_can_be_limited_to_some_blocks():

@@ -93,7 +93,7 @@ def train(
             f"patience={recipe.patience} needs val videos, but {unreadable or 'there is no val split.'} Give a val "
             "split, as a folder or with --val, or leave out patience."
         )
-    run = Run.of(output, data, source, recipe, check=check, options=aim_options)
+    run = Run.of(output, data, source, recipe.with_order(), check=check, options=aim_options)
     run.check(resume, overwrite)
     data, broken = data.without_broken(recipe) if check else (data, [])
     recipe = recipe.for_videos(len(data.train))
@@ -209,8 +209,9 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
     """Load the backbone, add a new adapter, and return both with the adapter's description."""
     torch.manual_seed(recipe.seed)
     backbone, preprocessing = load_backbone(source)
-    recipe = recipe.with_order()
     temporal = aim_options.get("temporal", recipe.temporal)
+    temporal = "attention" if temporal is True else temporal
+    recipe = replace(recipe, temporal=temporal or recipe.temporal).with_order()
     branch = ("temporal_layers", "temporal_adapters", "temporal_conv", "temporal_embedding")
     drops = temporal or aim_options.get("joint", True)
     options = {

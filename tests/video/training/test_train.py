@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,18 @@ def test_the_temporal_branch_is_chosen_on_the_command_line(folder, tmp_path, ima
     assert (recipe["temporal"], recipe["temporal_layers"], recipe["temporal_embedding"]) == ("auto", [1, 0], "blocks")
     with pytest.raises(SystemExit):
         main([*arguments, "--temporal-layers", "first"])
+
+
+def test_the_temporal_branch_is_chosen_in_python(folder, image_model):
+    data, source = Data.find(folder), Source(image_model)
+    for options, recipe in (({"temporal": "conv"}, SHORT), ({}, replace(SHORT, temporal="conv"))):
+        adapted, description = adapt(data, source, recipe, **options)
+        config = adapted.active_peft_config
+        assert (config.temporal, config.temporal_conv, config.temporal_embedding) == ("conv", False, "input")
+        assert description.recipe["temporal"] == "conv"
+    adapted, description = adapt(data, source, replace(SHORT, temporal="conv"), temporal=True)
+    assert adapted.active_peft_config.temporal == description.recipe["temporal"] == "attention"
+    assert adapted.active_peft_config.temporal_conv
 
 
 def test_a_linear_head_alone_can_be_trained(folder, tmp_path, image_model):
