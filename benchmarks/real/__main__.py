@@ -85,6 +85,8 @@ class Bench:
             best = max(trials, key=lambda trial: (trial["top1"], -trial["held_out_loss"]))
             self.rates[task][name] = best["settings"]["lr"]
             top1[task][name] = {trial["settings"]["lr"]: trial["top1"] for trial in trials}
+        if self.rows is not ROWS:
+            self.rates = {task: same_on_all_tasks(top1) for task in TUNED}
         lacking = [task for task in TUNED if AIM.name not in self.rates[task]]
         if lacking:
             raise SystemExit(
@@ -126,6 +128,20 @@ class Bench:
         task = signs(self.cached)
         clips = Clips(task.train, Recipe(frames=FRAMES), preprocessing, task.classes)
         return blur(model, clips.middle(range(0, len(task.train), 8)))
+
+
+def same_on_all_tasks(top1: dict[str, dict[str, dict[float, float]]]) -> dict[str, float]:
+    """Return the learning rate of each row that has the best mean top-1 over the tasks.
+
+    Example:
+        >>> same_on_all_tasks({"signs": {"AIM": {0.1: 0.7, 0.2: 0.2}}, "order": {"AIM": {0.1: 0.5, 0.2: 0.6}}})
+        {'AIM': 0.1}
+    """
+    first, *others = top1.values()
+    total = {
+        row: {lr: rates[lr] + sum(task[row][lr] for task in others) for lr in rates} for row, rates in first.items()
+    }
+    return {row: max(rates, key=rates.__getitem__) for row, rates in total.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
