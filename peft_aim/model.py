@@ -35,6 +35,7 @@ from peft_aim.targets import (
     check_free,
     check_head,
     check_modules_to_save,
+    entries_of,
     nothing,
     select_blocks,
 )
@@ -106,7 +107,7 @@ class AIMModel(BaseTuner):
             peft_config.branches = select_blocks(self.model, found, peft_config.search_anew())
             peft_config.note_targets(as_regex(list(peft_config.branches)))
         if peft_config.temporal_embedding == "input":
-            entries = found.entries or dict.fromkeys(list(peft_config.branches)[:1])
+            entries = entries_of(found, list(peft_config.branches))
             if not entries:
                 raise ValueError(nothing(self.model, found, peft_config))
             for block, pre_norm in entries.items():

@@ -18,6 +18,8 @@ ADAPTERS = {
 }
 INSIDE = {"temporal embedding": "aim_temporal_inner_embedding", "temporal convolution": "aim_temporal_conv"}
 
+ASKED = "a convolution over time is possible: name them in target_modules, with temporal='auto'"
+
 
 @dataclass(frozen=True)
 class Line:
@@ -59,6 +61,8 @@ def summary(model: nn.Module, adapter_name: str) -> str:
     adapted = {line.first for line in lines if line.bottleneck}
     skipped = {name: reason for name, reason in found.left_out.items() if name not in adapted}
     others = {name: reason for name, reason in found.without_attention.items() if not within(f"{name}.", adapted)}
+    others |= dict.fromkeys(others.keys() & found.modules.keys(), ASKED)
+    convolved = {name: reason for name, reason in found.left_out.items() if name in adapted}
     parts = [
         f"{type(model).__name__} with the adapter {adapter_name!r}: {_count(adapted, found)} are adapted",
         _table(
@@ -70,6 +74,8 @@ def summary(model: nn.Module, adapter_name: str) -> str:
         ),
         _table(["parameters", "count", "each", "total"], _counts(model, layers, embeddings, adapter_name)),
     ]
+    if convolved:
+        parts.append(f"Without temporal attention:{listed(convolved)}")
     if skipped:
         parts.append(f"Skipped:{listed(skipped)}")
     if others:

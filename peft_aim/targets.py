@@ -52,6 +52,19 @@ def adapted_blocks(model: nn.Module, adapter_name: str) -> list[str]:
     ]
 
 
+def entries_of(found: Inspection, adapted: list[str]) -> dict[str, str | None]:
+    """Return where a temporal embedding is added: the first block, or an adapted module that runs before it.
+
+    Returns:
+        Names of modules, each with the name of the norm before it that adds the embedding, if there is one.
+    """
+    names = list(found.modules)
+    first = min(adapted, key=names.index, default=None)
+    if first is not None and all(names.index(first) < names.index(entry) for entry in found.entries):
+        return {first: None}
+    return found.entries
+
+
 def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> dict[str, list[str]]:
     """Apply ``target_modules``, ``exclude_modules``, ``layers_to_transform`` and ``temporal_layers``.
 
@@ -120,12 +133,16 @@ def nothing(model: nn.Module, found: Inspection, config: AIMConfig) -> str:
             f"names of modules that map tokens to tokens: {known or 'this model has none'!r}, for example."
         )
     others = as_regex(list(found.convolved)) if found.convolved else "modules that you name with target_modules"
+    instead = (
+        f" To do without attention over time, pass temporal='auto', which adapts {others} by a convolution."
+        if config.temporal
+        else ""
+    )
     return (
         f"{type(model).__name__} has no block that AIM can adapt. AIM needs x + attention(norm1(x)) followed by "
         f"x + mlp(norm2(x)), pre-norm or post-norm. {observed}\nIf the parts of a block have unusual names, pass "
         "norm1_module, attention_module, norm2_module and mlp_module. If an attention needs special arguments, "
-        "register a function with peft_aim.attention.along_time. To do without attention over time, pass "
-        f"temporal='auto', which adapts {others} by a convolution."
+        f"register a function with peft_aim.attention.along_time.{instead}"
     )
 
 
@@ -138,10 +155,14 @@ def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str
     wrong = [name for name in matched if name not in possible]
     if wrong or not matched:
         what = f"{', '.join(wrong[:4])}, which AIM cannot adapt as a block" if wrong else "no module"
-        reasons = listed({name: found.left_out[name] for name in wrong if name in found.left_out})
+        known = {**found.without_attention, **found.left_out}
+        reasons = listed({name: known[name] for name in wrong if name in known})
+        others = [name for name in found.modules if name not in blocks and not within(name, found.modules)]
+        option = "" if config.temporal in ("conv", "auto") else "With temporal='auto', a"
+        convolved = f" {option or 'A'} convolution over time is possible in {as_regex(others[:8])!r} as well."
         raise ValueError(
             f"target_modules={config.target_modules!r} matches {what}.{reasons}\nThe blocks of this "
-            f"{type(model).__name__} are {as_regex(list(blocks))!r}."
+            f"{type(model).__name__} are {as_regex(list(blocks))!r}.{convolved if others and config.temporal else ''}"
         )
     adapted = {n.replace("base_layer.", "") for n, module in model.named_modules() if isinstance(module, AIMLayer)}
     for name in matched:

@@ -49,7 +49,7 @@ def test_summary_lists_skipped_blocks(capsys):
     assert "Skipped:\n  blocks_token_only.0, blocks_token_only.1: it maps tokens (2, 4, 32) to (2, 1, 32)" in text
     text = printed(capsys, timm.create_model("caformer_s18"))
     assert "Without attention:\n  stages.0.blocks.0, stages.0.blocks.1, " in text
-    assert "SepConv cannot be used as temporal attention" in text
+    assert "a convolution over time is possible: name them in target_modules, with temporal='auto'" in text
 
 
 def test_summary_of_an_inactive_adapter(capsys):

@@ -37,8 +37,9 @@ class Inspection:
             their attention cannot be used as temporal attention: the reason by name.
         rejected: Other blocks with attention that AIM cannot adapt: the reason by name.
         without_attention: Modules that resemble a block but have no attention: the reason by name.
-        entries: The blocks that tokens enter first, one per parallel trunk, each with the name of the norm between
-            the position embedding and the block (CLIP), or None.
+        entries: The blocks with temporal attention, or without any the others, that tokens enter first, one per
+            parallel trunk, each with the name of the norm between the position embedding and the block (CLIP), or
+            None.
         head: Name of the last layer, whose output is the class scores, if there is one.
         features: Input width of the head.
         final_norms: Names of the norms after the last block.
@@ -150,7 +151,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
 
 
 def _entries(tower: nn.Module, images: Images, root: Call, found: Candidates) -> list[str]:
-    """Return where the temporal embedding belongs: attention needs it, so it may come after convolved blocks."""
+    """Return the first blocks with temporal attention, or without any, the first of the others."""
     return entries(tower, images, root, {n: b for n, b in found.probed.items() if n in (found.blocks or found.probed)})
 
 

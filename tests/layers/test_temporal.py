@@ -181,6 +181,7 @@ def test_the_map_shows_which_blocks_have_which_branch(capsys):
     assert "convolution over 3 frames" in text and "its own forward on a grid with one row" in text
     assert text.startswith("VOLO with the adapter 'default': 10 of 10 blocks with attention are adapted")
     assert "Skipped" not in text and "network.0.0.attn" not in text
+    assert "Without temporal attention:\n  network.0.0, network.0.1: OutlookAttention cannot be used" in text
     model = adapt(timm.create_model("test_convnext"))
     model.print_adapted_blocks()
     assert "'default': 9 of 9 blocks without attention are adapted" in capsys.readouterr().out
@@ -193,11 +194,13 @@ def test_blocks_without_attention_have_a_convolution_if_asked():
     model = laws.adapt(backbone, temporal="auto", target_modules=r"stages\.[0-3]\.blocks\.1")
     assert kinds(model)["stages.0.blocks.1"] == "convolution over 3 frames" != kinds(model)["stages.2.blocks.1"]
     stage = layers(model)["stages.0.blocks.1"]
+    assert [name for name, layer in layers(model).items() if layer.aim_temporal_embedding] == ["stages.0.blocks.1"]
     assert (
         stage.has("default", "temporal") and not stage.has("default", "spatial") and not stage.has("default", "joint")
     )
     model = laws.adapt(catalogue.build("timm", "mobilevit_xs"), temporal="conv", target_modules=["stages.1.1"])
     assert kinds(model) == {"stages.1.1": "convolution over 3 frames"}
+    assert layers(model)["stages.1.1"].aim_temporal_embedding
     clips = random_clips(model.base_model.model)
     assert laws.scores(model(**clips)).isfinite().all()
 
@@ -206,10 +209,14 @@ def test_a_convolution_is_rejected_where_it_makes_no_sense():
     backbone = catalogue.build("timm", "coatnet_0_rw_224")
     with pytest.raises(ValueError, match="which overlaps with it, is matched as well. Give one of the two"):
         laws.adapt(backbone, temporal="conv", target_modules=r"stages\.0\.blocks\.1(\.conv2_kxk)?")
-    with pytest.raises(ValueError, match="matches stages.0.blocks.1, which AIM cannot adapt as a block"):
+    with pytest.raises(
+        ValueError, match=r"(?s)matches stages.0.blocks.1, which .* With temporal='auto', a convolution"
+    ):
         laws.adapt(backbone, target_modules=[r"stages.0.blocks.1"])
     with pytest.raises(ValueError, match=r"(?s)calls two attentions, .* returns first do not reach the output"):
         laws.adapt(catalogue.build("timm", "tnt_s_patch16_224"), temporal="auto")
+    with pytest.raises(ValueError, match=r"(?s)has no block that AIM can adapt.*along_time.$"):
+        get_peft_model(timm.create_model("test_convnext"), AIMConfig(temporal=False))
     with pytest.warns(UserWarning, match=r"(?s)adapts 4 of 8 .*To give these a convolution .* pass temporal='auto'"):
         get_peft_model(catalogue.build("timm", "gcvit_xxtiny"), AIMConfig())
 
