@@ -46,9 +46,15 @@ def main() -> None:
         default=catalogue.LIBRARIES,
         help=f"of {', '.join(catalogue.LIBRARIES)}, or families of them (timm:swin_transformer); default: all",
     )
-    libraries, began = parser.parse_args().libraries, time.perf_counter()
-    path = RESULTS / "coverage.json"
+    parser.add_argument(
+        "--auto", action="store_true", help='only add temporal="auto" to the models in the record that lack it'
+    )
+    given, began = parser.parse_args(), time.perf_counter()
+    libraries, path = given.libraries, RESULTS / "coverage.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    if given.auto:
+        add_auto(rows, began)
+        libraries = []
     rows = [row for row in rows if not {row["library"], f"{row['library']}:{row['family']}"} & {*libraries}]
     with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for library in libraries:
@@ -59,6 +65,26 @@ def main() -> None:
     insert("coverage", summary(rows), FRONT)
     insert("coverage", f"{summary(rows)}\n{by_family(rows)}", HERE)
     print(summary(rows))
+
+
+def add_auto(rows: list[Row], began: float) -> None:
+    """Examine the models of a record with ``temporal="auto"`` where that differs, and keep the results."""
+    differ = [row for row in rows if (row["outcome"] == "rejected" or row.get("left out")) and "auto" not in row]
+    known = [row for row in differ if "same_as" not in row]
+    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        names = [(row["library"], row["name"]) for row in known]
+        for row, found in zip(known, pool.map(examine_auto, *zip(*names, strict=True)), strict=True):
+            for other in differ:
+                if other is row or (other["library"], other.get("same_as")) == (row["library"], row["name"]):
+                    other["auto"] = found
+            print(row["library"], row["name"], found["outcome"], found.get("reason", ""), flush=True)
+            keep(rows, began)
+
+
+def examine_auto(library: str, name: str) -> Row:
+    """Build a model and examine it with ``temporal="auto"``."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    return adapted(catalogue.build(library, name), "auto")
 
 
 def keep(rows: list[Row], began: float) -> None:
