@@ -185,6 +185,11 @@ def test_attention_and_convolution_are_compared_by_the_records():
     assert accuracy.over_time_page(found("accuracy_over_time")) in OF_BENCHMARKS
     assert real.over_time_page(found("real_over_time")) in OF_BENCHMARKS
     assert cost.over_time_page(found("cost_over_time")) in OF_BENCHMARKS
+    rows = cost.by_row(found("cost_over_time")["rows"])
+    aim, conv = rows["AIM"], rows["convolution over time + spatial + joint"]
+    less = (1 - conv[key] / aim[key] for key in ("forward_gmac", "saved_mb"))
+    expected = "needs {:.0%} less arithmetic forward, and saves {:.0%} fewer activations".format(*less)
+    assert expected in " ".join(README.split())
 
 
 def test_the_demo_succeeds_where_the_frozen_backbone_is_at_chance():
