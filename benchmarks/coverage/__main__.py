@@ -70,6 +70,7 @@ def main() -> None:
 def add_auto(rows: list[Row], began: float) -> None:
     """Examine the models of a record with ``temporal="auto"`` where that differs, and keep the results."""
     differ = [row for row in rows if (row["outcome"] == "rejected" or row.get("left out")) and "auto" not in row]
+    differ.sort(key=lambda row: row["outcome"] != "rejected")  # an interrupted run has those that matter most
     known = [row for row in differ if "same_as" not in row]
     with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         names = [(row["library"], row["name"]) for row in known]
