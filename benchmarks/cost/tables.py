@@ -49,8 +49,13 @@ def publish_over_time(folder: Path) -> None:
 
 
 def over_time_page(found: Facts) -> str:
-    """Return the table of attention and convolutions over time."""
-    return f"{described(found)}\n\n{main_table(found)}"
+    """Return the counts of attention and convolutions over time."""
+    lines = [
+        line(row["row"], f"{row['parameters']:,}", *(f"{row[key]:.{digits}f}" for key, digits in COUNTS))
+        for row in found["rows"]
+    ]
+    names = ["", "trainable parameters", "forward, GMAC", "backward, GMAC", "saved activations, MB"]
+    return f"{described(found)}\n\n{headed([*names, 'peak of live tensors, MB'], lines)}"
 
 
 def page(found: Facts) -> str:
