@@ -155,12 +155,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, command = parse(parser, argv, others=("backbone",))
     plan = planned(given)
     keep_published(parser, given, [name for name in ON_GPU if getattr(plan, name) != getattr(usual(given), name)])
-    names = (FROZEN, REFERENCE, PLAIN, *rivals.OVER_TIME) if given.over_time else ()
-    facts = {"threads": torch.get_num_threads(), "plan": asdict(plan), "rows": measure(plan, names)}
+    facts = {"threads": torch.get_num_threads(), "plan": asdict(plan)}
     if given.over_time:
+        facts["rows"] = measure(plan, (FROZEN, REFERENCE, PLAIN, *rivals.OVER_TIME))
         print(record("cost_over_time", command, 0, given.output, **facts))
         publish_over_time(given.output)
         return
+    facts["rows"] = measure(plan)
     if plan.device == "cuda":
         print(record("cost_gpu", command, 0, given.output, **facts))
         publish_gpu(given.output)
