@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
-from peft_aim.backbone import Anatomy, Inspection, listed, within
+from peft_aim.backbone import Anatomy, Inspection, listed, outermost, within
 from peft_aim.config import AIMConfig
 from peft_aim.layers import BRANCHES, AIMLayer, AIMTunerLayer
 
@@ -35,12 +35,17 @@ def branches(config: AIMConfig, anatomy: Anatomy, index: int) -> list[str]:
 def _has_temporal(layers: str | int | list[int] | None, index: int) -> bool:
     if layers in ("even", "odd"):
         return index % 2 == ("even", "odd").index(layers)
-    return layers is None or index in ([layers] if isinstance(layers, int) else layers)
+    return layers is None or index in _indices(layers)
+
+
+def _indices(layers: str | int | list[int] | None) -> list[int]:
+    """Return the indices of blocks that an option gives; "even", "odd" and None give none."""
+    return [layers] if isinstance(layers, int) else layers if isinstance(layers, list) else []
 
 
 def adaptable(found: Inspection, config: AIMConfig) -> dict[str, Anatomy]:
     """Return the blocks that can have what the options ask for, in the order in which they run."""
-    return found.all_blocks if config.temporal in ("conv", "auto") else found.blocks
+    return found.all_blocks if config.may_convolve else found.blocks
 
 
 def adapted_blocks(model: nn.Module, adapter_name: str) -> list[str]:
@@ -76,15 +81,16 @@ def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> dic
             or if no block is left.
     """
     blocks = adaptable(found, config)
-    if config.target_modules is None and not blocks:
-        raise ValueError(nothing(model, found, config))
-    targets = list(blocks) if config.target_modules is None else _targets(model, found, config)
-    if config.target_modules is None:
+    if config.target_modules is not None:
+        targets = _targets(model, found, config)
+    elif blocks:
         _check_all_are_adaptable(model, found, blocks)
+        targets = list(blocks)
+    else:
+        raise ValueError(nothing(model, found, config))
     names = [name for name in found.modules if name in {*blocks, *targets}]
     _check_indices(model, len(names), config)
-    layers = config.layers_to_transform
-    layers = range(len(names)) if layers is None else [layers] if isinstance(layers, int) else layers
+    layers = _indices(config.layers_to_transform) or range(len(names))
     selected = [name for name in targets if not _matches(config.exclude_modules, name) and names.index(name) in layers]
     wanted = {name: branches(config, found.modules[name], names.index(name)) for name in selected}
     if not any(wanted.values()):
@@ -124,10 +130,10 @@ def _check_all_are_adaptable(model: nn.Module, found: Inspection, blocks: dict[s
 def nothing(model: nn.Module, found: Inspection, config: AIMConfig) -> str:
     """Return the message for a model without any block that the options can adapt."""
     seen = found.left_out or found.without_attention
-    outermost = {name: reason for name, reason in seen.items() if not within(name, seen)}
-    observed = f"Candidates were:{listed(outermost)}" if seen else "None of its modules resembles such a block."
-    if config.temporal in ("conv", "auto"):
-        known = as_regex([name for name in found.modules if not within(name, found.modules)][:8])
+    candidates = listed({name: seen[name] for name in outermost(seen)})
+    observed = f"Candidates were:{candidates}" if seen else "None of its modules resembles such a block."
+    if config.may_convolve:
+        known = as_regex(outermost(found.modules)[:8])
         return (
             f"{type(model).__name__} has no block that AIM can adapt by itself. {observed}\nGive target_modules, "
             f"names of modules that map tokens to tokens: {known or 'this model has none'!r}, for example."
@@ -149,22 +155,22 @@ def nothing(model: nn.Module, found: Inspection, config: AIMConfig) -> str:
 def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str]:
     """Return the blocks that ``target_modules`` matches; a convolution can be asked for in any module of tokens."""
     blocks = adaptable(found, config)
-    possible = found.modules if config.temporal in ("conv", "auto") else blocks
-    names = [name.replace("base_layer.", "") for name, _ in model.named_modules() if name]
-    matched = [name for name in dict.fromkeys(names) if _matches(config.target_modules, name)]
+    possible = found.modules if config.may_convolve else blocks
+    named = _own_names(model)
+    matched = [name for name in dict.fromkeys(name for name, _ in named) if _matches(config.target_modules, name)]
     wrong = [name for name in matched if name not in possible]
     if wrong or not matched:
         what = f"{', '.join(wrong[:4])}, which AIM cannot adapt as a block" if wrong else "no module"
         known = {**found.without_attention, **found.left_out}
         reasons = listed({name: known[name] for name in wrong if name in known})
-        others = [name for name in found.modules if name not in blocks and not within(name, found.modules)]
-        option = "" if config.temporal in ("conv", "auto") else "With temporal='auto', a"
-        convolved = f" {option or 'A'} convolution over time is possible in {as_regex(others[:8])!r} as well."
+        others = [name for name in outermost(found.modules) if name not in blocks]
+        a = "A" if config.may_convolve else "With temporal='auto', a"
+        convolved = f" {a} convolution over time is possible in {as_regex(others[:8])!r} as well."
         raise ValueError(
             f"target_modules={config.target_modules!r} matches {what}.{reasons}\nThe blocks of this "
             f"{type(model).__name__} are {as_regex(list(blocks))!r}.{convolved if others and config.temporal else ''}"
         )
-    adapted = {n.replace("base_layer.", "") for n, module in model.named_modules() if isinstance(module, AIMLayer)}
+    adapted = {name for name, module in named if isinstance(module, AIMLayer)}
     for name in matched:
         around = [other for other in {*matched, *adapted} if within(name, [other]) or within(other, [name])]
         if around:
@@ -180,12 +186,17 @@ def _check_indices(model: nn.Module, count: int, config: AIMConfig) -> None:
     """Check that the indices of blocks exist."""
     for option in ("layers_to_transform", "temporal_layers"):
         layers = getattr(config, option)
-        indices = [layers] if isinstance(layers, int) else layers if isinstance(layers, list) else []
+        indices = _indices(layers)
         if max(indices, default=0) >= count:
             raise ValueError(
                 f"{option}={layers} selects block {max(indices)}, but {type(model).__name__} has {count} blocks, 0 to "
                 f"{count - 1}."
             )
+
+
+def _own_names(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules of a model, without itself, by the names that they have without adapters."""
+    return [(name.replace("base_layer.", ""), module) for name, module in model.named_modules() if name]
 
 
 def _matches(patterns: str | set[str] | None, name: str) -> bool:
@@ -224,15 +235,14 @@ def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig
     Raises:
         ValueError: If one does not exist, or overlaps with the modules that AIM adapts.
     """
-    names = [name.replace("base_layer.", "") for name, _ in model.named_modules()]
+    named = _own_names(model)
     hooked = [norm for norm in found.entries.values() if norm and config.temporal_embedding == "input"]
     hooked += found.final_norms if config.final_norm else []
     blocks = [name for name in found.modules if name in config.branches]
-    inside = [(name.replace("base_layer.", ""), module) for name, module in model.named_modules()]
-    learning = [name for name, module in inside if within(name, blocks) and any(True for _ in module.parameters())]
+    learning = [name for name, module in named if within(name, blocks) and any(True for _ in module.parameters())]
     hooked += [*blocks, *learning]
     for wanted in config.modules_to_save or []:
-        matched = [name for name in names if name.endswith(wanted)]  # as PEFT does
+        matched = [name for name, _ in named if name.endswith(wanted)]  # as PEFT does
         wrong = [name for name in matched if any(part == name or part.startswith(f"{name}.") for part in hooked)]
         if not matched or wrong:
             what = f"{wrong[0]}, which overlaps with the modules that AIM adapts" if wrong else "no module"

@@ -103,12 +103,13 @@ CONVOLUTION_ALONE = {
 }
 
 
+AS_TRAINED = "AIM as trained by `peft-aim train`"
 # Options of AIM with which attention and convolutions over time are compared.
 OVER_TIME = {
     "convolution over time alone": CONVOLUTION_ALONE,
     "convolution over time + spatial + joint": {"temporal": "conv"},
     "AIM, attention and convolution over time": {"temporal_conv": True},
-    "AIM as trained by `peft-aim train`": {"temporal_conv": True, "temporal_embedding": "blocks"},
+    AS_TRAINED: {"temporal_conv": True, "temporal_embedding": "blocks"},
 }
 
 

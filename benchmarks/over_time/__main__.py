@@ -12,19 +12,19 @@ from typing import Any
 from benchmarks.accuracy import ladder
 from benchmarks.accuracy.tables import spread
 from benchmarks.cost.tables import PLAIN, by_row
+from benchmarks.methods.rivals import AS_TRAINED
 from benchmarks.real import rows
 from benchmarks.real.tables import accuracy, of
 from benchmarks.reporting.record import RESULTS
 from benchmarks.reporting.tables import FRONT, headed, insert, line
 
 Facts = dict[str, Any]
-DEFAULT = "AIM as trained by `peft-aim train`"
 
 # By what AIMConfig gets: the rows of the benchmarks on synthetic clips, on real videos, and of costs.
 ROWS = {
     "the paper's: attention": (ladder.AIM.name, None, PLAIN),
     "attention, `temporal_conv=True`": (rows.BOTH.name, rows.BOTH, rows.BOTH.name),
-    'the same, `temporal_embedding="blocks"`': (DEFAULT, rows.AIM, DEFAULT),
+    'the same, `temporal_embedding="blocks"`': (AS_TRAINED, rows.AIM, AS_TRAINED),
     '`temporal="conv"`': (rows.CONVOLUTION_ALL.name, rows.CONVOLUTION_ALL, rows.CONVOLUTION_ALL.name),
     "the same alone: ST-Adapter": (rows.CONVOLUTION.name, rows.CONVOLUTION, rows.CONVOLUTION.name),
 }

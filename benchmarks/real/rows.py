@@ -83,12 +83,11 @@ ST = Row(
     (3e-3, 6e-3, 1.2e-2),
 )
 TEMPORAL = Row("+ temporal", aim(joint=False))
-WITHOUT_ATTENTION = {"temporal_conv": False, "temporal_embedding": "input", "temporal": "conv"}
-CONVOLUTION = Row(
-    "convolution over time alone", aim(**{**WITHOUT_ATTENTION, **rivals.CONVOLUTION_ALONE}), (3e-3, 6e-3, 1.2e-2)
+CONVOLUTION, CONVOLUTION_ALL, BOTH = (
+    Row(name, aim(**{**PAPER, **options}), ST.rates if options is rivals.CONVOLUTION_ALONE else RATES)
+    for name, options in rivals.OVER_TIME.items()
+    if name != rivals.AS_TRAINED  # that is AIM here
 )
-CONVOLUTION_ALL = Row("convolution over time + spatial + joint", aim(**WITHOUT_ATTENTION), RATES)
-BOTH = Row("AIM, attention and convolution over time", aim(temporal_embedding="input"), RATES)
 BLIND = (LINEAR, ATTENTIVE, LORA, FULL, SPATIAL)  # to the order of frames
 ROWS = (
     LINEAR,

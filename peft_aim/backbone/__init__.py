@@ -4,7 +4,7 @@ Everything is found by structure and checked by running it; :func:`inspect_backb
 """
 
 from peft_aim.backbone.anatomy import Anatomy, PartNames
-from peft_aim.backbone.candidates import listed, within
+from peft_aim.backbone.candidates import listed, outermost, within
 from peft_aim.backbone.inspection import Inspection, inspect_backbone
 from peft_aim.backbone.names import check_known, parse
 from peft_aim.backbone.untrained import build_untrained
@@ -17,6 +17,7 @@ __all__ = [
     "check_known",
     "inspect_backbone",
     "listed",
+    "outermost",
     "parse",
     "within",
 ]

@@ -80,7 +80,7 @@ class Candidates:
 
     def _to_convolve(self) -> dict[str, Anatomy]:
         """Return the blocks whose attention cannot run over time; in a model without attention, all its blocks."""
-        names = _outermost({**self.skipped, **self.rejected})
+        names = outermost({**self.skipped, **self.rejected})
         if not names and not self.blocks:
             names = _without_stages({name: self._calls[name] for name in self.others})
         found = {name: self._known(self._calls[name]) or self._layout(name) for name in names}
@@ -117,16 +117,18 @@ class Candidates:
     def modules(self, calls: list[Call]) -> dict[str, Anatomy]:
         """Return all modules that can have adapters, in the order in which they run."""
         blocks, found = {**self.blocks, **self.convolved}, {}
-        around = {name.rsplit(".", depth)[0] for name in blocks for depth in range(1, name.count(".") + 1)} | {""}
+        around = {name.rsplit(".", depth)[0] for name in blocks for depth in range(1, name.count(".") + 1)}
+        never = {"", *around, *self._dropped}
         layouts: dict[Call, Anatomy | None] = {}
         for call in calls:
-            if call.name in around | self._dropped or within(call.name, blocks):
-                continue
-            if call.original not in layouts:
-                layouts[call.original] = layout(call.original, self._images)
-            anatomy = blocks.get(call.name, layouts[call.original])
-            if anatomy is not None and (call.name in blocks or anatomy.groups == 1):  # groups may be scattered
-                found[call.name] = anatomy
+            if call.name in blocks:
+                found[call.name] = blocks[call.name]
+            elif call.name not in never and not within(call.name, blocks):
+                if call.original not in layouts:
+                    layouts[call.original] = layout(call.original, self._images)
+                anatomy = layouts[call.original]
+                if anatomy is not None and anatomy.groups == 1:  # groups may be scattered
+                    found[call.name] = anatomy
         return found
 
     def without_attention(self) -> dict[str, str]:
@@ -136,7 +138,13 @@ class Candidates:
         return {name: reason for name, reason in self.others.items() if name not in around}
 
 
-def _outermost(names: Collection[str]) -> list[str]:
+def outermost(names: Collection[str]) -> list[str]:
+    """Return the modules that are not part of another one, by their names.
+
+    Example:
+        >>> outermost(["stages.0", "stages.0.norm", "head"])
+        ['stages.0', 'head']
+    """
     return [name for name in names if not within(name, names)]
 
 
@@ -147,7 +155,7 @@ def _without_stages(calls: dict[str, Call]) -> list[str]:
         inside = [type(call.module) for other, call in calls.items() if within(other, [name])]
         return any(inside.count(kind) > 1 for kind in inside)
 
-    return _outermost([name for name in calls if not is_stage(name)])
+    return outermost([name for name in calls if not is_stage(name)])
 
 
 def _examined(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy | NotABlock:

@@ -75,7 +75,7 @@ def check_positions_stay(tower: nn.Module, images: Images, root: Call, blocks: B
         with torch.random.fork_rng([p.device for p in tower.parameters() if p.is_cuda][:1]):
             with suppress(Exception):  # a model that needs more than images in training cannot be checked
                 arrived = run_skeleton(tower, images, root, blocks, training=True)
-            for call, anatomy in _originals({n: block for n, block in blocks.items() if block[1].attention}):
+            for call, anatomy in _originals(blocks):
                 with suppress(Exception):  # nor can a block that fails in training
                     left[call] = _probe(call, anatomy, training=True).returned
     finally:
@@ -164,15 +164,15 @@ def misbuilt(blocks: Blocks) -> dict[str, str]:
     Returns:
         What was observed, by the names of these blocks.
     """
-    known = {name: block for name, block in blocks.items() if block[1].attention is not None}
-    faults = {call: _fault(call, anatomy) for call, anatomy in _originals(known)}
-    found = {name: faults[call.original] for name, (call, _) in known.items()}
+    faults = {call: _fault(call, anatomy) for call, anatomy in _originals(blocks)}
+    found = {name: faults.get(call.original) for name, (call, _) in blocks.items()}
     return {name: fault for name, fault in found.items() if fault is not None}
 
 
 def _originals(blocks: Blocks) -> list[tuple[Call, Anatomy]]:
-    """Return the blocks that ran, without their copies."""
-    return list({call.original: anatomy for call, anatomy in blocks.values()}.items())
+    """Return the blocks with known parts that ran, without their copies."""
+    known = (block for block in blocks.values() if block[1].attention is not None)
+    return list({call.original: anatomy for call, anatomy in known}.items())
 
 
 def _fault(call: Call, anatomy: Anatomy) -> str | None:

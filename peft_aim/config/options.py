@@ -201,6 +201,11 @@ class AIMConfig(PeftConfig):
         write_card(self.to_dict(), Path(save_directory))
 
     @property
+    def may_convolve(self) -> bool:
+        """Whether blocks may have a convolution over time in place of temporal attention."""
+        return self.temporal in ("conv", "auto")
+
+    @property
     def has_block_adapters(self) -> bool:
         """Whether blocks get adapters; otherwise only the temporal embedding or a head is trained."""
         return self.spatial or self.temporal or self.joint

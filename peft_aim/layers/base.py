@@ -54,8 +54,8 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
 
         Args:
             config: The adapter's options.
-            branches: What the adapter adds here: "temporal_embedding", "temporal_in", "temporal", "spatial", "joint",
-                "norm" or "head".
+            branches: What the adapter adds here: "temporal_embedding", "temporal", "spatial", "joint", "norm"
+                or "head".
         """
         raise NotImplementedError
 

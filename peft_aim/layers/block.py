@@ -22,7 +22,8 @@ from peft_aim.recompute import Widths, cheap_from, hidden_widths, recomputing
 from peft_aim.tracing import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
 
 BRANCHES = ("temporal", "spatial", "joint")  # in the order in which they run
-TEMPORAL = "aim_temporal_"  # how the containers of the temporal branch's weights begin
+TEMPORAL = "aim_temporal_"  # how the names of the temporal branch's containers begin
+TEMPORAL_WEIGHTS = ("inner_embedding", "conv", "in_down", "in_up", "down", "up")
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ class AIMLayer(AIMTunerLayer):
 
     adapter_layer_names = (
         "aim_temporal_embedding",
-        "aim_temporal_inner_embedding",
-        "aim_temporal_conv",
-        *(f"aim_{branch}_{layer}" for branch in ("temporal_in", *BRANCHES) for layer in ("down", "up")),
+        *(f"{TEMPORAL}{name}" for name in TEMPORAL_WEIGHTS),
+        *(f"aim_{branch}_{layer}" for branch in ("spatial", "joint") for layer in ("down", "up")),
     )
     other_param_names = ("aim_settings",)
 
@@ -176,8 +176,7 @@ class AIMLayer(AIMTunerLayer):
 
     def over_time(self, adapter: str, frames: int, tokens: Tensor) -> Tensor:
         """Compute the temporal branch of an adapter, in the shape of the tokens."""
-        names = (name for name in self.adapter_layer_names if name.startswith(TEMPORAL))
-        held = {name.removeprefix(TEMPORAL): getattr(self, name) for name in names}
+        held = {name: getattr(self, f"{TEMPORAL}{name}") for name in TEMPORAL_WEIGHTS}
         weights = {name: container[adapter] for name, container in held.items() if adapter in container}
         x = tokens.movedim(self.anatomy.channels, -1)  # (B*T, *N, D)
         mixed = self.aim_settings[adapter].temporal(self.base_layer, weights, x, frames)
