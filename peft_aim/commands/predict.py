@@ -19,8 +19,13 @@ def add(commands: Commands) -> None:
         "Classify videos with one or several adapters, on the backbone recorded in them.",
         "peft-aim predict my-task video.mp4 --adapter other-task",
     )
-    parser.add_argument("first", metavar="ADAPTER", help="folder or Hub id of the adapter (optional with --adapter)")
-    parser.add_argument("others", nargs="*", metavar="VIDEO", help="video files to classify")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar=("ADAPTER", "VIDEO"),
+        help="folder or Hub id of the adapter (optional with --adapter), then the videos to classify: files, URLs, or "
+        "folders of images",
+    )
     parser.add_argument(
         "--adapter",
         action="append",
@@ -38,6 +43,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--output", default="predictions", metavar="DIR", help="folder for film strips (default: predictions)"
     )
+    parser.add_argument(
+        "--fps", type=float, metavar="X", help="frames per second of folders of images (default: as in training)"
+    )
     parser.add_argument("--json", action="store_true", help="print the predictions as JSON")
     add_backbone(parser, required=False)
     parser.set_defaults(run=run)
@@ -47,21 +55,28 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the predictions; return 1 if no video can be read."""
     from peft_aim.video.predict import predict
 
-    adapters, videos = _sorted([arguments.first, *arguments.others], arguments.adapter)
-    options = {name: getattr(arguments, name) for name in ("top_k", "window", "output")}
+    adapters, videos = _sorted(arguments.paths, arguments.adapter)
+    options = {name: getattr(arguments, name) for name in ("top_k", "window", "output", "fps")}
     found = predict(adapters, videos, source=source(arguments), **options)
     readable = [prediction for prediction in found if not prediction.broken]
-    for prediction in found:
-        if prediction.broken:
-            print(prediction, file=sys.stderr)
+    for line in _remarks(found):
+        print(line, file=sys.stderr)
     if arguments.json:
-        print(json.dumps([asdict(prediction) for prediction in readable], indent=2, default=str))
+        print(json.dumps([asdict(prediction) for prediction in found], indent=2, default=str))
     else:
         for prediction in readable:
             print(f"{prediction.adapter}: {prediction}" if len(adapters) > 1 else prediction)
         if readable:
             print(f"Film strips saved to {Path(arguments.output).resolve()}")
     return 0 if readable else 1
+
+
+def _remarks(found: list[Prediction]) -> list[str]:
+    """Return what is to be said about the videos, each remark once."""
+    lines = [str(prediction) for prediction in found if prediction.broken]
+    lines += [f"Note: {prediction.damaged}" for prediction in found if prediction.damaged]
+    hdr = [str(prediction.video) for prediction in found if prediction.hdr]
+    return [*dict.fromkeys(lines + [f"Note: {note}" for note in hdr_note(hdr)])]
 
 
 def _sorted(paths: list[str], further: list[str]) -> tuple[list[str], list[str]]:

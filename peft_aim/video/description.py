@@ -10,11 +10,9 @@ import platform
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
 from peft_aim.config import AIMConfig
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import Preprocessing, Video, Views
+from peft_aim.video.data import Preprocessing, Views
 from peft_aim.video.recipe import Recipe
 
 PACKAGES = ("peft-aim", "torch", "peft", "transformers", "timm", "torchvision", "av")
@@ -73,13 +71,15 @@ class Description:
         """Return how to make views with another number of clips and crops."""
         return Views(self.frames, self.stride, clips, crops, self.preprocessing)
 
-    def views_of(self, video: Video, part: range | None = None) -> Tensor:
-        """Return all views of a video, or of a range of its frames.
+    @property
+    def as_evaluated(self) -> Views:
+        """How to make the views that the adapter is evaluated with."""
+        return self.views_with(*self.views)
 
-        Shape:
-            ``(V, T, 3, H, W)``
-        """
-        return self.views_with(*self.views).of(video, part)
+    @property
+    def fps(self) -> float:
+        """Frames per second of training videos that were folders of images."""
+        return (self.recipe or {}).get("fps", Recipe.fps)
 
     def write(self, config: AIMConfig) -> None:
         """Store the description in an adapter's config."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from peft_aim.video.adapters import Loaded, load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import BrokenVideo, open_video, to_image, windows
+from peft_aim.video.data import BrokenVideo, Video, Views, open_video, to_image, views_of_windows, windows
 from peft_aim.video.evaluate import score
 from peft_aim.video.picture import Row, draw_strip, row_of
 
@@ -46,6 +48,8 @@ class Prediction:
         top: The most probable classes and their probabilities, averaged over the windows.
         windows: Predictions for the windows of a long video; empty if the video is a single window.
         broken: Why the video cannot be read, in which case ``top`` and ``windows`` are empty; "" if it can.
+        damaged: What cannot be decoded, if it is more than a fifth of the frames; "" otherwise.
+        hdr: Whether the video is in HDR, which is read without tone mapping.
     """
 
     video: Path
@@ -53,6 +57,8 @@ class Prediction:
     top: list[tuple[str, float]]
     windows: list[Window]
     broken: str = ""
+    damaged: str = ""
+    hdr: bool = False
 
     def __str__(self) -> str:
         if self.broken:
@@ -69,12 +75,13 @@ def predict(
     output: str | Path | None = None,
     batch_size: int = 8,
     source: Source | None = None,
+    fps: float | None = None,
 ) -> list[Prediction]:
     """Classify videos with one or several adapters, which are swapped on a single copy of the backbone.
 
     Args:
         adapters: Folder or Hub id of an adapter, or of several adapters for the same backbone.
-        videos: One or several video files.
+        videos: One or several videos: files, URLs, or folders of images.
         top_k: Number of classes to return, the most probable first.
         window: Length in seconds of the sliding window over long videos; None uses the typical length of the adapter's
             training videos, 0 classifies every video as a whole.
@@ -82,6 +89,7 @@ def predict(
             prediction; None draws none.
         batch_size: Views per forward pass.
         source: Where to load the backbone from; None uses the source recorded in the first adapter.
+        fps: Frames per second of folders of images; None uses that of the adapter's training videos.
 
     Returns:
         A prediction for each video and adapter. Those of a video that cannot be read have the reason in ``broken``.
@@ -98,40 +106,73 @@ def predict(
     loaded, found = load_adapters(adapters, source), []
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     paths = [Path(video) for video in videos]
-    for path in paths:
-        of_video = [_of_video(loaded, position, path, top_k, window, batch_size) for position in range(len(adapters))]
+    for path, picture in zip(paths, picture_names(paths), strict=True):
+        read = partial(_of_video, path=path, top_k=top_k, window=window, batch_size=batch_size, fps=fps)
+        of_video = [read(loaded, position) for position in range(len(adapters))]
         found += [prediction for prediction, _ in of_video]
         rows = [row for _, row in of_video if row is not None]
         if output is not None and rows:
-            Path(output).mkdir(parents=True, exist_ok=True)
-            alone = [other.name for other in paths].count(path.name) == 1
-            draw_strip(Path(output) / f"{path.name if alone else '_'.join(path.parts[-3:]).strip('/')}.png", rows)
+            draw_strip(Path(output) / picture, rows)
     return found
 
 
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for the picture of each video: that of the file, with as many folders as tell them apart.
+
+    Example:
+        >>> picture_names([Path("a/1.mp4"), Path("b/1.mp4"), Path("b/2.mp4")])
+        ['a_1.mp4.png', 'b_1.mp4.png', '2.mp4.png']
+    """
+    tails = [["_".join(path.parts[-n:]).replace("/", "") for path in paths] for n in (1, 2, 3)]
+    names = [next((tail[i] for tail in tails if tail.count(tail[i]) == 1), "") for i in range(len(paths))]
+    return [f"{name or f'{i + 1}_{tails[-1][i]}'}.png" for i, name in enumerate(names)]
+
+
 def _of_video(
-    loaded: Loaded, position: int, path: Path, top_k: int, window: float | None, batch_size: int
+    loaded: Loaded,
+    position: int,
+    path: Path,
+    top_k: int,
+    window: float | None,
+    batch_size: int,
+    fps: float | None,
 ) -> tuple[Prediction, Row | None]:
     """Return an adapter's prediction for a video, and the row to draw of its most confident window."""
     description, adapter = loaded.activate(position), loaded.names[position]
     try:
-        with open_video(path) as video:
+        with open_video(path, fps or description.fps) as video:
             length = description.seconds if window is None else window
             parts = windows(video.seconds, length) if length else [range(len(video.seconds))]
-            scored, best = [], (torch.empty(0), -1.0)
-            for part in parts:  # one at a time, since long videos have many
-                views = description.views_of(video, part)
-                scored.append(score(loaded.model, views, batch_size).mean(0).cpu())
-                if scored[-1].max() > best[1]:
-                    best = (views[len(views) // 2], float(scored[-1].max()))
+            scored, best = _score_windows(loaded.model, video, description.as_evaluated, parts, batch_size)
             spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
     except BrokenVideo as error:
         return Prediction(path, adapter, [], [], str(error)), None
     mean = torch.stack(scored).mean(0)
     top = partial(_top, classes=description.classes, k=top_k)
-    over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)]
-    prediction = Prediction(path, adapter, top(mean), over_time if len(parts) > 1 else [])
-    return prediction, row_of(to_image(best[0], description.preprocessing), mean, description.classes)
+    over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)] if len(parts) > 1 else []
+    prediction = Prediction(path, adapter, top(mean), over_time, damaged=str(video.damage), hdr=video.hdr)
+    return prediction, row_of(to_image(best, description.preprocessing), mean, description.classes)
+
+
+def _score_windows(
+    model: nn.Module, video: Video, views: Views, parts: Sequence[range], batch_size: int
+) -> tuple[list[Tensor], Tensor]:
+    """Return the probabilities of each window, and the middle view of the most confident window.
+
+    Windows are scored in batches, and only those of a batch are in memory.
+    """
+    scored: list[Tensor] = []
+    best, confidence = torch.empty(0), -1.0
+    of_windows = views_of_windows(video, views, parts)
+    with tqdm(total=len(parts), desc=str(video.path), unit="window", leave=False, disable=len(parts) == 1) as progress:
+        while batch := list(islice(of_windows, max(1, batch_size // views.count))):
+            found = score(model, torch.cat(batch), batch_size).cpu().unflatten(0, (len(batch), -1)).mean(1)
+            scored += found
+            if found.max() > confidence:
+                confidence = float(found.max())
+                best = batch[int(found.amax(1).argmax())][views.count // 2].clone()
+            progress.update(len(batch))
+    return scored, best
 
 
 def _top(probabilities: Tensor, classes: list[str], k: int) -> list[tuple[str, float]]:

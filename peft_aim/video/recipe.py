@@ -89,6 +89,7 @@ class Recipe:
         compile: Compile the model with torch.compile.
         views: Views (clips x crops) per video whose probabilities are averaged in evaluation.
         min_frames: Skip videos with fewer frames.
+        fps: Frames per second of videos that are folders of images.
         workers: Processes that load videos, per training process.
         seed: Random seed.
 
@@ -131,6 +132,7 @@ class Recipe:
     compile: bool = False
     views: tuple[int, int] = (1, 1)
     min_frames: int = 2
+    fps: float = 12.0
     workers: int = 1
     seed: int = 0
 
@@ -183,6 +185,7 @@ class Recipe:
                 "flip_pairs": (all(len(pair) == 2 for pair in self.flip_pairs), "pairs of classes"),
                 "views": (min(self.views) >= 1, "at least 1 clip and 1 crop"),
                 "workers": (self.workers >= 0, "0 or more"),
+                "fps": (0 < self.fps < math.inf, "a positive number"),
                 "accumulation": (self.batch_size % max(1, self.accumulation) == 0, "a divisor of batch_size"),
             }
         )

@@ -9,6 +9,7 @@ from peft_aim.video.data.data import Data, Videos, notes_on, typical_seconds
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
 from peft_aim.video.data.listing import by_index, find_videos, indexed, read_names
 from peft_aim.video.data.sampling import evaluation_frames, windows
+from peft_aim.video.data.streaming import views_of_windows
 from peft_aim.video.data.transforms import ForEvaluation, ForTraining, Preprocessing, to_image
 from peft_aim.video.data.views import Views
 
@@ -36,6 +37,7 @@ __all__ = [
     "read_names",
     "to_image",
     "typical_seconds",
+    "views_of_windows",
     "why_unreadable",
     "windows",
 ]

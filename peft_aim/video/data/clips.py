@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,8 +42,9 @@ class TrainingClips(Dataset):
         transform: Preprocessing and augmentation of frames and label.
 
     Returns:
-        By index, ``{"clips": (T, 3, H, W), "labels": int, "seconds": float, "skipped": str}``. ``seconds`` is the
-        loading time, ``skipped`` the reason why a video cannot be read ("" if it can); the label is then -100.
+        By index, ``{"clips": (T, 3, H, W), "labels": int, "seconds": float, **remarks}``. ``seconds`` is the loading
+        time. The remarks are "skipped", the reason why the video cannot be read, and the label is then -100;
+        "damaged", what cannot be decoded if it is much; and "hdr", the path of a video in HDR; all "" otherwise.
     """
 
     def __init__(self, videos: Sequence[tuple[Path, int]], recipe: Recipe, transform: ForTraining) -> None:
@@ -65,18 +66,21 @@ class TrainingClips(Dataset):
     def __getitem__(self, i: int) -> dict[str, Any]:
         _leave_interrupts_to_the_main_process()
         if i >= len(self.videos):
-            clip, _ = self.transform(_Black().read(range(self.recipe.frames)), 0)
-            return {"clips": clip, "labels": IGNORED, "seconds": 0.0, "skipped": ""}
-        began, (path, label), skipped = time.perf_counter(), self.videos[self.drawn[i]], ""
+            return {"clips": self._clip(_Black(), 0)[0], "labels": IGNORED, "seconds": 0.0, **_remarks()}
+        began, (path, label), remarks = time.perf_counter(), self.videos[self.drawn[i]], _remarks()
         with _seeded(self.recipe.seed, int(self.epoch), i):
             try:
                 with long_enough(path, self.recipe.min_frames) as video:
-                    frames = video.read(training_frames(len(video.seconds), self.recipe.frames, self.recipe.stride))
+                    clip, label = self._clip(video, label)
+                    remarks = _remarks(video)
             except BrokenVideo as error:
-                frames, skipped = _Black().read(range(self.recipe.frames)), str(error)
-            clip, label = self.transform(frames, label)
-        label = IGNORED if skipped else label
-        return {"clips": clip, "labels": label, "seconds": time.perf_counter() - began, "skipped": skipped}
+                clip, label, remarks = self._clip(_Black(), label)[0], IGNORED, _remarks(skipped=str(error))
+        return {"clips": clip, "labels": label, "seconds": time.perf_counter() - began, **remarks}
+
+    def _clip(self, video: Video, label: int) -> tuple[Tensor, int]:
+        chosen = training_frames(len(video.seconds), self.recipe.frames, self.recipe.stride)
+        cutout = self.transform.cutout(video.size)
+        return self.transform.finish(video.read(chosen, cutout), label, cutout)
 
 
 class NoiseClips(Dataset):
@@ -94,7 +98,7 @@ class NoiseClips(Dataset):
         return self.count
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"clips": self.clip, "labels": i % 2, "seconds": 0.0, "skipped": ""}
+        return {"clips": self.clip, "labels": i % 2, "seconds": 0.0, **_remarks()}
 
 
 class EvaluationClips(Dataset):
@@ -106,9 +110,9 @@ class EvaluationClips(Dataset):
         min_frames: Videos with fewer frames are skipped.
 
     Returns:
-        By index, ``{"clips": (V, T, 3, H, W), "labels": int, "skipped": str}``. There are ``total`` views V, of
-        which the first ``views.count`` are those to average. The view at index ``single`` is that of 1 x 1; it is one
-        of them if both numbers are odd.
+        By index, ``{"clips": (V, T, 3, H, W), "labels": int, **remarks}``, see :class:`TrainingClips`. There are
+        ``total`` views V, of which the first ``views.count`` are those to average. The view at index ``single`` is
+        that of 1 x 1; it is one of them if both numbers are odd.
     """
 
     def __init__(self, videos: Sequence[tuple[Path, int]], views: Views, min_frames: int) -> None:
@@ -123,20 +127,30 @@ class EvaluationClips(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         _leave_interrupts_to_the_main_process()
-        (path, label), skipped = self.videos[i], ""
+        path, label = self.videos[i]
         try:
             with long_enough(path, self.min_frames) as video:
-                clips = [views.of(video) for views in self.views]
+                clips, remarks = [views.of(video) for views in self.views], _remarks(video)
         except BrokenVideo as error:
-            clips, skipped = [views.read(_Black(), range(views.frames)) for views in self.views], str(error)
-        return {"clips": torch.cat(clips), "labels": IGNORED if skipped else label, "skipped": skipped}
+            clips, label, remarks = [views.of(_Black()) for views in self.views], IGNORED, _remarks(skipped=str(error))
+        return {"clips": torch.cat(clips), "labels": label, **remarks}
 
 
-class _Black:
-    """Black frames in place of a video that cannot be read."""
+class _Black(Video):
+    """A black frame in place of a video that cannot be read."""
 
-    def read(self, indices: Sequence[int]) -> Tensor:
-        return torch.zeros(len(indices), 3, 64, 64, dtype=torch.uint8)
+    def __init__(self) -> None:
+        super().__init__("")
+        self.seconds, self.size = [0.0], (64, 64)
+
+    def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+        return ((i, torch.zeros(3, *self.size, dtype=torch.uint8)) for i in indices)
+
+
+def _remarks(video: Video | None = None, skipped: str = "") -> dict[str, str]:
+    """Return what is to be reported about a video, see :class:`TrainingClips`."""
+    damaged, hdr = (str(video.damage), str(video.path) if video.hdr else "") if video else ("", "")
+    return {"skipped": skipped, "damaged": damaged, "hdr": hdr}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,32 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
+@dataclass(frozen=True)
+class Cutout:
+    """A part of each frame of a clip, resized to the backbone's images, maybe mirrored.
+
+    Attributes:
+        box: Top, left, height and width of the part in pixels, of the mirrored frame.
+        flipped: Whether frames are mirrored.
+        size: Height and width of the images in pixels.
+        interpolation: Interpolation mode.
+
+    Shape:
+        uint8 ``(*, 3, H', W') -> (*, 3, H, W)``
+    """
+
+    box: tuple[int, int, int, int]
+    flipped: bool
+    size: tuple[int, int]
+    interpolation: InterpolationMode
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Cut out and resize frames."""
+        frames = frames.flip(-1) if self.flipped else frames
+        options = {"size": self.size, "interpolation": self.interpolation, "antialias": True}
+        return v2.functional.resized_crop(frames, *self.box, **options)
+
+
 class ForTraining(nn.Module):
     """Training augmentation of a recipe: random crop, flip and others, drawn once for all frames of a clip.
 
@@ -49,9 +76,8 @@ class ForTraining(nn.Module):
     def __init__(self, preprocessing: Preprocessing, recipe: Recipe, classes: list[str]) -> None:
         super().__init__()
         interpolation = InterpolationMode(preprocessing.interpolation)
-        steps: list[nn.Module] = [
-            v2.RandomResizedCrop(preprocessing.size, recipe.crop_scale, interpolation=interpolation, antialias=True)
-        ]
+        self.crop = v2.RandomResizedCrop(preprocessing.size, recipe.crop_scale, interpolation=interpolation)
+        steps: list[nn.Module] = []
         if recipe.color_jitter:
             steps.append(v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1))
         if recipe.rand_augment:
@@ -65,9 +91,23 @@ class ForTraining(nn.Module):
 
     def forward(self, frames: Tensor, label: int) -> tuple[Tensor, int]:
         """Augment and preprocess a clip."""
-        if self.flip and torch.rand(()) < 0.5:
-            frames, label = frames.flip(-1), self.mirrored.get(label, label)
-        return self.steps(frames), label
+        cutout = self.cutout(frames.shape[-2:])
+        return self.finish(cutout(frames), label, cutout)
+
+    def cutout(self, size: Sequence[int]) -> Cutout:
+        """Draw the part of the frames of a clip to use, which can be cut out of each as soon as it is decoded.
+
+        Args:
+            size: Height and width of the frames in pixels.
+        """
+        flipped = bool(self.flip and torch.rand(()) < 0.5)
+        box = self.crop.make_params([torch.empty(1, *size, device="meta")])
+        chosen = tuple(int(box[side]) for side in ("top", "left", "height", "width"))
+        return Cutout(chosen, flipped, tuple(self.crop.size), self.crop.interpolation)
+
+    def finish(self, cut: Tensor, label: int, cutout: Cutout) -> tuple[Tensor, int]:
+        """Augment and normalize a clip that is cut out already."""
+        return self.steps(cut), self.mirrored.get(label, label) if cutout.flipped else label
 
 
 def mirrored_labels(pairs: tuple[tuple[int | str, int | str], ...], classes: list[str]) -> dict[int, int]:
@@ -114,12 +154,20 @@ class ForEvaluation(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Preprocess a clip and return all of its crops."""
-        size, (height, width) = frames.shape[-2:], self.preprocessing.size
-        factor = max(height / size[0], width / size[1])
-        covering = [max(int(factor * side), least) for side, least in zip(size, (height, width), strict=True)]
+        return self.cropped(self.covering(frames))
+
+    def covering(self, frames: Tensor) -> Tensor:
+        """Resize frames to the smallest size that covers the image size, uint8 ``(*, 3, H', W')``."""
+        size, least = frames.shape[-2:], self.preprocessing.size
+        factor = max(short / side for short, side in zip(least, size, strict=True))
+        covering = [max(int(factor * side), short) for side, short in zip(size, least, strict=True)]
         interpolation = InterpolationMode(self.preprocessing.interpolation)
-        frames = v2.functional.resize(frames, covering, interpolation=interpolation, antialias=True)
-        room = (covering[0] - height, covering[1] - width)
+        return v2.functional.resize(frames, covering, interpolation=interpolation, antialias=True)
+
+    def cropped(self, frames: Tensor) -> Tensor:
+        """Take the crops of frames that cover the image size, ``(crops, T, 3, H, W)``."""
+        height, width = self.preprocessing.size
+        room = (frames.shape[-2] - height, frames.shape[-1] - width)
         offsets = [0.5] if self.crops == 1 else [k / (self.crops - 1) for k in range(self.crops)]
         corners = [(int(offset * room[0] + 0.5), int(offset * room[1] + 0.5)) for offset in offsets]
         return torch.stack([self.normalize(frames[..., y : y + height, x : x + width]) for y, x in corners])

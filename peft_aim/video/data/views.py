@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,13 +10,6 @@ from torch import Tensor
 from peft_aim.video.data.decode import Video
 from peft_aim.video.data.sampling import evaluation_frames
 from peft_aim.video.data.transforms import ForEvaluation, Preprocessing
-
-
-class Frames(Protocol):
-    """Anything that frames can be read from, see :class:`~peft_aim.video.data.decode.Video`."""
-
-    def read(self, indices: Sequence[int]) -> Tensor:
-        """Return frames, uint8 ``(len(indices), 3, H, W)``."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +44,28 @@ class Views:
         """Return the view of one clip and one crop."""
         return replace(self, clips=1, crops=1)
 
-    def of(self, video: Video, part: range | None = None) -> Tensor:
-        """Read the views of a video, or of a range of its frames.
+    def of(self, video: Video) -> Tensor:
+        """Read the views of a video.
 
         Shape:
             ``(clips * crops, T, 3, H, W)``
         """
-        return self.read(video, range(len(video.seconds)) if part is None else part)
+        return self.made(video.read(self.chosen(range(len(video.seconds))), self.transform.covering))
 
-    def read(self, source: Frames, indices: range) -> Tensor:
-        """Read the views from some of the frames of a source."""
-        chosen = evaluation_frames(len(indices), self.frames, self.stride, self.clips)
-        frames = source.read([indices[i] for clip in chosen for i in clip])  # (K*T, 3, H', W')
-        transform = ForEvaluation(self.preprocessing, self.crops)
-        return torch.cat([transform(clip) for clip in frames.split(self.frames)])
+    def chosen(self, part: range) -> list[int]:
+        """Return the frames of all clips, in order, K * T indices, for a range of the frames of a video."""
+        clips = evaluation_frames(len(part), self.frames, self.stride, self.clips)
+        return [part[i] for clip in clips for i in clip]
+
+    def made(self, frames: Tensor) -> Tensor:
+        """Return the views made of the chosen frames, ``(K * T, 3, H', W') -> (clips * crops, T, 3, H, W)``.
+
+        Args:
+            frames: The frames, resized by ``transform.covering``.
+        """
+        return torch.cat([self.transform.cropped(clip) for clip in frames.split(self.frames)])
+
+    @property
+    def transform(self) -> ForEvaluation:
+        """Preprocessing and crops of the frames."""
+        return ForEvaluation(self.preprocessing, self.crops)

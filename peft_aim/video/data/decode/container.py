@@ -1,0 +1,94 @@
+"""Open a container with FFmpeg, find its video stream, and decode that plainly, from where it stands to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from os import path as paths
+
+import av
+
+from peft_aim.video.data.decode.damage import Damage
+from peft_aim.video.data.decode.video import BrokenVideo
+
+# Titles may have any encoding; from PyAV 19 on, they are always read.
+ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+@contextmanager
+def opened(path: str | PathLike) -> Iterator[av.VideoStream]:
+    """Open a video file or URL and return its video stream.
+
+    Raises:
+        BrokenVideo: If it has no video stream, or FFmpeg raises any error.
+    """
+    try:
+        with av.open(address(path), **ANY_TITLE) as container:
+            stream = best_stream(container)
+            if stream is None:
+                raise BrokenVideo(f"{path} has no video stream.")
+            stream.thread_type = "NONE"  # data loaders already run several processes
+            yield stream
+    except av.error.FFmpegError as error:
+        raise BrokenVideo(f"{path} cannot be read as a video: {_reason(path, error)}.") from error
+
+
+def address(path: str | PathLike) -> str:
+    """Return what FFmpeg opens a path by: it would take "12:30:15.mp4" for a protocol.
+
+    Example:
+        >>> address("12:30:15.mp4"), address("https://example.org/a.mp4")
+        ('file:12:30:15.mp4', 'https://example.org/a.mp4')
+    """
+    text = str(path)
+    return text if "://" in text and not paths.exists(text) else f"file:{text}"
+
+
+def best_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """Return the stream that FFmpeg considers best, but never cover art or a thumbnail; None if there is no other."""
+    pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    videos = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    moving = [stream for stream in videos if stream.frames != 1] or videos  # 0 if unknown
+    best = container.streams.best("video")
+    return best if best in moving else max(moving, key=lambda stream: stream.width * stream.height, default=None)
+
+
+def decoded(stream: av.VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:
+    """Decode the frames in order; packets that cannot be decoded count as damage."""
+    packets = stream.container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError as error:  # the rest of the file cannot be read
+            damage.note(error.strerror, "at the end of what can be read")
+            return
+        if packet is None:
+            return
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError as error:
+            damage.lost += 1
+            damage.note(error.strerror, _position(packet))
+
+
+def _position(packet: av.Packet) -> str:
+    time = packet.dts if packet.pts is None else packet.pts
+    seconds = "" if time is None else f"at {float(time * packet.time_base):.2f} s "
+    return f"{seconds}(byte {packet.pos})"
+
+
+def _reason(path: str | PathLike, error: av.error.FFmpegError) -> str:
+    """Return why a file cannot be opened, with what FFmpeg logs when it tries again."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as logs:
+            try:
+                av.open(address(path), **ANY_TITLE).close()
+            except av.error.FFmpegError:
+                pass
+        said = [message.strip() for _, _, message in logs if message.strip()]
+    finally:
+        av.logging.set_level(level)
+    return f"{error.strerror or error}{f' ({said[-1]})' if said else ''}"

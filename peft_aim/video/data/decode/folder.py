@@ -1,0 +1,69 @@
+"""A folder of images as a video, as Something-Something v1 and Jester have them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from peft_aim.video.data.decode.video import BrokenVideo, Video
+from peft_aim.video.data.listing import images_in
+
+
+class FrameFolder(Video):
+    """A folder whose images are the frames of a video, in the order of the numbers in their names.
+
+    Args:
+        path: The folder.
+        fps: Frames per second.
+
+    Raises:
+        BrokenVideo: If it has no images, or the first cannot be read.
+    """
+
+    def __init__(self, path: str | PathLike, fps: float) -> None:
+        super().__init__(path)
+        self._images = sorted(images_in(Path(path)), key=_by_number)
+        if not self._images:
+            raise BrokenVideo(f"{path} is a folder without images.")
+        self.seconds = [i / fps for i in range(len(self._images))]
+        first = next((image for image in map(self._read, self._images) if image is not None), None)
+        if first is None:
+            raise BrokenVideo(f"None of the {len(self._images)} images in {path} can be read{self.damage.why}.")
+        self.size, self._shown = tuple(first.shape[1:]), first
+
+    def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield frames one by one, see :meth:`Video.frames`."""
+        for i in indices:
+            image = self._read(self._images[i])
+            self.damage.wanted += 1
+            self.damage.lost += image is None
+            self._shown = self._shown if image is None else image
+            yield i, self._shown
+
+    def _read(self, path: Path) -> Tensor | None:
+        try:
+            with Image.open(path) as image:
+                picture = image.convert("RGB")
+        except OSError as error:
+            self.damage.note(str(error), f"in {path.name}")
+            return None
+        if hasattr(self, "size") and picture.size != self.size[::-1]:
+            picture = picture.resize(self.size[::-1])
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """Sort "2.jpg" before "10.jpg".
+
+    Example:
+        >>> sorted([Path("10.jpg"), Path("2.jpg")], key=_by_number)[0].name
+        '2.jpg'
+    """
+    return [(int(number or 0), text) for text, number in re.findall(r"(\D*)(\d*)", path.stem)]

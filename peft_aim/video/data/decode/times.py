@@ -1,0 +1,48 @@
+"""Presentation times in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+
+RESTART = 10  # seconds: FFmpeg's default of -dts_delta_threshold
+DEFAULT_RATE = Fraction(25)  # frames per second, as FFmpeg assumes
+
+
+def ascending_seconds(times: Sequence[int | None], stream: av.VideoStream) -> list[float]:
+    """Return the presentation time of each frame in seconds, ascending from 0.
+
+    Where a container stores no times that ascend, as AVI and raw streams do, frames follow at the frame rate.
+
+    Args:
+        times: Presentation time of each frame, in the time base of the stream.
+        stream: The stream, for its time base, its frame rate and its format: the clock of a broadcast may start again.
+    """
+    usual = 1 / (stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+    if stream.container.format.flags & av.format.Flags.ts_discont.value:
+        return [float(moment) for moment in continued(times, stream.time_base, usual)]
+    if None in times or any(before >= now for before, now in pairwise(times)):
+        return [float(i * usual) for i in range(len(times))]
+    return [float((time - times[0]) * stream.time_base) for time in times]
+
+
+def continued(times: Sequence[int | None], base: Fraction, usual: Fraction) -> list[Fraction]:
+    """Return times in seconds from 0; where the clock is missing or starts again, the next frame follows as usual.
+
+    Args:
+        times: Times in units of ``base``.
+        base: Length of a unit in seconds.
+        usual: Usual seconds between two frames.
+
+    Example:
+        >>> continued([90, 91, 92, 90, 91], Fraction(1, 2), Fraction(1, 4))
+        [Fraction(0, 1), Fraction(1, 2), Fraction(1, 1), Fraction(5, 4), Fraction(7, 4)]
+    """
+    seconds = [Fraction(0)]
+    for before, now in pairwise(times):
+        step = usual if before is None or now is None else (now - before) * base
+        seconds.append(seconds[-1] + (step if 0 < step <= RESTART else usual))
+    return seconds
