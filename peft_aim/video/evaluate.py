@@ -106,7 +106,7 @@ def evaluate(
         min_frames = (description.recipe or {}).get("min_frames", 1)
     listing = read_listing(videos, split, root)
     say(listing.summary(split))
-    found, notes = listing.videos, notes_on_evaluation(videos, split, root)
+    found, notes = listing.videos, notes_on_evaluation(listing.videos, videos, split, root)
     for note in notes:
         say(f"Note: {note}")
     if by_index(found, description.classes):

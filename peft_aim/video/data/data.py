@@ -123,14 +123,17 @@ def notes_on(data: Data) -> list[str]:
     return [*notes, *notes_on_leaks(*named)]
 
 
-def notes_on_evaluation(source: str | Path, split: str, root: str | Path | None = None) -> list[str]:
+def notes_on_evaluation(
+    videos: list[Labeled], source: str | Path, split: str, root: str | Path | None = None
+) -> list[str]:
     """Return what limits the results on a split: videos that are given twice, or are in the train split, too.
 
     Videos are compared by the main process only.
 
     Args:
-        source: A folder, list or table, see :func:`peft_aim.video.data.listing.find_videos`.
-        split: The split to evaluate on.
+        videos: The videos to evaluate on.
+        source: Where they are from, see :func:`peft_aim.video.data.listing.find_videos`.
+        split: Their split.
         root: Folder that the paths in lists and tables are relative to.
     """
     if not processes().is_main_process:
@@ -138,7 +141,7 @@ def notes_on_evaluation(source: str | Path, split: str, root: str | Path | None 
     train: list[Labeled] = []
     with suppress(ValueError):  # a train split that cannot be read is no fault of this one
         train = find_videos(source, "train", root) if split != "train" and has_split(source, "train", root) else []
-    splits = ([(video.path, video.label) for video in videos] for videos in (train, find_videos(source, split, root)))
+    splits = ([(video.path, video.label) for video in of_split] for of_split in (train, videos))
     return notes_on_leaks(*splits, split)
 
 

@@ -32,8 +32,8 @@ def notes_on_leaks(train: Videos, val: Videos, name: str = "val") -> list[str]:
     both = [(path, trained[contents[path]]) for path, _ in val if contents.get(path) in trained]
     if both:
         notes.append(
-            f"{len(both)} of the {len(val)} {name} videos are also in the train split (by content), {_pair(*both[0])} "
-            "for example: the results are too good. Leave them out of one split."
+            f"{_some(both, val, name)} also in the train split (by content), {_pair(*both[0])} for example: the "
+            "results are too good. Leave them out of one split."
         )
     return [*notes, *_notes_on_copies(train, contents, "train"), *_notes_on_copies(val, contents, name)]
 
@@ -51,17 +51,20 @@ def _notes_on_copies(videos: Videos, contents: dict[Path, str], split: str) -> l
     notes = []
     if copies:
         notes.append(
-            f"{len(copies)} of the {len(videos)} {split} videos are copies of others (by content), "
-            f"{_pair(*copies[0][:2])} for example: they count twice. Leave them out."
+            f"{_some(copies, videos, split)} given twice (by content), {_pair(*copies[0][:2])} for example. Leave out "
+            "the copies."
         )
     if contradictions:
-        original, path, known, label = contradictions[0]
+        *paths, known, label = contradictions[0]
         notes.append(
-            f"{len(contradictions)} of the {len(videos)} {split} videos are copies of videos with another label, "
-            f"{_pair(original, path)} with the labels {str(known)!r} and {str(label)!r} for example. Correct "
-            "the labels."
+            f"{_some(contradictions, videos, split)} given twice with different labels (by content), {_pair(*paths)} "
+            f"as {str(known)!r} and {str(label)!r} for example. Correct the labels."
         )
     return notes
+
+
+def _some(some: Sequence, videos: Videos, split: str) -> str:
+    return f"{len(some)} of the {len(videos)} {split} videos {'is' if len(some) == 1 else 'are'}"
 
 
 def _pair(first: Path, second: Path) -> str:

@@ -54,11 +54,13 @@ class _Walk:
 
     def videos(self, folder: Path) -> Iterator[Path]:
         """Iterate over the videos of a class."""
-        yield from self._below(folder, frames=False, visited=set())
+        starts = (folder, folder.parent / "x")  # the class folder may be a link itself
+        above = {str(path) for start in starts for path in Path(os.path.realpath(start)).parents}
+        yield from self._below(folder, frames=False, visited=above)
 
     def _below(self, folder: Path, frames: bool, visited: set[str]) -> Iterator[Path]:
         """Iterate over the videos below a folder; with ``frames``, it may be a video itself."""
-        if (real := os.path.realpath(folder)) in visited:  # links can lead back up
+        if (real := os.path.realpath(folder)) in visited:  # a link that leads back up
             return
         visited.add(real)
         content = _content(folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 from peft_aim.video.data.listing.columns import named
 from peft_aim.video.data.listing.contents import Contents, Row, checked
-from peft_aim.video.data.listing.files import Files, nfc
+from peft_aim.video.data.listing.files import Files, is_ignored, nfc
 from peft_aim.video.data.listing.tables import of_rows
 from peft_aim.video.data.listing.text import read_text
 
@@ -67,7 +67,7 @@ def _texts(entry: dict[str, Any]) -> dict[str, str]:
 
 def _something(source: Path, entries: list[dict[str, Any]]) -> Contents:
     """Read Something-Something's list: the class of a video is its template without brackets."""
-    labels = next(iter(sorted(source.parent.glob("[!.]*labels.json"))), None)
+    labels = next(iter(sorted(path for path in source.parent.glob("*labels.json") if not is_ignored(path))), None)
     classes, rows = _classes(labels) if labels else None, []
     for number, entry in enumerate(entries, 1):
         label = nfc(str(entry["template"]).replace("[", "").replace("]", ""))
