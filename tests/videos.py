@@ -13,6 +13,7 @@ import torch
 def write(path: Path, count: int = 12, size: tuple[int, int] = (32, 48), key_every: int = 5, rate: int = 10) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = "/".join(path.parts[-3:])  # no two are the same by content
         stream = container.add_stream("libx264", rate=rate, options={"crf": "5", "g": str(key_every), "bf": "2"})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv444p"
         for i in range(count):

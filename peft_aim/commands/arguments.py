@@ -62,11 +62,14 @@ def add_videos(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that locate labeled videos."""
     parser.add_argument(
         "videos",
-        help="folder with SPLIT/<class>/*, text file with lines 'path label', or .csv with columns path, label and, "
-        "optionally, split",
+        help="folder with SPLIT/<class>/*, text file with lines 'path label', table (.csv, .tsv) with columns path, "
+        "label and, optionally, split, or the split files of UCF101, HMDB51, Kinetics, Jester or Something-Something; "
+        "videos are files or folders of frames",
     )
     parser.add_argument(
-        "--root", metavar="DIR", help="folder that paths in a list or .csv are relative to (default: that of the file)"
+        "--root",
+        metavar="DIR",
+        help="folder that paths in a list or table are relative to (default: that of the file)",
     )
 
 

@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("adapter", help="folder or Hub id of the adapter")
     add_videos(parser)
-    parser.add_argument("--split", default="val", help="split of the folder or .csv to evaluate on (default: val)")
+    parser.add_argument("--split", default="val", help="split of the folder or table to evaluate on (default: val)")
     parser.add_argument(
         "--views", type=views, metavar="CLIPSxCROPS", help="views per video (default: those recorded in the adapter)"
     )

@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--val",
         metavar="LIST",
-        help="text file or .csv of the videos to evaluate on, if the argument videos has no val split",
+        help="list, table or folder of the videos to evaluate on, if the argument videos has no val split",
     )
     parser.add_argument("--classes", metavar="FILE", help="class names, one per line, for videos labeled 0, 1, ...")
     parser.add_argument("--output", metavar="DIR", help="folder for the adapter, its model card and the results")
@@ -70,6 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--flip-pairs is given without --flip, so no clip is flipped. Add --flip.")
     names = read_names(arguments.classes) if arguments.classes else None
     data = Data.find(arguments.videos, arguments.val, arguments.root, names)
+    for summary in data.summary:
+        say(summary)
     if arguments.synthetic:
         say(f"On random clips: {measure_speed(data, source(arguments), recipe)}")
         return 0

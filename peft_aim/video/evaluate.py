@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import IGNORED, EvaluationClips, by_index, find_videos, indexed
+from peft_aim.video.data import IGNORED, EvaluationClips, by_index, indexed, notes_on_evaluation, read_listing
 from peft_aim.video.description import Description
 from peft_aim.video.metrics import Metrics
 from peft_aim.video.picture import draw_confusion
@@ -34,10 +34,12 @@ class Evaluation:
     Attributes:
         views: Results by views (clips x crops): "1x1", and "3x1" for example if more views were averaged.
         skipped: Why videos could not be read, one message for each.
+        notes: What limits the results, such as videos that are also in the train split.
     """
 
     views: dict[str, Metrics]
     skipped: list[str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def best(self) -> Metrics:
@@ -102,11 +104,16 @@ def evaluate(
     description = loaded.descriptions[0]
     if min_frames is None:
         min_frames = (description.recipe or {}).get("min_frames", 1)
-    found = find_videos(videos, split, root)
+    listing = read_listing(videos, split, root)
+    say(listing.summary(split))
+    found, notes = listing.videos, notes_on_evaluation(listing.videos, videos, split, root)
+    for note in notes:
+        say(f"Note: {note}")
     if by_index(found, description.classes):
         say(f"Note: numeric labels are read as the adapter's class indices, {dict(enumerate(description.classes))}.")
     labeled = indexed(found, description.classes)
     result = evaluate_model(loaded.model, description, labeled, views, batch_size, workers, min_frames)
+    result = replace(result, notes=notes)
     if processes().is_main_process:
         write(result, Path(output))
     return result
@@ -192,7 +199,7 @@ def scores_of(output: Any) -> Tensor:
 def write(result: Evaluation, folder: Path) -> None:
     """Write an evaluation to ``evaluation.json`` and ``confusion.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"videos": result.videos, "skipped": result.skipped}
+    facts = {"videos": result.videos, "skipped": result.skipped, "notes": result.notes}
     views = {name: asdict(metrics) for name, metrics in result.views.items()}
     (folder / "evaluation.json").write_text(json.dumps({**facts, "views": views}, indent=2))
     draw_confusion(folder / "confusion.png", result.best)

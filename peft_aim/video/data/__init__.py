@@ -5,9 +5,9 @@ Requires the extra "video", like the packages that build on it.
 
 from peft_aim.video.data.balance import class_weights
 from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, why_unreadable
-from peft_aim.video.data.data import Data, Videos, notes_on, typical_seconds
+from peft_aim.video.data.data import Data, Videos, notes_on, notes_on_evaluation, typical_seconds
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
-from peft_aim.video.data.listing import by_index, find_videos, indexed, read_names
+from peft_aim.video.data.listing import by_index, find_videos, indexed, read_listing, read_names
 from peft_aim.video.data.sampling import evaluation_frames, windows
 from peft_aim.video.data.streaming import views_of_windows
 from peft_aim.video.data.transforms import ForEvaluation, ForTraining, Preprocessing, to_image
@@ -33,7 +33,9 @@ __all__ = [
     "indexed",
     "mixed",
     "notes_on",
+    "notes_on_evaluation",
     "open_video",
+    "read_listing",
     "read_names",
     "to_image",
     "typical_seconds",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from peft_aim.video.data.clips import scan
 from peft_aim.video.data.decode import BrokenVideo, open_video
-from peft_aim.video.data.listing import class_names, find_videos, has_split, indexed
+from peft_aim.video.data.leaks import notes_on_leaks
+from peft_aim.video.data.listing import Labeled, class_names, find_videos, has_split, indexed, read_listing
+from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
 
 Videos = Sequence[tuple[Path, int]]
@@ -31,11 +34,13 @@ class Data:
         classes: Class names.
         train: Training videos and the indices of their classes.
         val: Validation videos and the indices of their classes; may be empty.
+        summary: What was read for each split and what was left out, in words.
     """
 
     classes: list[str]
     train: Videos
     val: Videos = ()
+    summary: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def find(
@@ -49,19 +54,24 @@ class Data:
 
         Args:
             videos: A folder, list or table, see :func:`peft_aim.video.data.listing.find_videos`.
-            val: A list or table of the validation videos, if ``videos`` has no val split.
+            val: The validation videos, if they are not the val split of ``videos``: a folder, list or table.
             root: Folder that the paths in lists and tables are relative to.
             classes: Class names, for videos labeled by index.
 
         Raises:
             ValueError: If there are no videos, only one class, or a class in val that is not in train.
         """
-        train = find_videos(videos, "train", root)
-        classes = class_names(train, classes, by_name=Path(videos).is_dir())
-        if val is None and has_split(videos, "val"):
-            return cls(classes, indexed(train, classes), indexed(find_videos(videos, "val", root), classes))
-        held_out = find_videos(val, None, root) if val else []
-        return cls(classes, indexed(train, classes), indexed(held_out, classes))
+        train = read_listing(videos, "train", root)
+        classes = class_names(train.videos, classes or train.classes, by_name=Path(videos).is_dir())
+        data = cls(classes, indexed(train.videos, classes), summary=(train.summary("train"),))
+        if val is None and not has_split(videos, "val", root):
+            return data
+        source = videos if val is None else val
+        # A table that is given for validation may have other splits, too.
+        split = next((name for name in ("val", "test") if has_split(source, name, root)), None)
+        held_out = read_listing(source, split, root)
+        summary = (*data.summary, held_out.summary("val"))
+        return replace(data, val=indexed(held_out.videos, classes), summary=summary)
 
     @property
     def fingerprint(self) -> str:
@@ -96,7 +106,10 @@ class Data:
 
 
 def notes_on(data: Data) -> list[str]:
-    """Return what limits the results: a missing val split, and classes with no videos or one training video."""
+    """Return what limits the results: a missing val split, rare classes, and videos that are given twice.
+
+    Videos are compared by the main process only.
+    """
     notes = [] if data.val else [NO_VAL]
     for split, count, few in (("train", 0, "no videos"), ("train", 1, "only one video"), ("val", 0, "no videos")):
         counts = Counter(label for _, label in getattr(data, split))
@@ -104,7 +117,32 @@ def notes_on(data: Data) -> list[str]:
         if rare and counts:
             shown = f"{rare[:8]}{f' and {len(rare) - 8} more' if len(rare) > 8 else ''}"
             notes.append(f"The {split} split has {few} of the classes {shown}.")
-    return notes
+    if not processes().is_main_process:
+        return notes
+    named = ([(path, data.classes[label]) for path, label in videos] for videos in (data.train, data.val))
+    return [*notes, *notes_on_leaks(*named)]
+
+
+def notes_on_evaluation(
+    videos: list[Labeled], source: str | Path, split: str, root: str | Path | None = None
+) -> list[str]:
+    """Return what limits the results on a split: videos that are given twice, or are in the train split, too.
+
+    Videos are compared by the main process only.
+
+    Args:
+        videos: The videos to evaluate on.
+        source: Where they are from, see :func:`peft_aim.video.data.listing.find_videos`.
+        split: Their split.
+        root: Folder that the paths in lists and tables are relative to.
+    """
+    if not processes().is_main_process:
+        return []
+    train: list[Labeled] = []
+    with suppress(ValueError):  # a train split that cannot be read is no fault of this one
+        train = find_videos(source, "train", root) if split != "train" and has_split(source, "train", root) else []
+    splits = ([(video.path, video.label) for video in of_split] for of_split in (train, videos))
+    return notes_on_leaks(*splits, split)
 
 
 def typical_seconds(videos: Videos, sample: int = 25) -> float | None:

@@ -1,0 +1,47 @@
+"""Names that people give the columns of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft_aim.video.data.listing.files import is_video
+
+# The first that a table has counts.
+PATHS = (
+    *("path", "video_path", "file_path", "filepath", "clip_path", "video", "file", "filename", "file_name"),
+    *("video_name", "clip_name", "clip", "video_id", "clip_id", "id", "youtube_id"),
+)
+LABELS = (
+    *("label", "class", "action", "category", "tag", "activity", "label_name", "class_name", "action_name"),
+    *("label_id", "class_id", "class_index", "target"),
+)
+SPLITS = ("split", "set", "subset", "partition")
+TIMES = ("time_start", "time_end")
+
+
+def is_header(cells: Sequence[str]) -> bool:
+    """Whether these are names of columns rather than a path and a label.
+
+    Example:
+        >>> is_header(["Video Name", "tag"]), is_header(["a.mp4", "action"])
+        (True, False)
+    """
+    known = {named(cell) for cell in cells} & {*PATHS, *LABELS}
+    return len(cells) > 1 and bool(known) and not any(is_video(cell) or cell.isdecimal() for cell in cells)
+
+
+def named(column: str) -> str:
+    """Return the name of a column in lower case, with underscores."""
+    return column.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def is_list_header(line: str) -> bool:
+    """Whether a line is the header of a list, "path label"."""
+    columns = [named(word) for word in line.split()]
+    return len(columns) == 2 and columns[0] in PATHS and columns[1] in LABELS
+
+
+def is_header_with_spaces(line: str) -> bool:
+    """Whether spaces separate the names of columns, which are others than in a list."""
+    columns = [named(word) for word in line.split()]
+    return len(columns) > 1 and {*columns} <= {*PATHS, *LABELS, *SPLITS, *TIMES} and not is_list_header(line)

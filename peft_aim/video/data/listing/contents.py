@@ -1,0 +1,148 @@
+"""What a file of videos contains, whatever its form, and what is found on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peft_aim.video.data.listing.files import is_video
+
+SYNONYMS = {
+    "train": ("training",),
+    "val": ("valid", "validate", "validation", "dev"),
+    "test": ("testing",),
+}
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """A video file or folder of frames, and the name of its class, or the index of its class as a string of digits."""
+
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A video as a file names it.
+
+    Attributes:
+        names: Paths or ids it may have; the first counts if none exists.
+        label: Its label.
+        splits: Splits it belongs to; empty if the file has no splits.
+        folders: Folders it may be in, besides those named after the label and the file.
+    """
+
+    names: tuple[str, ...]
+    label: str
+    splits: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The contents of a file of videos.
+
+    Attributes:
+        rows: The videos.
+        form: How the file was read, in words.
+        classes: Class names in the order of their indices, if the file or one beside it gives them.
+        beside: Files beside it with the videos of other splits.
+        comments: Number of its lines that are comments.
+    """
+
+    rows: list[Row]
+    form: str
+    classes: list[str] | None = None
+    beside: dict[str, Path] = field(default_factory=dict)
+    comments: int = 0
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits."""
+        return sorted({split for row in self.rows for split in row.splits} | {*self.beside})
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The videos of a split, found on disk or as they are written.
+
+    Attributes:
+        videos: The videos.
+        source: The folder or file they are listed in.
+        form: How it was read, in words.
+        classes: Class names in the order of their indices, if the source gives them.
+        left_out: What was left out, in words.
+        missing: Files that do not exist.
+    """
+
+    videos: list[Labeled]
+    source: Path
+    form: str
+    classes: list[str] | None = None
+    left_out: tuple[str, ...] = ()
+    missing: tuple[Path, ...] = ()
+
+    def summary(self, split: str) -> str:
+        """Return what was read and what was left out, in words.
+
+        Example:
+            >>> videos = [Labeled(Path("a.mp4"), "run"), Labeled(Path("b.mp4"), "walk")]
+            >>> listing = Listing(videos, Path("all.csv"), "column 'tag' as label", left_out=("1 comment",))
+            >>> print(listing.summary("train"))
+            2 videos of 2 classes in train from all.csv (column 'tag' as label)
+            Left out: 1 comment
+        """
+        videos, classes = counted(self.videos, "video"), counted({video.label for video in self.videos}, "class")
+        lines = [f"{videos} of {classes} in {split} from {self.source.name} ({self.form})"]
+        lines += [f"Left out: {', '.join(self.left_out)}"] if self.left_out else []
+        if self.missing:
+            hint = " Give the folder of the videos with --root." if len(self.missing) == len(self.videos) else ""
+            lines += [f"Missing: {counted(self.missing, 'file')}, {self.missing[0]} for example.{hint}"]
+        return "\n".join(lines)
+
+
+def counted(things: Collection | int, noun: str) -> str:
+    """Return a number of things in words.
+
+    Example:
+        >>> counted(3, "class"), counted(["a.mp4"], "video")
+        ('3 classes', '1 video')
+    """
+    count = things if isinstance(things, int) else len(things)
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
+
+
+def shown(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    return f"{', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+
+
+def split_name(name: str) -> str:
+    """Return the name of a split as it is used here.
+
+    Example:
+        >>> split_name("Validation"), split_name("train"), split_name("holdout")
+        ('val', 'train', 'holdout')
+    """
+    name = name.strip().lower()
+    return next((split for split, synonyms in SYNONYMS.items() if name in synonyms), name)
+
+
+def checked(label: str, where: str) -> str:
+    """Return a label that can be the name of a class.
+
+    Raises:
+        ValueError: If it is a video file, or several labels in one.
+    """
+    if is_video(label):
+        raise ValueError(
+            f"{where} has the video file {label!r} as its label. Write one video per line, and its label."
+        )
+    if "|" in label:
+        raise ValueError(
+            f"{where} has the labels {label!r}. Several labels per video are not supported yet: give one of them."
+        )
+    return label

@@ -1,0 +1,142 @@
+"""Find the videos of a split in whatever form people have them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from peft_aim.video.data.listing.contents import Contents, Labeled, Listing, Row, counted, split_name
+from peft_aim.video.data.listing.files import Files, is_video, nfc
+from peft_aim.video.data.listing.folders import read_folder, split_folder
+from peft_aim.video.data.listing.hmdb51 import read_hmdb51, split_1_in
+from peft_aim.video.data.listing.json_lists import read_json
+from peft_aim.video.data.listing.lists import read_list
+from peft_aim.video.data.listing.tables import read_table
+from peft_aim.video.data.listing.text import is_comment, read_text
+from peft_aim.video.data.listing.ucf101 import read_ucf101
+
+# The first that does not return None reads the file; the last reads all.
+FORMS: tuple[Callable[[Path, str, Files], Contents | None], ...] = (
+    read_hmdb51,
+    read_ucf101,
+    read_json,
+    read_table,
+    read_list,
+)
+
+
+def find_videos(source: str | Path, split: str | None = None, root: str | Path | None = None) -> list[Labeled]:
+    """Find the videos of a split.
+
+    Args:
+        source: One of these forms, recognized by the contents:
+
+            - a folder ``source/<split>/<class>/*`` of videos and of folders of images (a folder of frames is a video),
+            - a list with lines ``path label``, or ``folder frames label`` for folders of frames,
+            - a table with columns for path, label and, optionally, split, such as those of Kinetics; the separator is
+              a comma, semicolon, tab or ``|``, and without a header the columns are path and label,
+            - UCF101's ``trainlist01.txt``, with ``classInd.txt`` and ``testlist01.txt`` beside it,
+            - the folder of HMDB51's ``<class>_test_split1.txt``, or one of these files,
+            - Something-Something's JSON, a list of objects, or a mapping ``{"path": "label"}``.
+        split: Split of a folder, of a table that has a column for it, or of a data set; a list is used as a whole.
+        root: Folder that the paths in a file are relative to; None uses the folder of the file. A path may be an id,
+            the file name without suffix, and videos may be in folders named after the label, split or file.
+
+    Returns:
+        The videos, sorted by name or in the order of the file. They are not opened, and those of a file need not
+            exist.
+
+    Raises:
+        ValueError: If there are no videos, or a line cannot be read.
+    """
+    return read_listing(source, split, root).videos
+
+
+def read_listing(source: str | Path, split: str | None = None, root: str | Path | None = None) -> Listing:
+    """Find the videos of a split, like :func:`find_videos`, and what was read and left out.
+
+    Raises:
+        ValueError: If there are no videos, or a line cannot be read.
+    """
+    source = _existing(source)
+    if source.is_dir() and not split_1_in(source):
+        listing, splits = read_folder(source, split or ""), []
+    else:
+        contents = _contents(source, root)
+        if split in contents.beside:
+            return read_listing(contents.beside[split], None, root or _root(source))
+        listing, splits = _found(source, contents, split, root), contents.splits
+    if not listing.videos:
+        hints = [f"Left out: {', '.join(listing.left_out)}."] if listing.left_out else []
+        hints += [f"It has the splits {', '.join(splits)}."] if splits else []
+        raise ValueError(
+            f"No videos found in {source}{f', split {split!r}' if split else ''}. "
+            f"{' '.join([*hints, 'Check the path and the split.'])}"
+        )
+    return listing
+
+
+def has_split(source: str | Path, split: str, root: str | Path | None = None) -> bool:
+    """Whether a folder, table or data set has a split; a list has none."""
+    source = Path(source)
+    if source.is_dir() and not split_1_in(source):
+        return split_folder(source, split).is_dir()
+    return split in _contents(_existing(source), root).splits
+
+
+def _existing(source: str | Path) -> Path:
+    source = Path(source)
+    if not source.exists() or (source.is_file() and is_video(source)):
+        what = "is a video file" if source.exists() else "does not exist"
+        raise ValueError(f"{source} {what}. Give a folder of videos, or a list or table of them.")
+    return source
+
+
+def _root(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def _contents(source: Path, root: str | Path | None) -> Contents:
+    files = Files(Path(root or _root(source)))
+    path = split_1_in(source) if source.is_dir() else source
+    text = read_text(path)
+    contents = next(contents for read in FORMS if (contents := read(path, text, files)) is not None)
+    return replace(contents, comments=sum(is_comment(line.strip()) for line in text.split("\n")))
+
+
+def _found(source: Path, contents: Contents, split: str | None, root: str | Path | None) -> Listing:
+    """Find the files that rows name.
+
+    Raises:
+        ValueError: If a file has two labels.
+    """
+    files, labels, videos, missing = Files(Path(root or _root(source))), {}, [], []
+    for row in contents.rows:
+        if split is None or not row.splits or split_name(split) in row.splits:
+            path = files.find(_spellings(row), _folders(row, source.stem))
+            if path is None:
+                path = files.root / row.names[0]
+                missing.append(path)
+            video = Labeled(path, nfc(row.label))
+            if labels.setdefault(path, video.label) != video.label:
+                raise ValueError(
+                    f"{path} has the labels {labels[path]!r} and {video.label!r} in {source}. Several labels per "
+                    "video are not supported yet: give one of them."
+                )
+            videos.append(video)
+    left_out = (counted(contents.comments, "comment"),) if contents.comments else ()
+    return Listing(videos, source, contents.form, contents.classes, left_out, tuple(missing))
+
+
+def _spellings(row: Row) -> list[str]:
+    """Return the names of a video, also with the slashes of Windows and without a slash that means the root."""
+    slashed = [name.replace("\\", "/") for name in row.names]
+    return [*dict.fromkeys((*row.names, *slashed, *(name.lstrip("/") for name in slashed)))]
+
+
+def _folders(row: Row, stem: str) -> list[str]:
+    """Return where a video may be: beside the others, or in a folder of its label, its split or the file's name."""
+    labels = ("", row.label, row.label.replace(" ", "_"))
+    return [*dict.fromkeys(os.path.join(folder, label) for folder in ("", *row.folders, stem) for label in labels)]

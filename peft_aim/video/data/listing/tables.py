@@ -1,0 +1,137 @@
+"""Read tables, with a header or as rows "path, label", with any of the usual separators."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from peft_aim.video.data.listing.columns import LABELS, PATHS, SPLITS, TIMES, is_header, is_header_with_spaces, named
+from peft_aim.video.data.listing.contents import Contents, Row, checked, split_name
+from peft_aim.video.data.listing.files import Files, is_video
+from peft_aim.video.data.listing.lists import VIDEO_AND_LABEL
+from peft_aim.video.data.listing.text import data_lines, is_comment
+
+SEPARATORS = "\t;|,"
+
+
+def read_table(source: Path, text: str, files: Files) -> Contents | None:
+    """Read a table; None if the file is none.
+
+    Raises:
+        ValueError: If a column is missing or a row cannot be read.
+    """
+    _, first = next(data_lines(text), (0, ""))
+    separator = next((mark for mark in SEPARATORS if is_header(_cells(first, mark))), None)
+    if separator is None and is_header_with_spaces(first):
+        separator = " "
+    if separator:
+        (_, columns), *rows = _rows(source, text, separator)
+        columns = [named(column) for column in columns]
+    elif separator := _separator_without_header(first):
+        columns, rows = ["path", "label"], list(_rows(source, text, separator))
+        if _are_unknown_columns(rows, files):
+            columns = rows[0][1]
+    else:
+        return None
+    return of_rows(source, columns, (_named_cells(source, columns, row, separator) for row in rows))
+
+
+def of_rows(source: Path, columns: Sequence[str], rows: Iterable[tuple[str, Mapping[str, str]]]) -> Contents:
+    """Read rows with named cells.
+
+    Args:
+        source: The file they are from.
+        columns: Names of the columns, in lower case.
+        rows: Where each row is, for errors, and its cells by column.
+
+    Raises:
+        ValueError: If no column has paths or labels, or a cell is empty or cannot be read.
+    """
+    path, label, split = (next((c for c in wanted if c in columns), None) for wanted in (PATHS, LABELS, SPLITS))
+    if path is None or label is None:
+        raise ValueError(
+            f"{source} has the columns {list(columns)}. Name one column {' or '.join(PATHS)}, and another one "
+            f"{' or '.join(LABELS)}."
+        )
+    found = []
+    for where, row in rows:
+        if not (row[path] and row[label]):
+            raise ValueError(f"{where} has no {path} or no {label}: {dict(row)}. Fill in both.")
+        clip = _clip(row, path, where) if all(time in columns for time in TIMES) else ()
+        splits = (split_name(row[split]),) if split else ()
+        found.append(
+            Row((*clip, row[path]), checked(row[label], where), splits, (row[split], *splits) if split else ())
+        )
+    return Contents(found, _form(label, split, found))
+
+
+def _are_unknown_columns(rows: list[tuple[int, list[str]]], files: Files) -> bool:
+    """Whether the first row names columns as nobody else does, since only the second one names a video."""
+    (_, first), (_, second) = (rows * 2)[:2]
+    return not any(map(is_video, first)) and any(map(is_video, second)) and files.find(first[:1]) is None
+
+
+def _separator_without_header(line: str) -> str | None:
+    """Return what separates a path and its label; None if only spaces do."""
+    if "\t" not in line and VIDEO_AND_LABEL.fullmatch(line):
+        return None
+    for mark in SEPARATORS:
+        path, *others = _cells(line, mark) or [""]
+        if others and (mark != "," or is_video(path) or len(path.split()) == 1):
+            return mark
+    return None
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    row = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    return [cell.strip() for cell in row]
+
+
+def _rows(source: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Iterate over line numbers and cells, without blank lines and comments."""
+    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells) and not is_comment(cells[0]):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise ValueError(f"Line {reader.line_num} of {source} cannot be parsed: {error}. Correct it.") from None
+
+
+def _named_cells(
+    source: Path, columns: Sequence[str], row: tuple[int, list[str]], separator: str
+) -> tuple[str, dict[str, str]]:
+    where, cells = f"Line {row[0]} of {source}", row[1]
+    while len(cells) > len(columns) and not cells[-1]:  # spreadsheets write empty cells
+        cells.pop()
+    if len(cells) != len(columns):
+        advice = "Fill in all cells."
+        if len(cells) > len(columns):
+            advice = f"Put cells that contain {separator!r} in double quotes, or name all columns in a first line."
+        raise ValueError(
+            f"{where} is {separator.join(cells)!r}, with {len(cells)} cells for the {len(columns)} columns "
+            f"{', '.join(columns)}. {advice}"
+        )
+    return where, dict(zip(columns, cells, strict=True))
+
+
+def _clip(row: Mapping[str, str], path: str, where: str) -> tuple[str, str]:
+    """Return the name of a clip that was cut from a longer video, as in Kinetics, with a suffix and without."""
+    try:
+        start, end = (int(float(row[time])) for time in TIMES)
+    except ValueError:
+        raise ValueError(f"{where} has no numbers of seconds as {' and '.join(TIMES)}: {dict(row)}.") from None
+    name = f"{row[path]}_{start:06d}_{end:06d}"
+    return f"{name}.mp4", name
+
+
+def _form(label: str, split: str | None, rows: list[Row]) -> str:
+    form = f"column {label!r} as label"
+    if split is None:
+        return form
+    counts = Counter(row.splits[0] for row in rows)
+    return f"{form}, {split!r} as split: {', '.join(f'{name} {count}' for name, count in counts.items())}"

@@ -1,0 +1,30 @@
+"""The names of classes and their indices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peft_aim.video.data.listing import Labeled, by_index, class_names, indexed, read_names
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_wrong_labels_are_rejected():
+    videos = [Labeled(Path("a.mp4"), "run"), Labeled(Path("b.mp4"), "fly")]
+    with pytest.raises(
+        ValueError, match=r"b.mp4 has the label 'fly', which is not one of the classes \['run', 'walk'\]"
+    ):
+        indexed(videos, ["run", "walk"])
+    with pytest.raises(ValueError, match="There is only one class, 'run'. Give videos of at least two"):
+        class_names(videos[:1])
+
+
+def test_names_are_the_same_however_they_are_composed(tmp_path):
+    videos = [Labeled(Path("a.mp4"), COMPOSED), Labeled(Path("b.mp4"), "run"), Labeled(Path("c.mp4"), DECOMPOSED)]
+    assert class_names(videos) == [COMPOSED, "run"]
+    assert [label for _, label in indexed(videos, [DECOMPOSED, "run"])] == [0, 1, 0]
+    assert not by_index(videos, [DECOMPOSED, "run"])
+    (tmp_path / "names.txt").write_text(f"{DECOMPOSED}\nrun\n")
+    assert read_names(tmp_path / "names.txt") == [COMPOSED, "run"]

@@ -1,0 +1,82 @@
+"""The videos of a task: splits, classes and broken videos."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from videos import write_broken
+
+from peft_aim.video.data.clips import scan
+from peft_aim.video.data.data import Data
+from peft_aim.video.recipe import Recipe
+
+
+def test_folders_contain_splits_of_classes(folder):
+    (folder / "train" / "light" / "readme.txt").write_text("no video")
+    (folder / "train" / ".cache").mkdir()
+    data = Data.find(folder)
+    assert data.classes == ["dark", "light"]
+    assert [label for _, label in data.train] == [0, 0, 0, 1, 1, 1]
+    assert [path.relative_to(folder).as_posix() for path, _ in data.val][:2] == ["val/dark/0.mp4", "val/dark/1.mp4"]
+
+
+def test_validation_videos_can_have_their_own_list(tmp_path):
+    (tmp_path / "train.txt").write_text("a.mp4 0\nb.mp4 1\n")
+    (tmp_path / "val.txt").write_text("c.mp4 1\n")
+    data = Data.find(tmp_path / "train.txt", val=tmp_path / "val.txt", classes=["run", "walk"])
+    assert data.classes == ["run", "walk"] and data.val == [(tmp_path / "c.mp4", 1)]
+    assert Data.find(tmp_path / "train.txt").classes == ["0", "1"]
+
+
+def test_folders_with_wrong_classes_or_splits_are_rejected(folder):
+    (folder / "val" / "dim").mkdir()
+    shutil.copy(folder / "val" / "dark" / "0.mp4", folder / "val" / "dim")
+    with pytest.raises(
+        ValueError, match=r"0.mp4 has the label 'dim', which is not one of the classes \['dark', 'light'\]"
+    ):
+        Data.find(folder)
+    shutil.rmtree(folder / "train")
+    with pytest.raises(ValueError, match=r"has no folders train/<class>. .*train/<class>/\*.mp4"):
+        Data.find(folder)
+
+
+def test_a_table_for_validation_gives_its_val_split(tmp_path):
+    (tmp_path / "train.txt").write_text("a.mp4 run\nb.mp4 walk\n")
+    (tmp_path / "all.csv").write_text("path,label,split\na.mp4,run,train\nc.mp4,walk,val\nd.mp4,walk,test\n")
+    assert Data.find(tmp_path / "train.txt", val=tmp_path / "all.csv").val == [(tmp_path / "c.mp4", 1)]
+
+
+def test_a_folder_for_validation_has_classes_or_a_val_split(folder):
+    assert len(Data.find(folder, val=folder / "val").val) == len(Data.find(folder, val=folder).val) == 4
+
+
+def test_what_is_read_is_summarized_by_split(tmp_path):
+    table = tmp_path / "videos.csv"
+    table.write_text("path,tag,set\na.mp4,run,train\nb.mp4,walk,Train\nc.mp4,run,validation\n")
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").touch()
+    assert Data.find(table).summary == (
+        "2 videos of 2 classes in train from videos.csv (column 'tag' as label, 'set' as split: train 2, val 1)",
+        "1 video of 1 class in val from videos.csv (column 'tag' as label, 'set' as split: train 2, val 1)",
+    )
+
+
+def test_broken_empty_and_short_videos_are_found(folder, capsys):
+    broken = write_broken(folder / "train" / "dark")
+    found = scan(Data.find(folder).train, min_frames=2, workers=2, what="train")
+    assert found.keys() == {*broken.values()}
+    assert "one.mp4 has 1 frame, fewer than min_frames=2" in found[broken["one"]]
+    assert "Checking train" in capsys.readouterr().err
+    data, reasons = Data.find(folder).without_broken(Recipe(workers=0))
+    assert len(data.train) == 6 and len(data.val) == 4 and len(reasons) == 4
+    (folder / "val" / "dark" / "9.mp4").write_bytes(b"")
+    data, reasons = Data.find(folder).without_broken(Recipe(workers=0))
+    assert len(data.val) == 5 and len(reasons) == 5  # broken validation videos stay, since evaluation counts them
+
+
+def test_folders_with_only_broken_videos_are_rejected(folder):
+    for path in (folder / "train").rglob("*.mp4"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="None of the 6 train videos can be read"):
+        Data.find(folder).without_broken(Recipe(workers=0))
