@@ -77,7 +77,7 @@ class ForTraining(nn.Module):
         super().__init__()
         interpolation = InterpolationMode(preprocessing.interpolation)
         self.crop = v2.RandomResizedCrop(preprocessing.size, recipe.crop_scale, interpolation=interpolation)
-        steps: list[nn.Module] = []
+        steps: list[nn.Module] = [self.crop]
         if recipe.color_jitter:
             steps.append(v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1))
         if recipe.rand_augment:
@@ -107,7 +107,9 @@ class ForTraining(nn.Module):
 
     def finish(self, cut: Tensor, label: int, cutout: Cutout) -> tuple[Tensor, int]:
         """Augment and normalize a clip that is cut out already."""
-        return self.steps(cut), self.mirrored.get(label, label) if cutout.flipped else label
+        for step in self.steps.transforms[1:]:
+            cut = step(cut)
+        return cut, self.mirrored.get(label, label) if cutout.flipped else label
 
 
 def mirrored_labels(pairs: tuple[tuple[int | str, int | str], ...], classes: list[str]) -> dict[int, int]:

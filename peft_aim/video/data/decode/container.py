@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from os import path as paths
 
@@ -55,21 +55,25 @@ def best_stream(container: av.container.InputContainer) -> av.VideoStream | None
 
 
 def decoded(stream: av.VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:
-    """Decode the frames in order; packets that cannot be decoded count as damage."""
-    packets = stream.container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError as error:  # the rest of the file cannot be read
-            damage.note(error.strerror, "at the end of what can be read")
-            return
-        if packet is None:
-            return
+    """Decode the frames in order, from where the container stands; failures are noted as damage."""
+    for packet in _packets(stream, damage):
+        damage.packets += packet.size > 0
         try:
             yield from packet.decode()
         except av.error.FFmpegError as error:
-            damage.lost += 1
             damage.note(error.strerror, _position(packet))
+
+
+def _packets(stream: av.VideoStream, damage: Damage) -> Iterator[av.Packet]:
+    try:
+        yield from stream.container.demux(stream)
+    except av.error.FFmpegError as error:
+        damage.note(error.strerror, "where the rest of the file cannot be read")
+
+
+def promised(stream: av.VideoStream) -> int:
+    """Return the number of packets that the file should have, 0 if only the packets themselves tell."""
+    return stream.frames if "mp4" in stream.container.format.name.split(",") else 0
 
 
 def _position(packet: av.Packet) -> str:
@@ -83,11 +87,8 @@ def _reason(path: str | PathLike, error: av.error.FFmpegError) -> str:
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
-        with av.logging.Capture() as logs:
-            try:
-                av.open(address(path), **ANY_TITLE).close()
-            except av.error.FFmpegError:
-                pass
+        with av.logging.Capture() as logs, suppress(av.error.FFmpegError):
+            av.open(address(path), **ANY_TITLE).close()
         said = [message.strip() for _, _, message in logs if message.strip()]
     finally:
         av.logging.set_level(level)

@@ -16,33 +16,34 @@ class Damage:
     Attributes:
         lost: Number of frames that could not be decoded.
         wanted: Number of frames that should have been.
-        reason: FFmpeg's reason for the first of them, and its position.
+        packets: Number of packets read.
+        errors: Number of packets that FFmpeg could not decode, or that the file should have and has not.
+        reason: FFmpeg's reason for the first failure, and its position.
 
     Example:
         >>> damage = Damage("a.mp4")
-        >>> damage.wanted = 8
-        >>> damage.note("Invalid data found when processing input", "at 2.00 s (byte 45056)")
-        >>> damage.lost = 1
+        >>> damage.note("Invalid data found when processing input", "at 2.00 s (byte 4505)")
+        >>> damage.lost, damage.wanted = 1, 8
         >>> str(damage)
         ''
         >>> damage.lost = 5
-        >>> print(damage)
-        5 of 8 frames of a.mp4 cannot be decoded, the first at 2.00 s (byte 45056): Invalid data found when processing input.
-    """  # noqa: E501
+        >>> str(damage)  # doctest: +ELLIPSIS
+        '5 of 8 frames of a.mp4 cannot be decoded, the first at 2.00 s (byte 4505): Invalid data found when ... input.'
+    """
 
     def __init__(self, path: str | PathLike) -> None:
-        self.path, self.lost, self.wanted = path, 0, 0
-        self.reason = self.position = ""
+        self.path, self.reason = path, ""
+        self.lost = self.wanted = self.packets = self.errors = 0
 
-    def note(self, reason: str, position: str) -> None:
-        """Remember why and where a frame could not be decoded; the first time counts."""
-        if not self.reason:
-            self.reason, self.position = reason, position
+    def note(self, reason: str, position: str, packets: int = 1) -> None:
+        """Count packets that cannot be decoded, and remember where and why the first one was."""
+        self.errors += packets
+        self.reason = self.reason or f"{position}: {reason}"
 
     @property
     def why(self) -> str:
-        """The reason for the first frame that could not be decoded, and its position."""
-        return f", the first {self.position}: {self.reason}" if self.reason else ""
+        """Where and why the first frame could not be decoded."""
+        return f", the first {self.reason}" if self.reason else ""
 
     def __str__(self) -> str:
         """Describe the damage; "" if a fifth of the frames or fewer are damaged."""

@@ -36,7 +36,7 @@ class FrameFolder(Video):
         first = next((image for image in map(self._read, self._images) if image is not None), None)
         if first is None:
             raise BrokenVideo(f"None of the {len(self._images)} images in {path} can be read{self.damage.why}.")
-        self.size, self._shown = tuple(first.shape[1:]), first
+        self.size = first.shape[:2]
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield frames one by one, see :meth:`Video.frames`."""
@@ -44,19 +44,22 @@ class FrameFolder(Video):
             image = self._read(self._images[i])
             self.damage.wanted += 1
             self.damage.lost += image is None
-            self._shown = self._shown if image is None else image
-            yield i, self._shown
+            if image is None:  # the one before it or, at the start, after it
+                near = (self._read(path) for path in (*self._images[i::-1], *self._images[i:]))
+                image = next(image for image in near if image is not None)
+            yield i, torch.from_numpy(image).permute(2, 0, 1)
 
-    def _read(self, path: Path) -> Tensor | None:
+    def _read(self, path: Path) -> np.ndarray | None:
         try:
             with Image.open(path) as image:
                 picture = image.convert("RGB")
         except OSError as error:
             self.damage.note(str(error), f"in {path.name}")
             return None
-        if hasattr(self, "size") and picture.size != self.size[::-1]:
-            picture = picture.resize(self.size[::-1])
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        if hasattr(self, "size"):  # all have the size of the first
+            height, width = self.size
+            picture = picture.resize((width, height))
+        return np.array(picture)
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ from os import PathLike
 import av
 from torch import Tensor
 
-from peft_aim.video.data.decode.container import decoded
+from peft_aim.video.data.decode.container import decoded, promised
 from peft_aim.video.data.decode.picture import Pictures
 from peft_aim.video.data.decode.video import BrokenVideo, Video
 
@@ -100,11 +100,12 @@ def _index(stream: av.VideoStream) -> tuple[list[int], list[int]] | None:
 
     Packets that an edit list hides are decoded, but not shown.
     """
-    times, keys = [], []
+    times, keys, packets = [], [], 0
     try:
         for packet in stream.container.demux(stream):
             if not packet.size:
                 continue
+            packets += 1
             if packet.pts is None or packet.is_corrupt or not any(memoryview(packet)[:8]):  # lost parts are zeros
                 return None
             if not packet.is_discard:
@@ -114,5 +115,6 @@ def _index(stream: av.VideoStream) -> tuple[list[int], list[int]] | None:
     except av.error.FFmpegError:
         return None
     times, keys = sorted(times), sorted(keys)
-    is_clear = times and keys and keys[0] <= times[0] and all(before < now for before, now in pairwise(times))
+    in_order = all(before < now for before, now in pairwise(times))
+    is_clear = packets >= promised(stream) and times and keys and keys[0] <= times[0] and in_order
     return (times, keys) if is_clear else None

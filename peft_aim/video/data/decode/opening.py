@@ -18,8 +18,8 @@ from peft_aim.video.data.decode.video import Video
 def open_video(path: str | PathLike, fps: float = 12.0) -> Iterator[Video]:
     """Open a video and find its frames.
 
-    A video has the frames that FFmpeg shows, ``ffmpeg -i PATH -vsync 0``: upright, without those that an edit list hides, and
-    in the order of decoding where the container has no times.
+    A video has the frames that ``ffmpeg -i PATH -vsync 0`` writes: those that plain decoding shows, upright, without
+    those that an edit list hides.
 
     Args:
         path: The video file, its URL, or a folder of images, the frames in the order of their names. A truncated file
