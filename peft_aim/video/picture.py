@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from peft_aim.files import write_atomically
 from peft_aim.video.metrics import Metrics
 
 
@@ -63,7 +65,7 @@ def draw_strip(path: Path, rows: Sequence[Row]) -> None:
             axis.imshow(image.numpy())
         axes[-1].text(0, 0.5, row.text, va="center", color=row.color, parse_math=False)
     grid[0, -1].set_title("prediction", loc="left")
-    figure.savefig(path, dpi=110)
+    write_atomically(path, partial(figure.savefig, dpi=110))
 
 
 def draw_confusion(path: Path, metrics: Metrics) -> None:
@@ -88,4 +90,4 @@ def draw_confusion(path: Path, metrics: Metrics) -> None:
             axes.text(
                 column, row, number, ha="center", va="center", color="white" if rates[row, column] > 0.5 else "black"
             )
-    figure.savefig(path, dpi=110)
+    write_atomically(path, partial(figure.savefig, dpi=110))

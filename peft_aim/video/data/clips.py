@@ -66,7 +66,7 @@ class TrainingClips(Dataset):
         _leave_interrupts_to_the_main_process()
         if i >= len(self.videos):
             clip, _ = self.transform(_Black().read(range(self.recipe.frames)), 0)
-            return {"clips": clip, "labels": IGNORED, "seconds": 0.0, "skipped": ""}
+            return {"clips": clip, "labels": IGNORED, "seconds": 0.0, "skipped": "", "damaged": "", "hdr": ""}
         began, (path, label), skipped = time.perf_counter(), self.videos[self.drawn[i]], ""
         with _seeded(self.recipe.seed, int(self.epoch), i):
             try:
@@ -76,7 +76,8 @@ class TrainingClips(Dataset):
                 frames, skipped = _Black().read(range(self.recipe.frames)), str(error)
             clip, label = self.transform(frames, label)
         label = IGNORED if skipped else label
-        return {"clips": clip, "labels": label, "seconds": time.perf_counter() - began, "skipped": skipped}
+        seconds = time.perf_counter() - began
+        return {"clips": clip, "labels": label, "seconds": seconds, "skipped": skipped, "damaged": "", "hdr": ""}
 
 
 class NoiseClips(Dataset):
@@ -94,7 +95,7 @@ class NoiseClips(Dataset):
         return self.count
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"clips": self.clip, "labels": i % 2, "seconds": 0.0, "skipped": ""}
+        return {"clips": self.clip, "labels": i % 2, "seconds": 0.0, "skipped": "", "damaged": "", "hdr": ""}
 
 
 class EvaluationClips(Dataset):
@@ -129,7 +130,8 @@ class EvaluationClips(Dataset):
                 clips = [views.of(video) for views in self.views]
         except BrokenVideo as error:
             clips, skipped = [views.read(_Black(), range(views.frames)) for views in self.views], str(error)
-        return {"clips": torch.cat(clips), "labels": IGNORED if skipped else label, "skipped": skipped}
+        label = IGNORED if skipped else label
+        return {"clips": torch.cat(clips), "labels": label, "skipped": skipped, "damaged": "", "hdr": ""}
 
 
 class _Black:
