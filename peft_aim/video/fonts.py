@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 
 @contextmanager
 def fonts_for(texts: Iterable[str]) -> Iterator[bool]:
-    """Draw and save a figure with fonts that have all characters of some texts.
+    r"""Draw and save a figure with fonts that have all characters of some texts.
 
     Yields:
         Whether there are such fonts; if not, the texts must not be drawn.
@@ -21,7 +21,7 @@ def fonts_for(texts: Iterable[str]) -> Iterator[bool]:
         >>> with fonts_for(["left", "à gauche"]) as can_be_drawn:
         ...     can_be_drawn
         True
-        >>> with fonts_for(["\\U0010fffd"]) as can_be_drawn:  # a private character
+        >>> with fonts_for(["\U0010fffd"]) as can_be_drawn:  # a private character
         ...     can_be_drawn
         False
     """
@@ -40,14 +40,15 @@ def fonts_for(texts: Iterable[str]) -> Iterator[bool]:
 
 @cache
 def _installed() -> list[str]:
-    """Return the families of scalable fonts that are not matplotlib's own, some of which only draw boxes."""
+    """Return families of upright fonts of normal weight, without matplotlib's own, some of which only draw boxes."""
     own = matplotlib.get_data_path()
-    return sorted({font.name for font in fontManager.ttflist if not font.fname.startswith(own)})
+    upright = [font for font in fontManager.ttflist if font.weight == 400 and font.style == "normal"]
+    return sorted({font.name for font in upright if not font.fname.startswith(own)})
 
 
 @cache
 def _characters(family: tuple[str, ...]) -> frozenset[int]:
-    """Return the characters that the font of a family has; none if it cannot be drawn with, as bitmap fonts."""
+    """Return the characters of the font that is found for families; none if it cannot be scaled, as bitmap fonts."""
     try:
         font = get_font(findfont(FontProperties(family=family)))
         font.set_size(10, 100)

@@ -47,9 +47,7 @@ def test_a_learning_rate_that_is_far_too_high_leaves_no_adapter(folder, tmp_path
     options = ["--lr", "1e38", "--max-grad-norm", "1", "--warmup-epochs", "0"]
     assert main(arguments(folder, image_model, tmp_path / "out", *options)) == 1
     error = capsys.readouterr().err
-    assert (
-        "so training stopped there. There is no checkpoint yet. Train again with a lower --lr" in error
-    )
+    assert "so training stopped there. There is no checkpoint yet. Train again with a lower --lr" in error
     assert "--max-grad-norm" not in error and "--precision" not in error
     assert not (tmp_path / "out").exists()
 
