@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from peft_aim.video.processes import processes
 
@@ -77,6 +80,18 @@ def remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+def is_full(error: Exception) -> bool:
+    """Return whether an error is a full or read-only disk, by whichever library a file was written.
+
+    Example:
+        >>> is_full(OSError(errno.ENOSPC, "No space left on device")), is_full(OSError(errno.ENOENT, "No such file"))
+        (True, False)
+    """
+    by_torch = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    by_system = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return by_system or by_torch or (isinstance(error, SafetensorError) and "I/O error" in str(error))
 
 
 @contextmanager

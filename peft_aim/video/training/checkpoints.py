@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from peft_aim.files import write_atomically
 from peft_aim.video.backbones import Source
 from peft_aim.video.data import Data, Remarks
-from peft_aim.video.output import check_output, check_writable, missing, remove_empty
+from peft_aim.video.output import check_output, check_writable, is_full, missing, remove_empty
 from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.changes import changes, listed
@@ -107,21 +107,28 @@ class Run:
             write_atomically(self._note, json.dumps(self.settings, indent=2))
 
     @contextmanager
-    def removed_if_useless(self) -> Iterator[None]:
-        """Remove the folders that an error leaves without any complete checkpoint, so that none has to be overwritten.
+    def failing_well(self) -> Iterator[None]:
+        """Remove the new folders that an error leaves without a complete checkpoint, so that none is in the way later.
 
         What was there before stays, and so does a run that was interrupted by Ctrl-C.
+
+        Raises:
+            OSError: If the disk is full, with what to do about it.
         """
         new = missing(self.folder)
         inner = [folder for folder in (self.folder, self.output / TENSORBOARD) if not folder.exists()]
         try:
             yield
-        except Exception:
-            if processes().is_main_process and last_complete(self.folder) is None:
+        except Exception as error:
+            left = last_complete(self.folder)
+            if processes().is_main_process and left is None:
                 for folder in inner:
                     shutil.rmtree(folder, ignore_errors=True)
                 remove_empty(new)
-            raise
+            if not is_full(error):
+                raise
+            then = "continue with --resume" if left else "train again"
+            raise OSError(f"{self.output} cannot be written to: {error}. Make room, and {then}.") from error
 
     def end(self) -> None:
         """Delete the checkpoints, once the adapter is saved.

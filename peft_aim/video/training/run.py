@@ -116,7 +116,7 @@ def train(
         say(f"Note: {note}")
     clips = TrainingClips(data.train, recipe, ForTraining(description.preprocessing, recipe, data.classes))
     validation = Validation.of(data, description, recipe) if data.val and not unreadable else None
-    with run.removed_if_useless():
+    with run.failing_well():
         trainer = new_trainer(adapted, clips, recipe, run.folder, validation, log)
         keep_logs(trainer, output)
         trainer.remarks.add({"skipped": broken})
