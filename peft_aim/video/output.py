@@ -89,7 +89,7 @@ def is_full(error: Exception) -> bool:
         >>> is_full(OSError(errno.ENOSPC, "No space left on device")), is_full(OSError(errno.ENOENT, "No such file"))
         (True, False)
     """
-    by_torch = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    by_torch = isinstance(error, RuntimeError) and any(w in str(error) for w in ("inline_container", "iostream error"))
     by_system = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
     return by_system or by_torch or (isinstance(error, SafetensorError) and "I/O error" in str(error))
 

@@ -128,7 +128,9 @@ class Run:
             if not is_full(error):
                 raise
             then = "continue with --resume" if left else "train again"
-            raise OSError(f"{self.output} cannot be written to: {error}. Make room, and {then}.") from error
+            raise OSError(
+                f"{self.output} cannot be written to: its disk is full or read-only ({error}). Make room, and {then}."
+            ) from error
 
     def end(self) -> None:
         """Delete the checkpoints, once the adapter is saved.
