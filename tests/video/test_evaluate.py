@@ -106,9 +106,7 @@ def test_damaged_and_hdr_videos_are_named_once(folder, adapter, tmp_path, capsys
     arguments = ["evaluate", adapter, str(folder), "--output", str(tmp_path / "out"), "--workers", "0"]
     assert main(arguments) == 0
     printed, facts = capsys.readouterr().out, json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    note = (
-        "1 video is HDR (PQ or HLG), b.mov for example: HDR is read without tone mapping, so the colors look washed "
-    )
+    note = "1 video is HDR (PQ or HLG), b.mov for example: HDR is read without tone mapping, so the colors look "
     assert printed.count(f"  damaged: {notices['damaged']}") == printed.count(f"Note: {note}") == 1
     assert facts["damaged"] == [notices["damaged"]] and facts["notes"][0].startswith(note) and facts["skipped"] == []
 

@@ -80,7 +80,7 @@ def test_names_that_no_font_has_are_drawn_by_index(tmp_path, drawn, monkeypatch)
     pictures(tmp_path, RARE)
     assert {"class 0", "class 1", "class 1  90%\n(true: class 0)"} <= {*drawn}
     assert "predicted\nclasses by index, since no installed font has their names" in drawn
-    assert not any(RARE in text for text in drawn)
+    assert not any(RARE in str(text) for text in drawn)
 
 
 @pytest.mark.parametrize("name", ["à gauche", "слева", "$x_$ ^", "line\nbreak\t\x07", "caf\udce9"])
