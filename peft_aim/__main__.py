@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 import warnings
+
+from safetensors import SafetensorError
 
 from peft_aim.commands import convert, demo, evaluate, inspect, predict, train
 
@@ -26,12 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         argv: The command line arguments; ``sys.argv[1:]`` if None.
 
     Returns:
-        The exit code: 0 on success, 1 after an error that the user can fix, 2 if no command or an unknown one is
-        given, 130 after Ctrl-C.
+        The exit code: 0 on success, 1 after an error that the user can fix (a full disk is one), 2 if no command or an
+        unknown one is given, 130 after Ctrl-C.
 
     Raises:
         SystemExit: If argparse ends the program: with 0 after ``--help``, with 2 after wrong arguments.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes may have characters that a console lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser, argv = _parser(), sys.argv[1:] if argv is None else argv
     if not argv:
         parser.print_help(sys.stderr)
@@ -48,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         if (error.name or "").startswith("peft_aim"):
             raise
         print(f"peft-aim {arguments.command} needs {error.name}: pip install 'peft-aim[video]'", file=sys.stderr)
-    except ValueError as error:
-        print(f"peft-aim {arguments.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, SafetensorError) as error:
+        print(f"peft-aim {arguments.command}: {_reason(error)}", file=sys.stderr)
     except KeyboardInterrupt as interrupt:
         print(
             f"\npeft-aim {arguments.command}: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr
@@ -68,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     for command in COMMANDS.values():
         command.add(commands)
     return parser
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error; of the system's own, the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return str(error)
 
 
 def _unknown(name: str) -> str:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "peft_aim"
 
 # From the ground up: a file may import what comes before it, and files of its own room.
 FLOORS = [
-    *("version", "peft_type", "recompute", "card", "config"),
+    *("version", "peft_type", "recompute", "files", "card", "config"),
     *("tracing", "attention", "backbone", "clips", "layers"),
     *("saving", "targets", "summary", "model"),
     *("__init__", "convert"),

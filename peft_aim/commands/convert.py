@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from peft_aim.video.backbones import load_backbone
     from peft_aim.video.data import read_names
     from peft_aim.video.description import Description
-    from peft_aim.video.training import check_output
+    from peft_aim.video.output import check_output
 
     check_output(Path(arguments.output))
     recipe = PRESETS[arguments.recipe] if arguments.recipe else Recipe()

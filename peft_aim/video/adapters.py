@@ -11,8 +11,10 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME
 
 from peft_aim.config import AIMConfig
+from peft_aim.saving import adapter_weights
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.description import Description
+from peft_aim.video.finite import not_finite
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
 
     Raises:
         ValueError: If one of them is not an adapter, has no description of how to make its clips, was trained on
-            a different backbone from the others, or on frozen weights other than those loaded.
+            a different backbone from the others, or on frozen weights other than those loaded, or has weights that are
+            NaN or infinite.
     """
     configs = [_config(name) for name in names]
     descriptions = [Description.read(config, name) for config, name in zip(configs, names, strict=True)]
@@ -75,6 +78,13 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
             raise ValueError(
                 f"{error} The backbone loaded here is {wanted.model}; {names[0]} was trained on {sources[0].model}."
             ) from None
+    for position, name in enumerate(names):
+        wrong = not_finite(adapter_weights(model, _name(position)).items())
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} weights of the adapter {name} are NaN or infinite, {wrong[0]} for example, so it "
+                "predicts nothing. Train it again with a lower --lr, or load an earlier copy."
+            )
     return Loaded(model.eval(), list(names), descriptions)
 
 

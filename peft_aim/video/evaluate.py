@@ -14,13 +14,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from peft_aim.files import write_atomically
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import IGNORED, EvaluationClips, by_index, indexed, notes_on_evaluation, read_listing
+from peft_aim.video.data import (
+    IGNORED,
+    EvaluationClips,
+    Remarks,
+    by_index,
+    indexed,
+    notes_on_evaluation,
+    read_listing,
+)
 from peft_aim.video.description import Description
+from peft_aim.video.finite import check_scores
 from peft_aim.video.metrics import Metrics
+from peft_aim.video.output import check_writable, printed_if_lost
 from peft_aim.video.picture import draw_confusion
-from peft_aim.video.processes import gather, on_cpu, processes, say
+from peft_aim.video.processes import on_cpu, processes, say
 
 
 class NothingToEvaluate(ValueError):  # noqa: N818 (only the videos are at fault)
@@ -34,11 +45,13 @@ class Evaluation:
     Attributes:
         views: Results by views (clips x crops): "1x1", and "3x1" for example if more views were averaged.
         skipped: Why videos could not be read, one message for each.
+        damaged: Which videos have many frames that had to be replaced, one message for each.
         notes: What limits the results, such as videos that are also in the train split.
     """
 
     views: dict[str, Metrics]
     skipped: list[str]
+    damaged: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -62,8 +75,9 @@ class Evaluation:
     def __str__(self) -> str:
         lines = [f"{views.replace('x', ' x '):7} {metrics.line}" for views, metrics in self.views.items()]
         head = f"{self.videos} videos evaluated, {len(self.skipped)} skipped. Results by views (clips x crops):"
-        skipped = [f"  skipped: {reason}" for reason in self.skipped]
-        return "\n".join([head, *lines, "", self.best.table(), *skipped])
+        notes = [f"Note: {note}" for note in self.notes]
+        videos = [f"  skipped: {reason}" for reason in self.skipped] + [f"  damaged: {what}" for what in self.damaged]
+        return "\n".join([head, *lines, "", self.best.table(), *notes, *videos])
 
 
 def evaluate(
@@ -94,8 +108,11 @@ def evaluate(
         source: Where to load the backbone from; None uses the source recorded in the adapter.
 
     Raises:
-        ValueError: If the adapter, the backbone or the videos cannot be found or loaded, or no video can be read.
+        ValueError: If the adapter, the backbone or the videos cannot be found or loaded, no video can be read, scores
+            are NaN or infinite, or ``output`` cannot be written to.
+        OSError: If the results cannot be written; they are then printed.
     """
+    check_writable(Path(output))
     if batch_size < 1:
         raise ValueError(
             f"batch_size={batch_size} is not positive. Give the number of views per forward pass, 1 or more."
@@ -112,10 +129,12 @@ def evaluate(
     if by_index(found, description.classes):
         say(f"Note: numeric labels are read as the adapter's class indices, {dict(enumerate(description.classes))}.")
     labeled = indexed(found, description.classes)
-    result = evaluate_model(loaded.model, description, labeled, views, batch_size, workers, min_frames)
-    result = replace(result, notes=notes)
+    remarks = Remarks()
+    result = evaluate_model(loaded.model, description, labeled, views, batch_size, workers, min_frames, remarks)
+    result = replace(result, notes=notes + remarks.notes())
     if processes().is_main_process:
-        write(result, Path(output))
+        with printed_if_lost(result):
+            write(result, Path(output))
     return result
 
 
@@ -127,6 +146,7 @@ def evaluate_model(
     batch_size: int = 8,
     workers: int = 1,
     min_frames: int = 1,
+    remarks: Remarks | None = None,
 ) -> Evaluation:
     """Evaluate an adapted model, on all processes that accelerate has launched.
 
@@ -138,30 +158,34 @@ def evaluate_model(
         batch_size: Views per forward pass.
         workers: Processes that load videos.
         min_frames: Videos with fewer frames are skipped.
+        remarks: What is noticed about the videos is added to these.
 
     Raises:
         NothingToEvaluate: If no video can be read.
+        NotFinite: If scores are NaN or infinite.
     """
     accelerator, views = Accelerator(cpu=on_cpu()), views or description.views
     clips = EvaluationClips(videos, description.views_with(*views), min_frames)
     together = max(1, batch_size // clips.total)  # videos per forward pass
     loader = accelerator.prepare(DataLoader(clips, batch_size=together, num_workers=workers))
     model.to(accelerator.device).eval()
-    rows, skipped = [], {}
+    rows, seen = [], Remarks()
     for batch in tqdm(loader, "Evaluating", leave=False, disable=not accelerator.is_main_process):
-        skipped |= {reason: None for reason in batch.pop("skipped") if reason}
+        seen.take(batch)
         every = score(model, batch["clips"].flatten(0, 1), batch_size).unflatten(0, (-1, clips.total))
         row = torch.stack([every[:, clips.single], every[:, : clips.count].mean(1)], dim=1)  # (videos, 2, classes)
         rows.append(accelerator.gather_for_metrics((row, batch["labels"])))
     found, labels = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
-    reasons, readable = gather(skipped), labels != IGNORED
+    seen, readable = seen.gathered().to_dict(), labels != IGNORED
+    if remarks is not None:
+        remarks.add(seen)
     if not readable.any():
-        raise NothingToEvaluate(f"None of the {len(videos)} evaluation videos can be read. {reasons[0]}")
+        raise NothingToEvaluate(f"None of the {len(videos)} evaluation videos can be read. {seen['skipped'][0]}")
     single, averaged = (
         Metrics.of(probabilities[readable], labels[readable], description.classes)
         for probabilities in (found[:, 0], found[:, 1])
     )
-    return Evaluation({"1x1": single, f"{views[0]}x{views[1]}": averaged}, reasons)
+    return Evaluation({"1x1": single, f"{views[0]}x{views[1]}": averaged}, seen["skipped"], seen["damaged"])
 
 
 @torch.no_grad()
@@ -173,12 +197,16 @@ def score(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
         clips: The clips.
         batch_size: Clips per forward pass.
 
+    Raises:
+        NotFinite: If scores are NaN or infinite.
+
     Shape:
         ``(V, T, 3, H, W) -> (V, classes)``
     """
     device = next(model.parameters()).device
-    chunks = [scores_of(model(chunk.to(device))) for chunk in clips.split(batch_size)]
-    return torch.cat(chunks).float().softmax(-1)
+    scores = torch.cat([scores_of(model(chunk.to(device))) for chunk in clips.split(batch_size)])
+    check_scores(scores, model)
+    return scores.float().softmax(-1)
 
 
 def scores_of(output: Any) -> Tensor:
@@ -199,7 +227,7 @@ def scores_of(output: Any) -> Tensor:
 def write(result: Evaluation, folder: Path) -> None:
     """Write an evaluation to ``evaluation.json`` and ``confusion.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"videos": result.videos, "skipped": result.skipped, "notes": result.notes}
-    views = {name: asdict(metrics) for name, metrics in result.views.items()}
-    (folder / "evaluation.json").write_text(json.dumps({**facts, "views": views}, indent=2))
+    facts = asdict(result)
+    facts = {"videos": result.videos, **facts, "views": facts.pop("views")}
+    write_atomically(folder / "evaluation.json", json.dumps(facts, indent=2))
     draw_confusion(folder / "confusion.png", result.best)

@@ -12,6 +12,16 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, t
 SHOWN = 12  # largest number of classes whose confusion matrix fits a terminal
 
 
+def printable(name: str) -> str:
+    r"""Return a name in one line: line breaks and other control characters as escapes.
+
+    Example:
+        >>> printable("réception\n")
+        'réception\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 @dataclass(frozen=True)
 class Metrics:
     """Results on labeled videos.
@@ -80,17 +90,17 @@ class Metrics:
 
     def table(self) -> str:
         """Format the confusion matrix; for more than ``SHOWN`` classes, a table of classes and the top confusions."""
-        matrix = np.array(self.confusion)
-        if len(self.classes) <= SHOWN:
-            return _matrix(self.classes, matrix)
+        matrix, names = np.array(self.confusion), [printable(name) for name in self.classes]
+        if len(names) <= SHOWN:
+            return _matrix(names, matrix)
         wrong = matrix * (1 - np.eye(len(matrix), dtype=int))
         worst = np.argsort(wrong, axis=None)[::-1][:SHOWN]
         pairs = [np.unravel_index(index, wrong.shape) for index in worst if wrong.flat[index]]
-        lines = [f"{wrong[i, j]:6}  {self.classes[i]} predicted as {self.classes[j]}" for i, j in pairs]
-        width = max(map(len, self.classes))
+        lines = [f"{wrong[i, j]:6}  {names[i]} predicted as {names[j]}" for i, j in pairs]
+        width = max(map(len, names))
         each = [
-            f"{row['class']:{width}}  {row['videos']:6}  {row['recall']:6.1%}  {row['precision']:9.1%}"
-            for row in self.per_class
+            f"{name:{width}}  {row['videos']:6}  {row['recall']:6.1%}  {row['precision']:9.1%}"
+            for name, row in zip(names, self.per_class, strict=True)
         ]
         head = f"{'class':{width}}  videos  recall  precision"
         return "\n".join([head, *each, "", "Most frequent confusions (videos, true class, predicted class):", *lines])
@@ -101,8 +111,8 @@ def _matrix(classes: list[str], matrix: np.ndarray) -> str:
     columns = [max(len(name), 4) for name in classes]
     head = "  ".join(name.rjust(column) for name, column in zip(classes, columns, strict=True))
     lines = [f"{'true / predicted':{max(width, 16)}}  {head}  recall"]
-    for name, row in zip(classes, matrix, strict=True):
+    for index, (name, row) in enumerate(zip(classes, matrix, strict=True)):
         cells = "  ".join(str(count).rjust(column) for count, column in zip(row, columns, strict=True))
-        recall = f"{row[classes.index(name)] / row.sum():6.1%}" if row.sum() else "     -"
+        recall = f"{row[index] / row.sum():6.1%}" if row.sum() else "     -"
         lines.append(f"{name:{max(width, 16)}}  {cells}  {recall}")
     return "\n".join(lines)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from videos import write_broken
 
 from peft_aim.__main__ import main
 from peft_aim.video.adapters import load_adapters
+from peft_aim.video.data.clips import EvaluationClips
 from peft_aim.video.data.data import Data
 from peft_aim.video.data.listing import indexed
 from peft_aim.video.evaluate import evaluate_model
 from peft_aim.video.metrics import Metrics
+from peft_aim.video.pipeline import video_pipeline
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.run import train
 
@@ -68,8 +73,6 @@ def test_probabilities_of_views_are_averaged_after_softmax(folder, adapter, monk
     seen = []
     monkeypatch.setattr(Metrics, "of", lambda probabilities, labels, classes: seen.append(probabilities))
     evaluate_model(loaded.model, loaded.descriptions[0], videos[:1], (2, 3), workers=0)
-    from peft_aim.video.data.clips import EvaluationClips
-
     description = loaded.descriptions[0]
     clips = EvaluationClips(videos[:1], description.views_with(2, 3), 1)[0]["clips"]
     with torch.no_grad():
@@ -94,6 +97,62 @@ def test_evaluate_prints_and_saves_all_results(folder, adapter, tmp_path, capsys
     assert np.asarray(Image.open(output / "confusion.png")).std() > 10
     assert main([*arguments, "--views", "1x1"]) == 0
     assert "2 x 3" not in capsys.readouterr().out
+
+
+def test_damaged_and_hdr_videos_are_named_once(folder, adapter, tmp_path, capsys, monkeypatch):
+    read = EvaluationClips.__getitem__
+    notices = {"damaged": "a.mp4 is damaged: 30 of 60 frames had to be replaced.", "hdr": "b.mov"}
+    monkeypatch.setattr(EvaluationClips, "__getitem__", lambda self, i: read(self, i) | (notices if i < 2 else {}))
+    arguments = ["evaluate", adapter, str(folder), "--output", str(tmp_path / "out"), "--workers", "0"]
+    assert main(arguments) == 0
+    printed, facts = capsys.readouterr().out, json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    note = "1 video is HDR (PQ or HLG), b.mov for example: HDR is read without tone mapping, so the colors look "
+    assert printed.count(f"  damaged: {notices['damaged']}") == printed.count(f"Note: {note}") == 1
+    assert facts["damaged"] == [notices["damaged"]] and facts["notes"][0].startswith(note) and facts["skipped"] == []
+
+
+def ruined(adapter: str, tmp_path: Path, name: str) -> str:
+    """Copy an adapter, with NaN in one of its weights."""
+    folder = Path(shutil.copytree(adapter, tmp_path / name))
+    weights = load_file(folder / "adapter_model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, folder / "adapter_model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_an_adapter_of_nan_predicts_nothing(folder, adapter, tmp_path, capsys, command):
+    bad = ruined(adapter, tmp_path, "bad")
+    last = str(folder if command == "evaluate" else folder / "val" / "dark" / "0.mp4")
+    assert main([command, bad, last, "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert f"peft-aim {command}: 1 weights of the adapter {bad} are NaN or infinite, " in error
+    assert "so it predicts nothing. Train it again with a lower --lr, or load an earlier copy." in error
+    with pytest.raises(ValueError, match="weights of the adapter .*bad are NaN"):
+        load_adapters([adapter, bad])
+    with pytest.raises(ValueError, match="weights of the adapter .*bad are NaN"):
+        video_pipeline(bad)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (3e38, "all weights are finite, but numbers overflow in float32. Load the backbone in float32, or train"),
+        (float("nan"), "weights of the model are NaN or infinite, .* for example. Load other weights, or train"),
+    ],
+)
+def test_scores_that_are_not_finite_are_no_accuracy(folder, adapter, value, reason):
+    loaded = load_adapters([adapter])
+    for parameter in loaded.model.parameters():
+        parameter.data.fill_(value)
+    with pytest.raises(ValueError, match=f"The class scores of 4 of 4 clips are NaN .* nothing: .*{reason}"):
+        evaluate_model(loaded.model, loaded.descriptions[0], Data.find(folder).val, (1, 1), workers=0)
+
+
+def test_names_with_line_breaks_do_not_break_the_table():
+    for classes in (["dark\nred", "li\x1b[31mght"], [f"dark\n{i}" for i in range(20)]):
+        table = Metrics.of(np.eye(len(classes)), np.arange(len(classes)), classes).table()
+        assert r"dark\n" in table and "\x1b" not in table and len(table.splitlines()) < len(classes) + 5
 
 
 def test_labels_refer_to_the_classes_of_the_adapter(folder, adapter, tmp_path, capsys):

@@ -8,9 +8,10 @@ from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, Trai
 from peft_aim.video.data.data import Data, Videos, notes_on, notes_on_evaluation, typical_seconds
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
 from peft_aim.video.data.listing import by_index, find_videos, indexed, read_listing, read_names
+from peft_aim.video.data.remarks import Remarks
 from peft_aim.video.data.sampling import evaluation_frames, windows
 from peft_aim.video.data.streaming import views_of_windows
-from peft_aim.video.data.transforms import ForEvaluation, ForTraining, Preprocessing, to_image
+from peft_aim.video.data.transforms import ForEvaluation, ForTraining, Preprocessing, mirrored_labels, to_image
 from peft_aim.video.data.views import Views
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ForTraining",
     "NoiseClips",
     "Preprocessing",
+    "Remarks",
     "TrainingClips",
     "Video",
     "Videos",
@@ -31,6 +33,7 @@ __all__ = [
     "evaluation_frames",
     "find_videos",
     "indexed",
+    "mirrored_labels",
     "mixed",
     "notes_on",
     "notes_on_evaluation",

@@ -120,7 +120,7 @@ def mirrored_labels(pairs: tuple[tuple[int | str, int | str], ...], classes: lis
         classes: Class names.
 
     Raises:
-        ValueError: If one of them is not a class.
+        ValueError: If one of them is not a class, is paired with itself, or is in several pairs.
 
     Example:
         >>> mirrored_labels((("turn left", "turn right"),), ["stop", "turn left", "turn right"])
@@ -134,8 +134,20 @@ def mirrored_labels(pairs: tuple[tuple[int | str, int | str], ...], classes: lis
             return int(wanted)
         raise ValueError(f"flip_pairs={pairs!r} contains {wanted!r}, which is not one of the {len(classes)} classes.")
 
-    indices = [(index(one), index(other)) for one, other in pairs]
-    return {one: other for pair in indices for one, other in (pair, pair[::-1])}
+    mirrored: dict[int, int] = {}
+    for one, other in pairs:
+        for here, there in ((index(one), index(other)), (index(other), index(one))):
+            if here == there:
+                raise ValueError(
+                    f"flip_pairs={pairs!r} pairs the class {classes[here]!r} with itself. Leave out this pair: "
+                    "classes without a pair keep their label."
+                )
+            if mirrored.setdefault(here, there) != there:
+                raise ValueError(
+                    f"flip_pairs={pairs!r} pairs the class {classes[here]!r} with both {classes[mirrored[here]]!r} "
+                    f"and {classes[there]!r}. Give one pair for each class."
+                )
+    return mirrored
 
 
 class ForEvaluation(nn.Module):

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 from peft_aim.video.backbones import load_backbone
 from peft_aim.video.data import Data, EvaluationClips, Preprocessing, Views, to_image
 from peft_aim.video.demo.digits import SIZE, TASKS, stills, write_videos
+from peft_aim.video.output import check_writable
 from peft_aim.video.picture import draw_strip, row_of
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training import Report, train
@@ -40,8 +41,10 @@ def demo(folder: Path) -> list[dict[str, Any]]:
         The rows of the printed table.
 
     Raises:
+        ValueError: If the folder cannot be written to.
         RuntimeError: If the saved adapters cannot be loaded in another process, or give different scores there.
     """
+    check_writable(folder)
     began = time.perf_counter()
     torch.manual_seed(0)
     say("1/4  Pretrain a small ViT on still images of digits, then freeze it")

@@ -3,8 +3,7 @@
 :func:`train` runs all of it.
 """
 
-from peft_aim.video.training.checkpoints import check_output
 from peft_aim.video.training.report import Report
 from peft_aim.video.training.run import measure_speed, train
 
-__all__ = ["Report", "check_output", "measure_speed", "train"]
+__all__ = ["Report", "measure_speed", "train"]

@@ -6,7 +6,8 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,18 @@ from typing import Any
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from peft_aim.files import write_atomically
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import Data
-from peft_aim.video.processes import gather, processes
+from peft_aim.video.data import Data, Remarks
+from peft_aim.video.output import check_output, check_writable, is_full, missing, remove_empty
+from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
+from peft_aim.video.training.changes import changes, listed
 from peft_aim.video.training.curve import is_whole
 from peft_aim.video.training.logs import TENSORBOARD
 
-COMPLETE = "complete"  # written last; holds the reasons why videos could not be read
+COMPLETE = "complete"  # written last; holds what was noticed about the videos so far
 WRITTEN = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME, "report.json", "evaluation.json", "confusion.png", "curve.png")
-
-
-def check_output(output: Path, overwrite: bool | None = None, can_resume: bool = False) -> None:
-    """Check that writing to a folder overwrites nothing.
-
-    Args:
-        output: The folder.
-        overwrite: Whether it may contain files; None if that is not an option.
-        can_resume: Whether it has a training run to resume, which the error message then suggests.
-
-    Raises:
-        ValueError: If it is a file, or is not empty and must not be overwritten.
-    """
-    if output.is_file():
-        raise ValueError(f"The output {output} is a file. Give a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        hints = [", or write to it with --overwrite"] if overwrite is False else []
-        hints += [", or resume the training run in it with --resume"] if can_resume else []
-        raise ValueError(f"The output {output} is not empty. Give another folder{''.join(hints)}.")
 
 
 @dataclass(frozen=True)
@@ -51,17 +36,19 @@ class Run:
     Attributes:
         output: The output folder.
         settings: All settings that must be the same when it is resumed.
+        videos: The videos, see :func:`peft_aim.video.training.changes.listed`.
     """
 
     output: Path
     settings: dict[str, Any]
+    videos: str
 
     @classmethod
     def of(cls, output: Path, data: Data, source: Source, recipe: Recipe, **further: Any) -> Run:
         """Collect the settings of a run, except for the number of workers, which does not affect the results."""
         named = {"model": asdict(source), "classes": data.classes, "videos": data.fingerprint, **further}
         settings = {**named, **asdict(replace(recipe, workers=0))}
-        return cls(output, json.loads(json.dumps(settings, default=str)))
+        return cls(output, json.loads(json.dumps(settings, default=str)), listed(data))
 
     @property
     def folder(self) -> Path:
@@ -72,18 +59,23 @@ class Run:
     def _note(self) -> Path:
         return self.folder / "run.json"
 
+    @property
+    def _list(self) -> Path:
+        return self.folder / "videos.txt"
+
     def check(self, resume: bool, overwrite: bool) -> None:
         """Check that the run overwrites nothing, or that it can be resumed with the same settings.
 
         Raises:
-            ValueError: If the output is a file, or is not empty and ``overwrite`` is False; with ``resume``, if it
-                holds no interrupted run, or one with other settings.
+            ValueError: If the output cannot be written to, or is not empty and ``overwrite`` is False; with
+                ``resume``, if it holds no interrupted run, or one with other settings or videos.
         """
         if not processes().is_main_process:
             return
         if not resume:
             check_output(self.output, overwrite, can_resume=self._note.is_file())
             return
+        check_writable(self.output)
         if not self._note.is_file():
             raise ValueError(
                 f"Nothing to resume in {self.output}: it holds no interrupted training run. Start one without "
@@ -91,6 +83,12 @@ class Run:
             )
         started = json.loads(self._note.read_text())
         other = {name: value for name, value in started.items() if self.settings.get(name) != value}
+        if "videos" in other and self._list.is_file():  # earlier versions wrote none
+            before = self._list.read_bytes().decode("utf-8", "surrogateescape")
+            raise ValueError(
+                f"The training run in {self.output} was started with other videos: {changes(before, self.videos)}. "
+                "Resume it with the same videos and labels, or train again with --overwrite."
+            )
         if other:
             was = ", ".join(f"{name}={value!r}" for name, value in other.items())
             raise ValueError(
@@ -105,7 +103,34 @@ class Run:
             for name in WRITTEN:
                 (self.output / name).unlink(missing_ok=True)
             self.folder.mkdir(parents=True)
-            self._note.write_text(json.dumps(self.settings, indent=2))
+            write_atomically(self._list, self.videos.encode("utf-8", "surrogateescape"))
+            write_atomically(self._note, json.dumps(self.settings, indent=2))
+
+    @contextmanager
+    def failing_well(self) -> Iterator[None]:
+        """Remove the new folders that an error leaves without a complete checkpoint, so that none is in the way later.
+
+        What was there before stays, and so does a run that was interrupted by Ctrl-C.
+
+        Raises:
+            OSError: If the disk is full, with what to do about it.
+        """
+        new = missing(self.folder)
+        inner = [folder for folder in (self.folder, self.output / TENSORBOARD) if not folder.exists()]
+        try:
+            yield
+        except Exception as error:
+            left = last_complete(self.folder)
+            if processes().is_main_process and left is None:
+                for folder in inner:
+                    shutil.rmtree(folder, ignore_errors=True)
+                remove_empty(new)
+            if not is_full(error):
+                raise
+            then = "continue with --resume" if left else "train again"
+            raise OSError(
+                f"{self.output} cannot be written to: its disk is full or read-only ({error}). Make room, and {then}."
+            ) from error
 
     def end(self) -> None:
         """Delete the checkpoints, once the adapter is saved.
@@ -125,20 +150,19 @@ class MarkComplete(TrainerCallback):
     them before, and so could leave a killed run without the best.
 
     Args:
-        skipped: Why videos could not be read so far; saved with the checkpoint.
+        remarks: What was noticed about the videos so far; saved with the checkpoint.
     """
 
-    def __init__(self, skipped: Iterable[str]) -> None:
-        self.skipped = skipped
+    def __init__(self, remarks: Remarks) -> None:
+        self.remarks = remarks
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint that was written last, and delete those that are no longer needed."""
-        reasons = gather(self.skipped)
+        remarks = self.remarks.gathered()
         processes().wait_for_everyone()
         if state.is_world_process_zero:
             complete = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
-            complete.with_suffix(".tmp").write_text(json.dumps(reasons))
-            complete.with_suffix(".tmp").rename(complete)
+            write_atomically(complete, json.dumps(remarks.to_dict()))
             needed = {complete.parent.name, Path(state.best_model_checkpoint or "").name}
             for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
                 if checkpoint.name not in needed:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from peft_aim.files import write_atomically
 
 Point = dict[str, Any]
 
@@ -78,4 +81,4 @@ def draw_curve(path: Path, points: list[Point], kept: int | None = None) -> None
     if kept:
         axes.axvline(kept, color="tab:gray", linestyle=":", label="kept weights")
     figure.legend(loc="outside upper center", ncols=3)
-    figure.savefig(path, dpi=110)
+    write_atomically(path, partial(figure.savefig, dpi=110))

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from peft_aim.video.finite import not_finite
 from peft_aim.video.processes import gather
 from peft_aim.video.training.checkpoints import last_complete
 
@@ -36,7 +36,7 @@ class StopIfNotFinite(TrainerCallback):
         self.trainer.step_loss.zero_()
         if not math.isfinite(loss):
             step = state.global_step + 1
-            raise ValueError(f"The loss of step {step} is {loss}, so training stopped there. {_advice(args)}")
+            raise ValueError(f"The loss of step {step} is {loss}, so training stopped there. {advice(args)}")
 
 
 def check_finite(model: nn.Module, state: TrainerState, args: TrainingArguments) -> None:
@@ -45,23 +45,25 @@ def check_finite(model: nn.Module, state: TrainerState, args: TrainingArguments)
     Raises:
         ValueError: If some are NaN or infinite.
     """
-    wrong = [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    wrong = not_finite((name, p) for name, p in model.named_parameters() if p.requires_grad)
     wrong = gather(wrong)  # a process may have only a part of the weights
     if wrong:
         raise ValueError(
             f"{len(wrong)} weights are NaN or infinite after step {state.global_step}, {wrong[0]} for example, so "
-            f"training stopped there. {_advice(args)}"
+            f"training stopped there. {advice(args)}"
         )
 
 
-def _advice(args: TrainingArguments) -> str:
+def advice(args: TrainingArguments) -> str:
+    """Return which checkpoint is left after numbers were not finite, and what to try."""
     checkpoint = last_complete(Path(args.output_dir))
     last = (
-        f"The last checkpoint, {checkpoint}, has finite weights, but can only be resumed with the same settings."
+        f"The last checkpoint, {checkpoint}, has finite weights, but can only be resumed with the same settings. "
+        "Train again with --overwrite and"
         if checkpoint
-        else "There is no checkpoint yet."
+        else "There is no checkpoint yet. Train again with"
     )
     tries = [f"a lower --lr (the peak learning rate is {args.learning_rate:g})"]
     tries += ["--max-grad-norm 1"] if not args.max_grad_norm else []
     tries += ["--precision fp32"] if args.bf16 or args.fp16 else []
-    return f"{last} Train again with --overwrite and {' or '.join(tries)}."
+    return f"{last} {' or '.join(tries)}."

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from peft_aim.files import write_atomically
 from peft_aim.video.evaluate import Evaluation, write
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.curve import Point, draw_curve
@@ -20,6 +21,7 @@ class Report:
         evaluation: Results on the val split; None if there is none, or none of its videos can be read.
         trained_parameters: Number of trainable parameters.
         skipped: Why videos could not be read, in training or evaluation.
+        damaged: Which videos have many frames that had to be replaced, in training or evaluation.
         notes: Caveats about the results, such as classes without videos.
         speed: Training speed; None if there were fewer than two steps.
         classes: Class names.
@@ -31,6 +33,7 @@ class Report:
     evaluation: Evaluation | None
     trained_parameters: int
     skipped: list[str]
+    damaged: list[str]
     notes: list[str]
     speed: Speed | None
     classes: list[str]
@@ -44,13 +47,14 @@ class Report:
             "results": self.evaluation and self.evaluation.summary(),
             "trained_parameters": self.trained_parameters,
             "skipped": self.skipped,
+            "damaged": self.damaged,
             "notes": self.notes,
             "speed": self.speed and self.speed.to_dict(),
             "recipe": asdict(self.recipe),
             "kept": self.kept,
             "curve": self.curve,
         }
-        (folder / "report.json").write_text(json.dumps(facts, indent=2))
+        write_atomically(folder / "report.json", json.dumps(facts, indent=2))
         draw_curve(folder / "curve.png", self.curve, self.kept)
         if self.evaluation:
             write(self.evaluation, folder)
@@ -61,6 +65,8 @@ class Report:
         lines += [f"Speed: {self.speed}"] if self.speed else []
         lines += [f"Note: {note}" for note in self.notes]
         lines += [f"Files skipped: {len(self.skipped)}", *(f"  {reason}" for reason in self.skipped)]
+        if self.damaged:
+            lines += [f"Videos damaged: {len(self.damaged)}", *(f"  {what}" for what in self.damaged)]
         lines += [f"\nval: {self.evaluation}"] if self.evaluation else []
         return "\n".join(lines)
 

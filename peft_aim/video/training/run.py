@@ -19,26 +19,29 @@ from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from peft_aim.config import AIMConfig
-from peft_aim.saving import adapter_weights, in_precision
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.data import (
     Data,
     ForTraining,
     NoiseClips,
+    Remarks,
     TrainingClips,
     class_weights,
+    mirrored_labels,
     notes_on,
     typical_seconds,
     why_unreadable,
 )
 from peft_aim.video.description import Description
 from peft_aim.video.evaluate import Evaluation, NothingToEvaluate
-from peft_aim.video.processes import gather, on_cpu, processes, say
+from peft_aim.video.output import printed_if_lost
+from peft_aim.video.processes import on_cpu, processes, say
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
 from peft_aim.video.training.curve import curve
 from peft_aim.video.training.logs import check_log, keep_logs
 from peft_aim.video.training.report import Report
+from peft_aim.video.training.saving import halve, save, save_results
 from peft_aim.video.training.speed import Speed
 from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
 from peft_aim.video.training.validation import Validation
@@ -79,14 +82,17 @@ def train(
         The adapted model and the report.
 
     Raises:
-        ValueError: If the backbone cannot be loaded, ``output`` is not empty, there is nothing to resume, or a run
-            with other settings; if a program to log to is not installed, ``recipe.patience`` is set but no val video
-            can be read, or the loss becomes NaN or infinite.
+        ValueError: If the backbone cannot be loaded, ``output`` cannot be written to or is not empty, there is nothing
+            to resume, or a run with other settings or videos; if no training video can be read, a program to log to is
+            not installed, ``recipe.patience`` is set but no val video can be read, or numbers become NaN or infinite.
+        OSError: If a file cannot be written; the report is then printed.
         KeyboardInterrupt: After Ctrl-C, once the checkpoint is written.
     """
     recipe, output = recipe or Recipe(), Path(output)
     source = Source(model) if isinstance(model, str) else model
     check_log(log)
+    if recipe.flip:
+        mirrored_labels(recipe.flip_pairs, data.classes)
     unreadable = why_unreadable(data.val, recipe.min_frames)
     if recipe.patience and (unreadable or not data.val):
         raise ValueError(
@@ -95,6 +101,9 @@ def train(
         )
     run = Run.of(output, data, source, recipe.with_order(), check=check, options=aim_options)
     run.check(resume, overwrite)
+    wrong = why_unreadable(data.train, recipe.min_frames)
+    if wrong:
+        raise ValueError(f"None of the {len(data.train)} training videos can be read. {wrong}")
     data, broken = data.without_broken(recipe) if check else (data, [])
     recipe = recipe.for_videos(len(data.train))
     adapted, description = adapt(data, source, recipe, **aim_options)
@@ -107,24 +116,35 @@ def train(
         say(f"Note: {note}")
     clips = TrainingClips(data.train, recipe, ForTraining(description.preprocessing, recipe, data.classes))
     validation = Validation.of(data, description, recipe) if data.val and not unreadable else None
-    trainer = new_trainer(adapted, clips, recipe, run.folder, validation, log)
-    keep_logs(trainer, output)
-    trainer.skipped |= dict.fromkeys(broken)
-    fit(trainer, run, resume)
-    if recipe.save_dtype:
-        halve(adapted, recipe.save_dtype)
-    description = replace(description, seconds=typical_seconds(data.train))
-    save(trainer, description, output)
-    evaluation, more_notes = results(trainer)
-    if evaluation:
-        save(trainer, replace(description, results={"val": evaluation.summary()}), output)
-    skipped = {*gather(trainer.skipped), *(evaluation.skipped if evaluation else [])}
-    speed, count = trainer.speed.result(trainer.args), adapted.get_nb_trainable_parameters()[0]
-    course, kept = curve(trainer.state.log_history), kept_epoch(trainer)
-    report = Report(evaluation, count, sorted(skipped), notes + more_notes, speed, data.classes, recipe, course, kept)
-    if processes().is_main_process:
-        report.write(output)
-        run.end()
+    with run.failing_well():
+        trainer = new_trainer(adapted, clips, recipe, run.folder, validation, log)
+        keep_logs(trainer, output)
+        trainer.remarks.add({"skipped": broken})
+        fit(trainer, run, resume)
+        if recipe.save_dtype:
+            halve(adapted, recipe.save_dtype)
+        description = replace(description, seconds=typical_seconds(data.train))
+        save(trainer, description, output)
+        evaluation, more_notes = results(trainer)
+        remarks = trainer.remarks.gathered()
+        report = Report(
+            evaluation,
+            trained_parameters=adapted.get_nb_trainable_parameters()[0],
+            skipped=[*remarks.skipped],
+            damaged=[*remarks.damaged],
+            notes=[*notes, *more_notes, *remarks.notes()],
+            speed=trainer.speed.result(trainer.args),
+            classes=data.classes,
+            recipe=recipe,
+            curve=curve(trainer.state.log_history),
+            kept=kept_epoch(trainer),
+        )
+        if processes().is_main_process:
+            with printed_if_lost(report):
+                if evaluation:
+                    save_results(adapted, replace(description, results={"val": evaluation.summary()}), output)
+                report.write(output)
+            run.end()
     return adapted, report
 
 
@@ -150,7 +170,7 @@ def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
     else:
         run.begin()
     if checkpoint:
-        trainer.skipped |= dict.fromkeys(json.loads((checkpoint / COMPLETE).read_text()))
+        trainer.remarks.add(Remarks.from_dict(json.loads((checkpoint / COMPLETE).read_text())).to_dict())
         trainer.readable = 1  # the clips read before count, too
         stop_again(trainer, checkpoint)
     trainer.add_callback(interrupt)
@@ -299,29 +319,8 @@ def new_trainer(
     trainer = ClipTrainer(model, arguments, clips, loss, recipe.mixup, validation)
     if recipe.patience and keeps_best:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
-    trainer.add_callback(MarkComplete(trainer.skipped))
+    trainer.add_callback(MarkComplete(trainer.remarks))
     return trainer
-
-
-@torch.no_grad()
-def halve(adapted: PeftModel, dtype: str) -> None:
-    """Round an adapter to the precision it will be saved in, so that the evaluation is of the saved weights."""
-    adapted.active_peft_config.save_dtype = dtype
-    weights = adapter_weights(adapted, adapted.active_adapter)
-    for name, tensor in in_precision(weights, dtype).items():
-        weights[name].copy_(tensor)
-
-
-def save(trainer: ClipTrainer, description: Description, output: Path) -> None:
-    """Save the adapter with its description, from any number of processes."""
-    config = trainer.accelerator.unwrap_model(trainer.model).active_peft_config
-    config.revision = description.source.revision
-    description.write(config)
-    if trainer.is_fsdp_enabled:  # each process has a shard of it
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(output))
-    if trainer.args.should_save:
-        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle, which is unsafe to load
 
 
 def precision_note(recipe: Recipe) -> list[str]:

@@ -23,18 +23,19 @@ from transformers import (
 )
 
 from peft_aim.tracing import first_parameter
-from peft_aim.video.data import IGNORED, TrainingClips, mixed
+from peft_aim.video.data import IGNORED, Remarks, TrainingClips, mixed
 from peft_aim.video.evaluate import Evaluation, scores_of
-from peft_aim.video.training.finite import StopIfNotFinite, check_finite
+from peft_aim.video.finite import NotFinite
+from peft_aim.video.training.finite import StopIfNotFinite, advice, check_finite
 from peft_aim.video.training.progress import Progress
 from peft_aim.video.training.speed import SpeedCallback
 from peft_aim.video.training.validation import EvaluateEvery, Validation
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate clips to a batch; loading times and reasons for skipping go to "notes", which stays on the CPU."""
-    notes = [(item.pop("seconds"), item.pop("skipped")) for item in items]
-    return {**default_collate(items), "notes": notes}
+    """Collate clips to a batch; loading times stay numbers, which no device has to hold."""
+    seconds = [item.pop("seconds") for item in items]
+    return {**default_collate(items), "seconds": seconds}
 
 
 class ClipLoss:
@@ -77,7 +78,7 @@ class ClipTrainer(Trainer):
         validation: The val videos, to evaluate on after an epoch; None never evaluates.
 
     Attributes:
-        skipped: Why videos could not be read, in the order of occurrence.
+        remarks: What was noticed about the videos so far, on this process.
         readable: Number of readable clips so far, over all processes.
         step_loss: Loss of the parts of a step so far, on this process.
         speed: Measures the training speed.
@@ -99,7 +100,7 @@ class ClipTrainer(Trainer):
         self.argument = first_parameter(model.get_base_model())
         self.classes = model.active_peft_config.num_labels
         self.mixup = v2.MixUp(alpha=mixup, num_classes=self.classes) if mixup else None
-        self.skipped: dict[str, None] = {}
+        self.remarks = Remarks()
         self.readable = 0
         self.step_loss = torch.zeros((), device=arguments.device)
         self.speed = SpeedCallback()
@@ -118,9 +119,9 @@ class ClipTrainer(Trainer):
         batches, count = super().get_batch_samples(*args, **kwargs)
         self.speed.waited += time.perf_counter() - began
         for batch in batches:
-            for seconds, reason in batch.pop("notes"):
+            self.remarks.take(batch)
+            for seconds in batch.pop("seconds"):
                 self.speed.read(seconds)
-                self.skipped |= {reason: None} if reason else {}
         self.readable += 0 if count is None else int(count)
         return batches, count
 
@@ -160,10 +161,17 @@ class ClipTrainer(Trainer):
 
         Args:
             views: Clips per video and crops per frame; None uses those of the recipe.
+
+        Raises:
+            ValueError: If not all of its weights, or not all scores are finite.
         """
+        check_finite(self.model, self.state, self.args)
         # FSDP needs the wrapped model; otherwise unwrap it, so that nothing is compiled for the shapes of evaluation
         whole = self.model_wrapped if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model)
-        return self.validation.run(whole, views, self.args.per_device_train_batch_size)
+        try:
+            return self.validation.run(whole, views, self.args.per_device_train_batch_size, self.remarks)
+        except NotFinite as error:
+            raise ValueError(f"{error} {advice(self.args)}") from error
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Save the adapter, without PEFT's warnings that it cannot look up text embeddings of the backbone.
@@ -200,7 +208,9 @@ class StopIfNothingCanBeRead(TrainerCallback):
             ValueError: If none could.
         """
         if not self.trainer.readable:
-            raise ValueError(f"None of the training videos can be read. {next(iter(self.trainer.skipped), '')}")
+            raise ValueError(
+                f"None of the training videos can be read. {next(iter(self.trainer.remarks.skipped), '')}"
+            )
 
 
 class _Reproducible(TrainerCallback):

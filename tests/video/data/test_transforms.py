@@ -53,6 +53,7 @@ def test_flip_pairs_of_something_something_are_swapped():
     recipe = preset("ssv2")
     pairs = mirrored_labels(recipe.flip_pairs, [str(i) for i in range(174)])
     assert pairs == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+    assert mirrored_labels((("left", "right"), (1, 0)), ["left", "right"]) == {0: 1, 1: 0}  # the same pair again
     with pytest.raises(ValueError, match="contains 'west', which is not one of the 2 classes"):
         mirrored_labels((("west", "east"),), ["left", "right"])
 
@@ -69,6 +70,18 @@ def test_rand_augment_magnitudes_are_out_of_30_as_in_the_official_configs():
     assert operations.num_ops == 4
     angles, _ = operations._AUGMENTATION_SPACE["Rotate"]
     assert angles(operations.num_magnitude_bins, 224, 224)[operations.magnitude] == pytest.approx(7.0)  # of 30 degrees
+
+
+@pytest.mark.parametrize("magnitude", [0, 30])
+def test_rand_augment_takes_the_magnitudes_that_its_help_gives(magnitude):
+    assert "magnitude, 0 to 30" in " ".join(Recipe.__doc__.split())
+    transform = ForTraining(GREY, Recipe(rand_augment=(2, magnitude)), ["a", "b"])
+    frames = torch.randint(0, 255, (2, 3, 40, 60), dtype=torch.uint8)
+    for seed in range(60):  # all operations
+        torch.manual_seed(seed)
+        assert transform(frames, 0)[0].isfinite().all()
+    with pytest.raises(ValueError, match="Give a number of operations and a magnitude from 0 to 30"):
+        Recipe(rand_augment=(2, 31))
 
 
 def test_evaluation_crops_the_center_or_from_end_to_end():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -47,11 +49,48 @@ def test_a_learning_rate_that_is_far_too_high_leaves_no_adapter(folder, tmp_path
     options = ["--lr", "1e38", "--max-grad-norm", "1", "--warmup-epochs", "0"]
     assert main(arguments(folder, image_model, tmp_path / "out", *options)) == 1
     error = capsys.readouterr().err
-    assert (
-        "so training stopped there. There is no checkpoint yet. Train again with --overwrite and a lower --lr" in error
-    )
+    assert "so training stopped there. There is no checkpoint yet. Train again with a lower --lr" in error
     assert "--max-grad-norm" not in error and "--precision" not in error
-    assert not list((tmp_path / "out").glob("**/adapter_model.safetensors"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--keep", "best"], ["--keep", "last"], ["--precision", "bf16"], ["--precision", "fp16"], ["no val"]],
+    ids=" ".join,
+)
+def test_nan_is_never_saved_nor_an_accuracy(folder, tmp_path, image_model, capsys, options):
+    if options == ["no val"]:
+        shutil.rmtree(folder / "val")
+        options = []
+    more = ["--lr", "1e30", "--max-grad-norm", "0", *options]
+    assert main(arguments(folder, image_model, tmp_path / "out", *more)) == 1
+    captured = capsys.readouterr()
+    assert "a lower --lr (the peak learning rate is 1e+30) or --max-grad-norm 1" in captured.err
+    assert "so training stopped there" in captured.err and "top-1" not in captured.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_that_overflow_are_no_accuracy(folder, tmp_path, image_model, monkeypatch, capsys):
+    """Weights that are finite, but so large that scores are not, after the last step of an epoch."""
+    train_step = ClipTrainer.training_step
+
+    def ruin(self, model, *args, **kwargs):
+        loss = train_step(self, model, *args, **kwargs)
+        if self.state.global_step == 5:
+            for p in model.parameters():
+                p.data.mul_(1e38 if p.requires_grad else 1)
+        return loss
+
+    monkeypatch.setattr(ClipTrainer, "training_step", ruin)
+    output = tmp_path / "out"
+    assert main(arguments(folder, image_model, output, "--lr", "1e-3")) == 1
+    error = capsys.readouterr().err
+    assert re.search(
+        "The class scores of . of . clips are NaN or infinite, so they predict nothing: all weights", error
+    )
+    assert f"The last checkpoint, {output / 'checkpoints' / 'checkpoint-3'}, has finite weights" in error
+    assert not (output / "adapter_model.safetensors").exists()
 
 
 def test_weights_that_are_not_finite_are_never_saved(folder, tmp_path, image_model, monkeypatch, capsys):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from videos import write_broken
+from videos import write, write_broken
 
 from peft_aim.__main__ import main
 from peft_aim.saving.weights import adapter_weights, plain
@@ -411,10 +411,46 @@ def test_training_without_readable_videos_is_an_error(folder, tmp_path, image_mo
     (folder / "list.txt").write_text("wrong/a.mp4 0\nwrong/b.mp4 1\n")
     arguments = ["--model", image_model, *OPTIONS, "--epochs", "9", "--output", str(tmp_path / "out")]
     assert main(["train", str(folder / "list.txt"), *arguments]) == 1
-    assert re.search(
-        "None of the training videos can be read. .*a.mp4 cannot be read .*No such", capsys.readouterr().err
-    )
-    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+    error = capsys.readouterr().err
+    assert re.search("None of the 2 training videos can be read. .*a.mp4 cannot be read .*No such", error)
+    assert "Loading weights" not in error and not (tmp_path / "out").exists()
+    (folder / "list.txt").write_text("train/dark/0.mp4 0\ntrain/light/0.mp4 1\n")
+    assert main(["train", str(folder / "list.txt"), *arguments, "--epochs", "1"]) == 0
+
+
+def test_a_batch_that_cannot_be_read_does_not_stop_training(folder, tmp_path, image_model, capsys):
+    (folder / "list.txt").write_text("wrong/a.mp4 0\nwrong/b.mp4 1\ntrain/dark/0.mp4 0\ntrain/light/0.mp4 1\n")
+    arguments = ["--model", image_model, *OPTIONS, "--batch-size", "1", "--output", str(tmp_path / "out")]
+    assert main(["train", str(folder / "list.txt"), *arguments]) == 0
+    assert "Files skipped: 2" in capsys.readouterr().out
+
+
+def test_videos_of_which_only_the_first_frame_can_be_read_leave_nothing(
+    folder, tmp_path, image_model, monkeypatch, capsys
+):
+    """All look readable at first, and none turns out to be."""
+
+    def broken(self, i):
+        path = self.videos[i][0] if i < len(self.videos) else ""
+        clip = torch.zeros(2, 3, 32, 32)
+        remarks = {"skipped": f"{path} is damaged." if path else "", "damaged": "", "hdr": ""}
+        return {"clips": clip, "labels": IGNORED, "seconds": 0.1, **remarks}
+
+    monkeypatch.setattr(TrainingClips, "__getitem__", broken)
+    output = tmp_path / "new" / "out"
+    assert main(["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(output)]) == 1
+    assert re.search(r"None of the training videos can be read. .*\.mp4 is damaged.", capsys.readouterr().err)
+    assert not (tmp_path / "new").exists()
+
+
+def test_errors_before_the_first_checkpoint_leave_nothing_new(folder, tmp_path, image_model, monkeypatch):
+    monkeypatch.setattr(ClipTrainer, "training_step", lambda *_, **__: 1 / 0)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("")
+    for output in (tmp_path / "new" / "out", tmp_path / "full"):
+        with pytest.raises(ZeroDivisionError):
+            train(Data.find(folder), image_model, output, SHORT, overwrite=True, log=["tensorboard"])
+    assert not (tmp_path / "new").exists() and [*(tmp_path / "full").iterdir()] == [tmp_path / "full" / "mine.txt"]
 
 
 def test_unreadable_validation_videos_are_noted(folder, tmp_path, image_model, capsys):
@@ -431,11 +467,38 @@ def test_flip_pairs_need_flip(folder, tmp_path, image_model, capsys):
     assert "Add --flip" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["dark=light", "dark=grey"], "pairs the class 'dark' with both 'light' and 'grey'. Give one pair for each"),
+        (
+            ["dark=light", "0=grey"],
+            "pairs the class 'dark' with both 'light' and 'grey'. Give one pair for each class.",
+        ),
+        (["light=light"], "pairs the class 'light' with itself. Leave out this pair: classes without a pair keep"),
+        (["2=light"], "flip_pairs=(('2', 'light'),) pairs the class 'light' with itself. Leave out this pair"),
+    ],
+    ids=str,
+)
+def test_contradictory_flip_pairs_are_found_before_anything_is_loaded(folder, tmp_path, capsys, pairs, message):
+    write(folder / "train" / "grey" / "0.mp4", count=4)
+    arguments = ["train", str(folder), "--model", "no-such-model", *OPTIONS, "--flip", "--flip-pairs", *pairs]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "flip_pairs=((" in error and "no-such-model" not in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_only_resume_with_the_same_videos(folder, tmp_path, image_model, capsys, monkeypatch):
     monkeypatch.setattr(ClipTrainer, "train", lambda self, **_: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ["train", str(folder), "--model", image_model, *OPTIONS, "--output", str(tmp_path / "out")]
     assert main(arguments) == 130
     (folder / "train" / "dark" / "0.mp4").unlink()
+    assert main([*arguments, "--resume"]) == 1
+    error, where = capsys.readouterr().err, folder / "train" / "dark" / "0.mp4"
+    assert f"{tmp_path / 'out'} was started with other videos: 1 went: train {where}. Resume it with the same" in error
+    assert "videos and labels, or train again with --overwrite." in error
+    (tmp_path / "out" / "checkpoints" / "videos.txt").unlink()  # earlier versions had none
     assert main([*arguments, "--resume"]) == 1
     assert re.search("was started with videos='[0-9a-f]+'", capsys.readouterr().err)
 

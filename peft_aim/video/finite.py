@@ -1,0 +1,49 @@
+"""Numbers that are NaN or infinite: in weights, and in scores, which are then never taken for a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class NotFinite(ValueError):  # noqa: N818 (the weights or the precision are at fault)
+    """Raised if class scores are NaN or infinite."""
+
+
+def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Return the names of the weights that have values that are NaN or infinite.
+
+    Example:
+        >>> not_finite({"up": torch.tensor([1.0, float("nan")]), "down": torch.zeros(2)}.items())
+        ['up']
+    """
+    return [name for name, tensor in weights if not torch.isfinite(tensor).all()]
+
+
+def check_scores(scores: Tensor, model: nn.Module) -> None:
+    """Check the class scores of clips.
+
+    Args:
+        scores: The scores, ``(B, classes)``.
+        model: The model that they come from, in which the cause is looked for.
+
+    Raises:
+        NotFinite: If some are NaN or infinite.
+    """
+    if torch.isfinite(scores).all():
+        return
+    count = int((~torch.isfinite(scores)).any(-1).sum())
+    what = f"The class scores of {count} of {len(scores)} clips are NaN or infinite, so they predict nothing"
+    wrong = not_finite(model.named_parameters())
+    if wrong:
+        raise NotFinite(
+            f"{what}: {len(wrong)} weights of the model are NaN or infinite, {wrong[0]} for example. Load other "
+            "weights, or train the adapter again with a lower --lr."
+        )
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    raise NotFinite(
+        f"{what}: all weights are finite, but numbers overflow in {dtype}. Load the backbone in float32, or train the "
+        "adapter again with a lower --lr."
+    )

@@ -1,0 +1,57 @@
+"""What changed in the videos since a training run was started: which came, which went, which have another class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft_aim.video.data import Data
+
+SHOWN = 5  # examples of each kind
+
+
+def listed(data: Data) -> str:
+    r"""Return the videos of a run, a line "split, label, path" for each, separated by tabs.
+
+    Example:
+        >>> listed(Data(["run", "walk"], [("a.mp4", 0)], [("b.mp4", 1)]))
+        'train\trun\ta.mp4\nval\twalk\tb.mp4\n'
+    """
+    rows = [(split, data.classes[label], path) for split in ("train", "val") for path, label in getattr(data, split)]
+    return "".join("\t".join(map(_one_cell, row)) + "\n" for row in rows)
+
+
+def changes(before: str, now: str) -> str:
+    r"""Return in words how two lists of videos differ.
+
+    Args:
+        before: A list, see :func:`listed`.
+        now: Another one.
+
+    Example:
+        >>> changes("train\trun\ta.mp4\ntrain\trun\tb.mp4\n", "train\twalk\ta.mp4\ntrain\trun\tc.mp4\n")
+        '1 video came: train c.mp4; 1 went: train b.mp4; 1 has another label: train a.mp4 (run, now walk)'
+    """
+    old, new = _labels(before), _labels(now)
+    came, went = ([video for video in these if video not in those] for these, those in ((new, old), (old, new)))
+    other = [f"{video} ({old[video]}, now {new[video]})" for video in new if video in old and old[video] != new[video]]
+    found = [
+        *_counted(came, "video came", "videos came"),
+        *_counted(went, "went", "went"),
+        *_counted(other, "has another label", "have another label"),
+    ]
+    return "; ".join(found) or "they are listed in another order, or another number of times"
+
+
+def _labels(lines: str) -> dict[str, str]:
+    rows = [line.split("\t") for line in lines.split("\n") if line]
+    return {f"{split} {path}": label for split, label, path in rows}
+
+
+def _counted(videos: Sequence[str], one: str, many: str) -> list[str]:
+    more = f" and {len(videos) - SHOWN} more" if len(videos) > SHOWN else ""
+    shown = ", ".join(videos[:SHOWN]) + more
+    return [f"{len(videos)} {one if len(videos) == 1 else many}: {shown}"] if videos else []
+
+
+def _one_cell(value: object) -> str:
+    return str(value).replace("\t", r"\t").replace("\n", r"\n")
