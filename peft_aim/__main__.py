@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import io
 import sys
@@ -11,6 +10,7 @@ import warnings
 from safetensors import SafetensorError
 
 from peft_aim.commands import convert, demo, evaluate, inspect, predict, train
+from peft_aim.commands.arguments import Parser, with_safe_paths
 
 COMMANDS = {
     "train": train,
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv[0].startswith("-") and argv[0] not in COMMANDS:
         print(f"peft-aim: {_unknown(argv[0])}", file=sys.stderr)
         return 2
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(with_safe_paths(argv))
     # transformers 5.23 warns about the deprecated name by which peft 0.21 reads this property
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="peft-aim",
         description="Adapt pretrained image transformers to video with AIM adapters, saved as PEFT adapters.",
         epilog="'peft-aim COMMAND --help' shows the options of a command.",

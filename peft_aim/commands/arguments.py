@@ -9,6 +9,42 @@ from typing import Any
 Commands = Any  # argparse has no public name for the type that add_subparsers returns
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that takes options between the positional arguments of a command, too.
+
+    Example:
+        >>> parser = Parser()
+        >>> _, _ = parser.add_argument("--json", action="store_true"), parser.add_argument("paths", nargs="+")
+        >>> parser.parse_args(["a", "--json", "b"]).paths
+        ['a', 'b']
+    """
+
+    _is_mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None, **options: Any) -> Any:
+        """Parse options first, then what is left; argparse cannot do so for a parser with commands."""
+        if self._is_mixing or self._subparsers is not None:
+            return super().parse_known_args(args, namespace, **options)
+        self._is_mixing = True  # parse_known_intermixed_args calls this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_mixing = False
+
+
+def with_safe_paths(argv: list[str]) -> list[str]:
+    """Return arguments without "--", after which all are paths, even if they begin with a dash.
+
+    Example:
+        >>> with_safe_paths(["predict", "my-task", "--json", "--", "-1.mp4"])
+        ['predict', 'my-task', '--json', './-1.mp4']
+    """
+    if "--" not in argv:
+        return argv
+    split = argv.index("--")
+    return argv[:split] + [f"./{path}" if path.startswith("-") else path for path in argv[split + 1 :]]
+
+
 def new_command(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
     """Add a command whose help shows a summary and an example."""
     return commands.add_parser(

@@ -19,12 +19,9 @@ def add(commands: Commands) -> None:
         "Classify videos with one or several adapters, on the backbone recorded in them.",
         "peft-aim predict my-task video.mp4 --adapter other-task",
     )
+    parser.add_argument("first", metavar="ADAPTER", help="folder or Hub id of the adapter (optional with --adapter)")
     parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar=("ADAPTER", "VIDEO"),
-        help="folder or Hub id of the adapter (optional with --adapter), then the videos to classify: files, URLs, or "
-        "folders of images",
+        "others", nargs="*", metavar="VIDEO", help="videos to classify: files, URLs, or folders of images"
     )
     parser.add_argument(
         "--adapter",
@@ -53,13 +50,18 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the predictions; return 1 if no video can be read."""
+    from peft_aim.video.data import Remarks
     from peft_aim.video.predict import predict
 
-    adapters, videos = _sorted(arguments.paths, arguments.adapter)
+    adapters, videos = _sorted([arguments.first, *arguments.others], arguments.adapter)
     options = {name: getattr(arguments, name) for name in ("top_k", "window", "output", "fps")}
     found = predict(adapters, videos, source=source(arguments), **options)
     readable = [prediction for prediction in found if not prediction.broken]
-    for line in _remarks(found):
+    remarks = Remarks()
+    remarks.add({"hdr": [str(prediction.video) for prediction in found if prediction.hdr]})
+    lines = [str(prediction) for prediction in found if prediction.broken]
+    lines += [f"damaged: {prediction.damaged}" for prediction in found if prediction.damaged]
+    for line in dict.fromkeys(lines + [f"Note: {note}" for note in remarks.notes()]):  # once, for several adapters
         print(line, file=sys.stderr)
     if arguments.json:
         print(json.dumps([asdict(prediction) for prediction in found], indent=2, default=str))
@@ -69,14 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
         if readable:
             print(f"Film strips saved to {Path(arguments.output).resolve()}")
     return 0 if readable else 1
-
-
-def _remarks(found: list[Prediction]) -> list[str]:
-    """Return what is to be said about the videos, each remark once."""
-    lines = [str(prediction) for prediction in found if prediction.broken]
-    lines += [f"Note: {prediction.damaged}" for prediction in found if prediction.damaged]
-    hdr = [str(prediction.video) for prediction in found if prediction.hdr]
-    return [*dict.fromkeys(lines + [f"Note: {note}" for note in hdr_note(hdr)])]
 
 
 def _sorted(paths: list[str], further: list[str]) -> tuple[list[str], list[str]]:

@@ -16,6 +16,7 @@ from peft_aim.video.adapters import Loaded, load_adapters
 from peft_aim.video.backbones import Source
 from peft_aim.video.data import BrokenVideo, Video, Views, open_video, to_image, views_of_windows, windows
 from peft_aim.video.evaluate import score
+from peft_aim.video.output import check_writable, printed_if_lost
 from peft_aim.video.picture import Row, draw_strip, row_of
 
 
@@ -95,7 +96,9 @@ def predict(
         A prediction for each video and adapter. Those of a video that cannot be read have the reason in ``broken``.
 
     Raises:
-        ValueError: If the adapters or the backbone cannot be loaded, or top_k or window is out of range.
+        ValueError: If the adapters or the backbone cannot be loaded, top_k or window is out of range, scores are NaN
+            or infinite, or ``output`` cannot be written to.
+        OSError: If a picture cannot be written; the predictions so far are then printed.
     """
     adapters = [adapters] if isinstance(adapters, str) else adapters
     videos = [videos] if isinstance(videos, (str, Path)) else videos
@@ -103,16 +106,20 @@ def predict(
         raise ValueError(
             f"top_k={top_k} or window={window} is out of range. Give at least 1 class, and a window of 0 s or more."
         )
+    if output is not None:
+        check_writable(Path(output))
     loaded, found = load_adapters(adapters, source), []
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    paths = [Path(video) for video in videos]
-    for path, picture in zip(paths, picture_names(paths), strict=True):
-        read = partial(_of_video, path=path, top_k=top_k, window=window, batch_size=batch_size, fps=fps)
+    pictures = picture_names([Path(video) for video in videos])
+    for video, picture in zip(videos, pictures, strict=True):
+        read = partial(_of_video, path=video, top_k=top_k, window=window, batch_size=batch_size, fps=fps)
         of_video = [read(loaded, position) for position in range(len(adapters))]
         found += [prediction for prediction, _ in of_video]
         rows = [row for _, row in of_video if row is not None]
         if output is not None and rows:
-            draw_strip(Path(output) / picture, rows)
+            with printed_if_lost("\n".join(map(str, found))):
+                Path(output).mkdir(parents=True, exist_ok=True)
+                draw_strip(Path(output) / picture, rows)
     return found
 
 
@@ -131,7 +138,7 @@ def picture_names(paths: Sequence[Path]) -> list[str]:
 def _of_video(
     loaded: Loaded,
     position: int,
-    path: Path,
+    path: str | Path,
     top_k: int,
     window: float | None,
     batch_size: int,
@@ -146,11 +153,11 @@ def _of_video(
             scored, best = _score_windows(loaded.model, video, description.as_evaluated, parts, batch_size)
             spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
     except BrokenVideo as error:
-        return Prediction(path, adapter, [], [], str(error)), None
+        return Prediction(Path(path), adapter, [], [], str(error)), None
     mean = torch.stack(scored).mean(0)
     top = partial(_top, classes=description.classes, k=top_k)
     over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)] if len(parts) > 1 else []
-    prediction = Prediction(path, adapter, top(mean), over_time, damaged=str(video.damage), hdr=video.hdr)
+    prediction = Prediction(Path(path), adapter, top(mean), over_time, damaged=str(video.damage), hdr=video.hdr)
     return prediction, row_of(to_image(best, description.preprocessing), mean, description.classes)
 
 

@@ -109,7 +109,10 @@ def test_broken_videos_are_reported_and_the_others_predicted(tasks, tmp_path, ca
     paths = [str(path) for path in broken.values()]
     assert main(["predict", str(tasks / "one"), *paths, str(tasks / "video.mp4"), "--json"]) == 0
     captured = capsys.readouterr()
-    assert [Path(row["video"]).name for row in json.loads(captured.out)] == ["one.mp4", "video.mp4"]
+    rows = json.loads(captured.out)
+    assert [Path(row["video"]).name for row in rows] == [*(path.name for path in broken.values()), "video.mp4"]
+    assert [bool(row["broken"]) for row in rows] == [True, True, True, False, False]
+    assert all((row["top"] == []) == bool(row["broken"]) for row in rows)
     assert all(f"skipped: {broken[what]} cannot" in captured.err for what in ("truncated", "note", "empty"))
     assert main(["predict", str(tasks / "one"), paths[0]]) == 1
     assert main(["predict", str(tasks / "one")]) == 1

@@ -18,7 +18,7 @@ from tqdm.contrib.concurrent import process_map
 
 from peft_aim.video.data.balance import balanced
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
-from peft_aim.video.data.sampling import training_frames
+from peft_aim.video.data.sampling import evaluation_frames, training_frames
 from peft_aim.video.data.transforms import ForTraining
 from peft_aim.video.data.views import Views
 from peft_aim.video.processes import processes
@@ -167,8 +167,8 @@ def long_enough(path: Path, min_frames: int) -> Iterator[Video]:
         yield video
 
 
-def scan(videos: Sequence[tuple[Path, int]], min_frames: int, workers: int, what: str) -> dict[Path, str]:
-    """Open every video and decode its first frame, with a progress bar; only the main process does so, for all.
+def scan(videos: Sequence[tuple[Path, int]], min_frames: int, workers: int, what: str) -> dict[Path, dict[str, str]]:
+    """Read a clip of every video, with a progress bar; only the main process does so, for all.
 
     Args:
         videos: The videos and the indices of their classes.
@@ -177,30 +177,32 @@ def scan(videos: Sequence[tuple[Path, int]], min_frames: int, workers: int, what
         what: Name of the split, for the progress bar.
 
     Returns:
-        The videos that cannot be read, with the reasons.
+        The remarks on each video, see :class:`TrainingClips`.
     """
     paths, found = [path for path, _ in videos], [None]
     if processes().is_main_process:
-        look = partial(_trouble, min_frames=min_frames)
+        look = partial(_remarks_on, min_frames=min_frames)
         options = {"max_workers": max(1, workers), "chunksize": 8, "desc": f"Checking {what}", "unit": "video"}
         found = [process_map(look, paths, **options)]
-    return {path: trouble for path, trouble in zip(paths, broadcast_object_list(found)[0], strict=True) if trouble}
+    return dict(zip(paths, broadcast_object_list(found)[0], strict=True))
 
 
 def why_unreadable(videos: Sequence[tuple[Path, int]], min_frames: int) -> str:
     """Return why the first video cannot be read if none of them can; "" if any can, or if there are none."""
-    reasons = (_trouble(path, min_frames) for path, _ in videos)
+    reasons = (_remarks_on(path, min_frames, frames=1)["skipped"] for path, _ in videos)
     first = next(reasons, "")
     return first if first and all(reasons) else ""
 
 
-def _trouble(path: Path, min_frames: int) -> str:
+def _remarks_on(path: Path, min_frames: int, frames: int = 8) -> dict[str, str]:
+    """Read one frame from each of so many equal segments of a video, for nothing but the remarks on it."""
     try:
         with long_enough(path, min_frames) as video:
-            video.read([0])
+            (chosen,) = evaluation_frames(len(video.seconds), frames, stride=None)
+            video.read(chosen, lambda frame: frame[:, :1, :1].clone())
+            return _remarks(video)
     except BrokenVideo as error:
-        return str(error)
-    return ""
+        return _remarks(skipped=str(error))
 
 
 @contextmanager

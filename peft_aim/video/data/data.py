@@ -15,6 +15,7 @@ from peft_aim.video.data.clips import scan
 from peft_aim.video.data.decode import BrokenVideo, open_video
 from peft_aim.video.data.leaks import notes_on_leaks
 from peft_aim.video.data.listing import Labeled, class_names, find_videos, has_split, indexed, read_listing
+from peft_aim.video.data.remarks import Remarks
 from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
 
@@ -79,8 +80,8 @@ class Data:
         lines = [f"{path}\t{label}" for videos in (self.train, self.val) for path, label in videos]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
-    def without_broken(self, recipe: Recipe) -> tuple[Data, list[str]]:
-        """Open all videos once, and leave out the training videos that cannot be read.
+    def without_broken(self, recipe: Recipe) -> tuple[Data, Remarks]:
+        """Read a clip of every video once, and leave out the training videos that cannot be read.
 
         Broken validation videos stay, since evaluation counts the videos it skips.
 
@@ -88,21 +89,24 @@ class Data:
             recipe: The recipe, for ``min_frames`` and ``workers``.
 
         Returns:
-            The data without broken training videos, and why videos of both splits cannot be read.
+            The data without broken training videos, and what was noticed about the videos of both splits.
 
         Raises:
             ValueError: If no video of a split can be read.
         """
-        reasons: dict[Path, str] = {}
+        remarks, broken = Remarks(), set()
         for split in ("train", "val"):
             videos = getattr(self, split)
-            broken = scan(videos, recipe.min_frames, recipe.workers, split) if videos else {}
-            if videos and len(broken) == len({path for path, _ in videos}):
+            found = scan(videos, recipe.min_frames, recipe.workers, split) if videos else {}
+            skipped = {path: seen["skipped"] for path, seen in found.items() if seen["skipped"]}
+            if videos and len(skipped) == len(found):
                 raise ValueError(
-                    f"None of the {len(videos)} {split} videos can be read. {next(iter(broken.values()))}"
+                    f"None of the {len(videos)} {split} videos can be read. {next(iter(skipped.values()))}"
                 )
-            reasons |= broken
-        return replace(self, train=[video for video in self.train if video[0] not in reasons]), [*reasons.values()]
+            for seen in found.values():
+                remarks.add({kind: [remark] for kind, remark in seen.items()})
+            broken |= skipped.keys()
+        return replace(self, train=[video for video in self.train if video[0] not in broken]), remarks
 
 
 def notes_on(data: Data) -> list[str]:
@@ -145,12 +149,18 @@ def notes_on_evaluation(
     return notes_on_leaks(*splits, split)
 
 
-def typical_seconds(videos: Videos, sample: int = 25) -> float | None:
-    """Return the median length in seconds of a sample of the videos, None if none of them can be read."""
+def typical_seconds(videos: Videos, fps: float, sample: int = 25) -> float | None:
+    """Return the median length in seconds of a sample of the videos, None if none of them can be read.
+
+    Args:
+        videos: The videos and the indices of their classes.
+        fps: Frames per second of folders of images.
+        sample: About how many videos to open.
+    """
     lengths = []
     for path, _ in videos[:: max(1, len(videos) // sample)]:
         try:
-            with open_video(path) as video:
+            with open_video(path, fps) as video:
                 lengths.append(video.seconds[-1])
         except BrokenVideo:
             continue

@@ -104,7 +104,7 @@ def train(
     wrong = why_unreadable(data.train, recipe.min_frames)
     if wrong:
         raise ValueError(f"None of the {len(data.train)} training videos can be read. {wrong}")
-    data, broken = data.without_broken(recipe) if check else (data, [])
+    data, checked = data.without_broken(recipe) if check else (data, Remarks())
     recipe = recipe.for_videos(len(data.train))
     adapted, description = adapt(data, source, recipe, **aim_options)
     recipe = recipe.for_width(token_width(adapted))
@@ -119,11 +119,11 @@ def train(
     with run.failing_well():
         trainer = new_trainer(adapted, clips, recipe, run.folder, validation, log)
         keep_logs(trainer, output)
-        trainer.remarks.add({"skipped": broken})
+        trainer.remarks.add(checked.to_dict())
         fit(trainer, run, resume)
         if recipe.save_dtype:
             halve(adapted, recipe.save_dtype)
-        description = replace(description, seconds=typical_seconds(data.train))
+        description = replace(description, seconds=typical_seconds(data.train, recipe.fps))
         save(trainer, description, output)
         evaluation, more_notes = results(trainer)
         remarks = trainer.remarks.gathered()

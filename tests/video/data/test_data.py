@@ -7,6 +7,8 @@ import shutil
 import pytest
 from videos import write_broken
 
+from benchmarks.containers.forms import Encoded
+from benchmarks.containers.numbered import numbered
 from peft_aim.video.data.clips import scan
 from peft_aim.video.data.data import Data
 from peft_aim.video.recipe import Recipe
@@ -65,14 +67,25 @@ def test_what_is_read_is_summarized_by_split(tmp_path):
 def test_broken_empty_and_short_videos_are_found(folder, capsys):
     broken = write_broken(folder / "train" / "dark")
     found = scan(Data.find(folder).train, min_frames=2, workers=2, what="train")
-    assert found.keys() == {*broken.values()}
-    assert "one.mp4 has 1 frame, fewer than min_frames=2" in found[broken["one"]]
+    assert {path for path, remarks in found.items() if remarks["skipped"]} == {*broken.values()}
+    assert "one.mp4 has 1 frame, fewer than min_frames=2" in found[broken["one"]]["skipped"]
     assert "Checking train" in capsys.readouterr().err
-    data, reasons = Data.find(folder).without_broken(Recipe(workers=0))
-    assert len(data.train) == 6 and len(data.val) == 4 and len(reasons) == 4
+    data, remarks = Data.find(folder).without_broken(Recipe(workers=0))
+    assert len(data.train) == 6 and len(data.val) == 4 and len(remarks.skipped) == 4
     (folder / "val" / "dark" / "9.mp4").write_bytes(b"")
-    data, reasons = Data.find(folder).without_broken(Recipe(workers=0))
-    assert len(data.val) == 5 and len(reasons) == 5  # broken validation videos stay, since evaluation counts them
+    data, remarks = Data.find(folder).without_broken(Recipe(workers=0))
+    assert len(data.val) == 5 and len(remarks.skipped) == 5  # evaluation counts them
+
+
+def test_damaged_videos_are_found(folder):
+    path = folder / "train" / "dark" / "half.mp4"
+    Encoded(flags={"movflags": "faststart"})(numbered(60), path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
+    data, remarks = Data.find(folder).without_broken(Recipe(workers=0))
+    assert len(data.train) == 7 and not remarks.skipped  # what is left of it is a video
+    (message,) = remarks.damaged
+    assert f"frames of {path} cannot be decoded, the first at" in message
 
 
 def test_folders_with_only_broken_videos_are_rejected(folder):
