@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 # What FFmpeg takes for a video by its suffix: containers, and streams without one.
@@ -76,8 +77,9 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._folders: dict[str, str] = {}
-        self._names: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
+        self._contents = cache(self._contents)  # a cache of the method itself would keep all instances
+        self._on_disk = cache(self._on_disk)
+        self._names = cache(self._names)
 
     def find(self, names: Iterable[str], folders: Iterable[str] = ("",)) -> Path | None:
         """Return the first file or folder of frames that exists, None if there is none.
@@ -86,31 +88,32 @@ class Files:
             names: Paths or ids to try. An id is the name of a video without its suffix.
             folders: Folders below the root to try them in.
         """
+        parts = [(parent, nfc(name)) for parent, name in map(os.path.split, names)]
         for folder in folders:
-            for name in names:
-                parent, name = os.path.split(os.path.join(self.root, folder, name))
-                parent = self._on_disk(parent)
-                for listed in self._listed(parent):
-                    if (actual := listed.get(nfc(name))) is not None:
-                        return Path(parent, actual)
+            for parent, name in parts:
+                directory, by_name, by_id = self._contents(folder, parent)
+                if (actual := by_name.get(name) or by_id.get(name)) is not None:
+                    return Path(directory, actual)
         return None
+
+    def _contents(self, folder: str, parent: str) -> tuple[str, dict[str, str], dict[str, str]]:
+        """Return a folder below the root, and the names in it by themselves and, of videos, without their suffixes."""
+        directory = self._on_disk(os.path.join(self.root, folder, parent).rstrip("/") or "/")
+        names = self._names(directory)
+        # Of "a.avi" and "a.mp4", "a" is the first.
+        ids = {nfc(os.path.splitext(name)[0]): name for name in sorted(names.values(), reverse=True) if is_video(name)}
+        return directory, names, ids
 
     def _on_disk(self, folder: str) -> str:
         """Return a folder as it is written on disk, where the composition of characters may be another one."""
-        if folder not in self._folders:
-            actual, (parent, name) = folder, os.path.split(folder)
-            if name and not os.path.isdir(folder):
-                parent = self._on_disk(parent)
-                actual = os.path.join(parent, self._listed(parent)[0].get(nfc(name), name))
-            self._folders[folder] = actual
-        return self._folders[folder]
+        parent, name = os.path.split(folder)
+        if not name or os.path.isdir(folder):
+            return folder
+        parent = self._on_disk(parent)
+        return os.path.join(parent, self._names(parent).get(nfc(name), name))
 
-    def _listed(self, folder: str) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the names in a folder, by themselves and, of videos, without their suffixes."""
-        if folder not in self._names:
-            names: list[str] = []
-            with suppress(OSError, ValueError):  # there is no such folder, or none can have this name
-                names = sorted(os.listdir(folder or "."), reverse=True)  # of "a.avi" and "a.mp4", "a" is the first
-            ids = {nfc(os.path.splitext(name)[0]): name for name in names if is_video(name)}
-            self._names[folder] = ({nfc(name): name for name in names}, ids)
-        return self._names[folder]
+    def _names(self, folder: str) -> dict[str, str]:
+        """Return the names in a folder, by their composed form."""
+        with suppress(OSError, ValueError):  # there is no such folder, or none can have this name
+            return {nfc(name): name for name in os.listdir(folder or ".")}
+        return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from peft_aim.video.data.listing.contents import Contents, Labeled, Listing, Row, counted, split_name
@@ -115,7 +116,7 @@ def _found(source: Path, contents: Contents, split: str | None, root: str | Path
     files, labels, videos, missing = Files(Path(root or _root(source))), {}, [], []
     for row in contents.rows:
         if split is None or not row.splits or split_name(split) in row.splits:
-            path = files.find(_spellings(row), _folders(row, source.stem))
+            path = files.find(_spellings(row), _folders(row.label, row.folders, source.stem))
             if path is None:
                 path = files.root / row.names[0]
                 missing.append(path)
@@ -136,7 +137,8 @@ def _spellings(row: Row) -> list[str]:
     return [*dict.fromkeys((*row.names, *slashed, *(name.lstrip("/") for name in slashed)))]
 
 
-def _folders(row: Row, stem: str) -> list[str]:
+@lru_cache(maxsize=4096)  # rows by the hundred thousand share some hundred labels
+def _folders(label: str, folders: tuple[str, ...], stem: str) -> tuple[str, ...]:
     """Return where a video may be: beside the others, or in a folder of its label, its split or the file's name."""
-    labels = ("", row.label, row.label.replace(" ", "_"))
-    return [*dict.fromkeys(os.path.join(folder, label) for folder in ("", *row.folders, stem) for label in labels)]
+    labels = dict.fromkeys(("", label, label.replace(" ", "_")))
+    return tuple(os.path.join(folder, name) for folder in dict.fromkeys(("", *folders, stem)) for name in labels)

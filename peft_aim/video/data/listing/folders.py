@@ -64,13 +64,13 @@ class _Walk:
             return
         visited.add(real)
         content = _content(folder)
-        files = [path for path in content if not path.is_dir()]
-        if frames and _are_frames(files) and len(files) == len(content):
+        folders = {path for path in content if path.is_dir()}
+        if frames and not folders and _are_frames(content):
             self.folders += 1
             yield folder
             return
         for path in content:
-            if path.is_dir():
+            if path in folders:
                 yield from self._below(path, frames=True, visited=visited)
             elif is_video(path):
                 yield path
