@@ -75,7 +75,9 @@ def draw_strip(path: Path, rows: Sequence[Row]) -> None:
                 axis.imshow(image.numpy())
             text = row.text if can_be_drawn else row.by_index
             axes[-1].text(0, 0.5, text, va="center", color=row.color, parse_math=False)
-        grid[0, -1].set_title("prediction" if can_be_drawn else f"prediction\n{NO_FONT}", loc="left")
+        grid[0, -1].set_title("prediction", loc="left")
+        if not can_be_drawn:
+            figure.supxlabel(NO_FONT, fontsize="small")
         write_atomically(path, partial(figure.savefig, dpi=110))
 
 

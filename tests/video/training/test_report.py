@@ -12,17 +12,17 @@ from peft_aim.video.training.run import train
 RECIPE = Recipe(frames=2, epochs=2, batch_size=4, workers=0, keep="last")
 
 
+def noticing(read, notices: dict[str, str]):
+    """Return a way of reading clips that notices something about the first two videos."""
+    return lambda clips, i: read(clips, i) | (notices if i < 2 else {})
+
+
 def test_damaged_and_hdr_videos_of_training_and_evaluation_are_reported_once(
     folder, tmp_path, image_model, monkeypatch
 ):
     for clips, split in ((TrainingClips, "train"), (EvaluationClips, "val")):
         notices = {"damaged": f"{split}.mp4 is damaged.", "hdr": f"{split}.mov"}
-        read = clips.__getitem__
-        monkeypatch.setattr(
-            clips,
-            "__getitem__",
-            lambda self, i, read=read, notices=notices: read(self, i) | (notices if i < 2 else {}),
-        )
+        monkeypatch.setattr(clips, "__getitem__", noticing(clips.__getitem__, notices))
     _, report = train(Data.find(folder), image_model, tmp_path / "out", RECIPE)
     saved = json.loads((tmp_path / "out" / "report.json").read_text())
     assert saved["damaged"] == report.damaged == ["train.mp4 is damaged.", "val.mp4 is damaged."]

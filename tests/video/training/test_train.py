@@ -449,7 +449,7 @@ def test_errors_before_the_first_checkpoint_leave_nothing_new(folder, tmp_path, 
     (tmp_path / "full" / "mine.txt").write_text("")
     for output in (tmp_path / "new" / "out", tmp_path / "full"):
         with pytest.raises(ZeroDivisionError):
-            train(Data.find(folder), image_model, output, SHORT, overwrite=True, log=["tensorboard"])
+            train(Data.find(folder), image_model, output, SHORT, overwrite=True)
     assert not (tmp_path / "new").exists() and [*(tmp_path / "full").iterdir()] == [tmp_path / "full" / "mine.txt"]
 
 
