@@ -294,7 +294,7 @@ def test_missing_videos_are_noted(folder):
     assert notes_on(Data(data.classes, data.train[2:], data.val)) == [
         "The train split has only one video of the classes ['dark']."
     ]
-    assert typical_seconds(data.train) == pytest.approx(0.4)
+    assert typical_seconds(data.train, fps=12) == pytest.approx(0.4)
 
 
 # Interruption and resuming.

@@ -84,12 +84,14 @@ def _position(packet: av.Packet) -> str:
 
 def _reason(path: str | PathLike, error: av.error.FFmpegError) -> str:
     """Return why a file cannot be opened, with what FFmpeg logs when it tries again."""
-    level = av.logging.get_level()
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as logs, suppress(av.error.FFmpegError):
             av.open(address(path), **ANY_TITLE).close()
         said = [message.strip() for _, _, message in logs if message.strip()]
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips)
     return f"{error.strerror or error}{f' ({said[-1]})' if said else ''}"

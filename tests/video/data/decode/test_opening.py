@@ -73,8 +73,10 @@ def test_truncated_videos_have_the_frames_that_are_left(tmp_path):
 @pytest.mark.parametrize("what", ["empty", "note", "truncated"])
 def test_files_that_are_not_videos_are_named(tmp_path, what):
     path = write_broken(tmp_path)[what]
-    with pytest.raises(BrokenVideo, match=f"{what}.mp4 cannot be read as a video"), open_video(path):
-        pass
+    reason = rf"{what}.mp4 cannot be read as a video: Invalid data found when processing input \(moov atom not found\)"
+    for _ in range(2):  # FFmpeg logs it every time
+        with pytest.raises(BrokenVideo, match=reason), open_video(path):
+            pass
 
 
 def test_missing_files_are_broken_too(tmp_path):
