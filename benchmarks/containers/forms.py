@@ -29,12 +29,14 @@ class Form:
         codec: Name of the codec, as FFmpeg has it.
         suffix: Suffix of the file.
         write: Function that writes pictures to a path.
+        rate: Frames per second that it is read with.
     """
 
     container: str
     codec: str
     suffix: str
     write: Callable[[np.ndarray, Path], None]
+    rate: int = RATE
 
 
 @dataclass(frozen=True)
@@ -256,12 +258,12 @@ FORMS: dict[str, Form] = {
     "ts in one group of pictures": Form("mpegts", "h264", ".ts", Encoded(options=ONE_GROUP)),
     "m2ts": Form("mpegts", "h264", ".m2ts", Encoded(flags={"mpegts_m2ts_mode": "1"})),
     "ts, two in one": Form("mpegts", "h264", ".ts", restarted(Encoded())),
-    "mpg, mpeg1": Form("mpeg", "mpeg1video", ".mpg", Encoded("mpeg1video", PLAIN, rate=25)),
+    "mpg, mpeg1": Form("mpeg", "mpeg1video", ".mpg", Encoded("mpeg1video", PLAIN, rate=25), 25),
     "vob, mpeg2": Form("vob", "mpeg2video", ".vob", Encoded("mpeg2video", PLAIN)),
-    "mpg, two in one": Form("mpeg", "mpeg1video", ".mpg", restarted(Encoded("mpeg1video", PLAIN, rate=25))),
+    "mpg, two in one": Form("mpeg", "mpeg1video", ".mpg", restarted(Encoded("mpeg1video", PLAIN, rate=25)), 25),
     "wmv": Form("asf", "wmv2", ".wmv", Encoded("wmv2", {"qscale": "2", "g": "12"})),
     "flv": Form("flv", "h264", ".flv", Encoded()),
     "gif": Form("gif", "gif", ".gif", Encoded("gif", {}, pixels="rgb8")),
-    "raw h264": Form("h264", "h264", ".h264", Encoded()),
-    "raw h265": Form("hevc", "hevc", ".h265", Encoded("libx265", OPEN, container="hevc")),
+    "raw h264": Form("h264", "h264", ".h264", Encoded(), 25),
+    "raw h265": Form("hevc", "hevc", ".h265", Encoded("libx265", OPEN, container="hevc"), 25),
 }

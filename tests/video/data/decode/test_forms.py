@@ -18,7 +18,6 @@ from peft_aim.video.data.decode.indexed import IndexedVideo
 from peft_aim.video.data.decode.plain import PlainVideo
 
 COUNT = 48
-OWN_RATE = {"mpg, mpeg1": 25, "mpg, two in one": 25, "raw h264": 25, "raw h265": 25}  # 25 where nothing tells the rate
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +52,8 @@ def test_any_frames_are_read(files, form, indices):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_frames_have_their_times(files, form):
-    rate = OWN_RATE.get(form, RATE)
     with open_video(files(form)) as video:
-        assert np.allclose(video.seconds, np.arange(COUNT) / rate, atol=2e-3)
+        assert np.allclose(video.seconds, np.arange(COUNT) / FORMS[form].rate, atol=2e-3)
 
 
 @pytest.mark.parametrize("form", [name for name in FORMS if not name.startswith(("mp4, display", "mp4 after"))])
