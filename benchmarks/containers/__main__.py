@@ -1,7 +1,7 @@
-"""Is every video read as FFmpeg plays it? ``python -m benchmarks.containers`` writes videos in many forms and reads them.
+"""Is every video read as FFmpeg plays it? ``python -m benchmarks.containers`` reads many forms.
 
-The pictures are numbered, which tells frames apart; others are those of ``peft-aim demo``, which the demo's adapter for
-the direction of motion classifies. It is trained first, unless ``--adapter`` names its folder.
+The pictures are numbered, to tell frames apart, or are those of ``peft-aim demo``, for the demo's adapter to classify
+(the direction of motion). It is trained first, unless ``--adapter`` names its folder.
 """
 
 from __future__ import annotations

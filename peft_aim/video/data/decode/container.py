@@ -15,6 +15,8 @@ from peft_aim.video.data.decode.video import BrokenVideo
 # Titles may have any encoding; from PyAV 19 on, they are always read.
 ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
+PQ, HLG = 16, 18  # the transfer characteristics of HDR, ITU-T H.273
+
 
 @contextmanager
 def opened(path: str | PathLike) -> Iterator[av.VideoStream]:
@@ -52,6 +54,11 @@ def best_stream(container: av.container.InputContainer) -> av.VideoStream | None
     moving = [stream for stream in videos if stream.frames != 1] or videos  # 0 if unknown
     best = container.streams.best("video")
     return best if best in moving else max(moving, key=lambda stream: stream.width * stream.height, default=None)
+
+
+def is_hdr(stream: av.VideoStream) -> bool:
+    """Return whether a video is in HDR."""
+    return stream.codec_context.color_trc in (PQ, HLG)
 
 
 def decoded(stream: av.VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:

@@ -10,7 +10,7 @@ from os import PathLike
 import av
 from torch import Tensor
 
-from peft_aim.video.data.decode.container import decoded, promised
+from peft_aim.video.data.decode.container import decoded, is_hdr, promised
 from peft_aim.video.data.decode.picture import Pictures
 from peft_aim.video.data.decode.video import BrokenVideo, Video
 
@@ -41,7 +41,7 @@ class IndexedVideo(Video):
         self.is_right = [frame.pts for frame in self._ahead] == times[:COMPARED]
         if self.is_right:
             self._pictures = Pictures(self._ahead[0])
-            self.size, self.hdr = self._pictures.size, self._pictures.hdr
+            self.size, self.hdr = self._pictures.size, is_hdr(stream)
             self.seconds = [float((time - times[0]) * stream.time_base) for time in times]
 
     @classmethod

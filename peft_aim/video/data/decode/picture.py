@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PQ, HLG = 16, 18  # the transfer characteristics of HDR, ITU-T H.273
-
 
 class Pictures:
     """Turn decoded frames into pictures, all of the size of the first frame: some videos change it midway.
@@ -18,16 +16,14 @@ class Pictures:
 
     Attributes:
         size: Height and width of the pictures in pixels.
-        hdr: Whether the video is in HDR.
     """
 
     def __init__(self, first: av.VideoFrame) -> None:
         self._stored = {"width": first.width, "height": first.height}
         self._reformatter = av.video.reformatter.VideoReformatter()  # creating one costs more than decoding a frame
-        matrix = first.side_data.get("DISPLAYMATRIX")
+        matrix = next((data for data in first.side_data if data.type.name == "DISPLAYMATRIX"), None)
         self._matrix = None if matrix is None else np.frombuffer(matrix, dtype=np.int32).reshape(3, 3)
         self.size = upright(np.empty((first.height, first.width, 0)), self._matrix).shape[:2]
-        self.hdr = first.color_trc in (PQ, HLG)
 
     def of(self, frame: av.VideoFrame) -> Tensor:
         """Return a frame as uint8 RGB ``(3, H, W)``."""

@@ -8,7 +8,7 @@ from os import PathLike
 import av
 from torch import Tensor
 
-from peft_aim.video.data.decode.container import decoded, opened, promised
+from peft_aim.video.data.decode.container import decoded, is_hdr, opened, promised
 from peft_aim.video.data.decode.damage import Damage
 from peft_aim.video.data.decode.picture import Pictures
 from peft_aim.video.data.decode.times import ascending_seconds
@@ -40,11 +40,12 @@ class PlainVideo(Video):
             if not times:
                 raise BrokenVideo(f"{path} has no video frames{self.damage.why}.")
             self.seconds = ascending_seconds(times, stream)
+            self.hdr = is_hdr(stream)
             missing = promised(stream) - self.damage.packets
             if missing > 0:
                 self.damage.note("the file ends", f"at {self.seconds[-1]:.2f} s", missing)
         self.damage.lost, self.damage.wanted = self.damage.errors, len(times) + self.damage.errors
-        self.size, self.hdr = self._pictures.size, self._pictures.hdr
+        self.size = self._pictures.size
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield frames one by one, see :meth:`Video.frames`."""

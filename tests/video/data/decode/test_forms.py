@@ -184,7 +184,7 @@ def test_cover_art_is_never_the_video(tmp_path):
     with av.open(str(path), "w") as output:
         cover = output.add_stream("mjpeg", rate=RATE)
         cover.height, cover.width, cover.pix_fmt = 96, 128, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         stream = output.add_stream("libx264", rate=RATE, options=H264)
         stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
         output.mux(cover.encode(av.VideoFrame.from_ndarray(numbered(1)[0], format="rgb24")))
