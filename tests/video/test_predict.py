@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -19,6 +20,8 @@ from peft import PeftModel, get_peft_model
 from PIL import Image
 from videos import write, write_broken
 
+from benchmarks.containers.forms import Encoded
+from benchmarks.containers.numbered import numbered
 from peft_aim import AIMConfig
 from peft_aim.__main__ import main
 from peft_aim.video.adapters import load_adapters
@@ -88,6 +91,89 @@ def test_long_videos_are_predicted_in_windows(tasks):
     (whole,) = predict(str(tasks / "one"), tasks / "long.mp4", window=0)
     assert whole.windows == []
     assert len(predict(str(tasks / "one"), tasks / "long.mp4", window=1.5)[0].windows) == 3
+
+
+def test_windows_are_scored_in_batches_with_a_progress_bar(tasks, monkeypatch, capsys):
+    from peft_aim.video import predict as module
+
+    sizes, score = [], module.score
+    monkeypatch.setattr(
+        module, "score", lambda model, clips, size: sizes.append(len(clips)) or score(model, clips, size)
+    )
+    (prediction,) = predict(str(tasks / "one"), tasks / "long.mp4", batch_size=4)
+    assert sizes == [4, 4, 3]
+    bar = capsys.readouterr().err
+    assert "long.mp4" in bar and "/11 [" in bar and "window/s" in bar
+    sizes.clear()
+    (other,) = predict(str(tasks / "one"), tasks / "long.mp4", batch_size=100)
+    assert sizes == [11] and other.top == [(name, pytest.approx(p, abs=1e-6)) for name, p in prediction.top]
+
+
+def test_folders_of_images_are_predicted_at_their_rate(tasks, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i in range(24):
+        Image.fromarray(np.full((32, 48, 3), 10 * i, dtype=np.uint8)).save(folder / f"{i:05}.png")
+    (prediction,) = predict(str(tasks / "one"), folder)
+    assert prediction.windows[-1].end == pytest.approx(23 / 12)  # the default, 12 frames per second
+    (prediction,) = predict(str(tasks / "one"), folder, fps=24)
+    assert prediction.windows[-1].end == pytest.approx(23 / 24)
+
+
+def test_pictures_of_videos_with_one_name_do_not_overwrite_each_other(tasks, tmp_path):
+    paths = [tmp_path / place / "x" / "y" / "video.mp4" for place in ("a", "b")] + [tmp_path / "a" / "other.mp4"]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tasks / "video.mp4", path)
+    predict(str(tasks / "one"), paths, output=tmp_path / "pictures")
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"1_x_y_video.mp4.png", "2_x_y_video.mp4.png", "other.mp4.png"}
+
+
+@pytest.mark.parametrize("arguments", [["--json", "--", "-1.mp4"], ["--", "-1.mp4", "--json.mp4"], ["-- -1.mp4"]])
+def test_names_may_begin_with_a_dash(tasks, tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    for name in ("-1.mp4", "--json.mp4"):
+        shutil.copy(tasks / "video.mp4", tmp_path / name)
+    arguments = arguments[0].split() if len(arguments) == 1 else arguments
+    assert main(["predict", str(tasks / "one"), *arguments]) == 0
+    assert "-1.mp4" in capsys.readouterr().out
+
+
+def test_options_may_stand_between_videos(tasks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    video = str(tasks / "video.mp4")
+    assert main(["predict", str(tasks / "one"), video, "--top-k", "1", str(tasks / "long.mp4"), "--json"]) == 0
+    assert [len(row["top"]) for row in json.loads(capsys.readouterr().out)] == [1, 1]
+
+
+def test_damaged_and_hdr_videos_are_named(tasks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Encoded(flags={"movflags": "faststart"})(numbered(60), tmp_path / "half.mp4")
+    data = (tmp_path / "half.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
+    assert main(["predict", str(tasks / "one"), "half.mp4", "--adapter", str(tasks / "two")]) == 0
+    error = capsys.readouterr().err
+    assert re.search(r"damaged: \d+ of 60 frames of half.mp4 cannot be decoded, the first at .* \(byte \d+\)", error)
+    assert error.count("half.mp4 cannot be decoded") == 1  # for both adapters
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tasks, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["predict", str(tasks / "one"), str(tasks / "video.mp4"), "--output", str(tmp_path / "file")]) == 1
+    assert f"The output {tmp_path / 'file'} is a file. Give a folder." in capsys.readouterr().err
+
+
+def test_predictions_are_printed_if_their_picture_cannot_be_written(tasks, tmp_path, monkeypatch, capsys):
+    from peft_aim.video import predict as module
+
+    def full(path, rows):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(module, "draw_strip", full)
+    assert main(["predict", str(tasks / "one"), str(tasks / "video.mp4"), "--output", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "video.mp4: one" in captured.out and "video.mp4.png cannot be written: No space left" in captured.err
 
 
 def test_predict_runs_in_a_fresh_process(tasks, tmp_path):

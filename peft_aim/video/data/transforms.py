@@ -81,7 +81,9 @@ class ForTraining(nn.Module):
         if recipe.color_jitter:
             steps.append(v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1))
         if recipe.rand_augment:
-            steps.append(v2.RandAugment(*recipe.rand_augment, interpolation=interpolation))
+            nearest, bilinear = InterpolationMode.NEAREST, InterpolationMode.BILINEAR
+            turning = nearest if interpolation == nearest else bilinear  # torchvision turns tensors no better
+            steps.append(v2.RandAugment(*recipe.rand_augment, interpolation=turning))
         steps += _normalized(preprocessing)
         if recipe.random_erasing:
             steps.append(v2.RandomErasing(recipe.random_erasing, value="random"))

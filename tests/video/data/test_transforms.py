@@ -65,6 +65,15 @@ def test_flips_are_off_by_default():
     assert all(transform(frames, 0)[0][..., :4].mean() == 1 for _ in range(20))
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_rand_augment_takes_every_interpolation_of_a_backbone(interpolation):
+    preprocessing = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, interpolation)
+    augment = ForTraining(preprocessing, Recipe(rand_augment=(4, 7)), ["a", "b"])
+    for seed in range(10):
+        torch.manual_seed(seed)
+        assert augment(torch.zeros(2, 3, 20, 20, dtype=torch.uint8), 0)[0].shape == (2, 3, 16, 16)
+
+
 def test_rand_augment_magnitudes_are_out_of_30_as_in_the_official_configs():
     operations = ForTraining(GREY, preset("ssv2"), [str(i) for i in range(174)]).steps.transforms[1]
     assert operations.num_ops == 4
@@ -102,6 +111,23 @@ def test_frames_of_any_size_fit(size, wanted):
     assert torch.equal(ForEvaluation(preprocessing, crops=3)(frames), torch.ones(3, 2, 3, *wanted))
     clip, _ = ForTraining(preprocessing, Recipe(), ["a", "b"])(frames, 0)
     assert torch.equal(clip, torch.ones(2, 3, *wanted))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_frames_resized_one_by_one_make_the_same_clip(interpolation):
+    frames = torch.randint(0, 255, (6, 3, 90, 120), dtype=torch.uint8)
+    preprocessing = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3, interpolation)
+    training = ForTraining(preprocessing, Recipe(**ALL), ["a", "b"])
+    for seed in range(4):
+        torch.manual_seed(seed)
+        together, label = training(frames, 1)
+        torch.manual_seed(seed)
+        cutout = training.cutout(frames.shape[-2:])
+        one_by_one, same = training.finish(torch.stack([cutout(frame) for frame in frames]), 1, cutout)
+        assert torch.equal(one_by_one, together) and label == same
+    evaluation = ForEvaluation(preprocessing, crops=3)
+    covering = torch.stack([evaluation.covering(frame) for frame in frames])
+    assert torch.equal(evaluation.cropped(covering), evaluation(frames))
 
 
 def test_to_image_undoes_the_normalization():
