@@ -30,9 +30,9 @@ def forms(facts: dict[str, Any]) -> str:
 
 
 def speed(rows: list[dict[str, Any]]) -> str:
-    """Return the time of a clip, and its ratio to that without checks."""
+    """Return the time of a clip, and its ratio to that of the former reader."""
     lines = [line(row["group"], f"{row['milliseconds']:.1f} ms", f"{row['ratio']:.2f}") for row in rows]
-    return headed(["frames per key frame", "processor time per clip", "ratio to reading without checks"], lines)
+    return headed(["frames per key frame", "processor time per clip", "ratio to the former reader"], lines)
 
 
 def memory(rows: list[dict[str, Any]]) -> str:

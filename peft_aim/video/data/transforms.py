@@ -196,4 +196,4 @@ def to_image(clip: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _normalized(preprocessing: Preprocessing) -> list[nn.Module]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocessing.mean, preprocessing.std)]
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocessing.mean, preprocessing.std, inplace=True)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from peft_aim.video.data.decode.container import decoded, is_hdr, promised
 from peft_aim.video.data.decode.picture import Pictures
+from peft_aim.video.data.decode.times import seconds_from
 from peft_aim.video.data.decode.video import BrokenVideo, Video
 
 # The containers that store a presentation time for each picture, and the codecs one packet of which is one picture.
@@ -42,7 +43,7 @@ class IndexedVideo(Video):
         if self.is_right:
             self._pictures = Pictures(self._ahead[0])
             self.size, self.hdr = self._pictures.size, is_hdr(stream)
-            self.seconds = [float((time - times[0]) * stream.time_base) for time in times]
+            self.seconds = seconds_from(times, stream.time_base)
 
     @classmethod
     def of(cls, path: str | PathLike, stream: av.VideoStream) -> IndexedVideo | None:

@@ -26,7 +26,17 @@ def ascending_seconds(times: Sequence[int | None], stream: av.VideoStream) -> li
         return [float(moment) for moment in continued(times, stream.time_base, usual)]
     if None in times or any(before >= now for before, now in pairwise(times)):
         return [float(i * usual) for i in range(len(times))]
-    return [float((time - times[0]) * stream.time_base) for time in times]
+    return seconds_from(times, stream.time_base)
+
+
+def seconds_from(times: Sequence[int], base: Fraction) -> list[float]:
+    """Return times in units of ``base`` in seconds, from the first on; in floats, since a long video has many.
+
+    Example:
+        >>> seconds_from([90, 91, 95], Fraction(1, 2))
+        [0.0, 0.5, 2.5]
+    """
+    return [(time - times[0]) * base.numerator / base.denominator for time in times]
 
 
 def continued(times: Sequence[int | None], base: Fraction, usual: Fraction) -> list[Fraction]:
