@@ -115,7 +115,7 @@ def cut_start(images: np.ndarray, path: Path) -> None:
 
 def cut_end(images: np.ndarray, path: Path) -> None:
     """Write a video that was trimmed on a phone: its edit list ends before its pictures do."""
-    Encoded()(np.concatenate([images, images[:LEAD][:, ::-1]]), path)
+    Encoded()(np.concatenate([images, images[:, ::-1], images]), path)
     data = bytearray(path.read_bytes())
     at = data.index(b"elst") + 12  # after version, flags and number of entries
     movie = data.index(b"mvhd") + 16  # time scale of edit lists

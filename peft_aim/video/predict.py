@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +69,13 @@ class Prediction:
         return "\n".join([f"{self.video}: {classes}", *map(str, self.windows)])
 
 
+class Predictions(list):
+    """Predictions, printed one below the other."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
 def predict(
     adapters: str | Sequence[str],
     videos: str | Path | Sequence[str | Path],
@@ -98,7 +106,7 @@ def predict(
     Raises:
         ValueError: If the adapters or the backbone cannot be loaded, top_k or window is out of range, scores are NaN
             or infinite, or ``output`` cannot be written to.
-        OSError: If a picture cannot be written; the predictions so far are then printed.
+        OSError: If a picture cannot be written. Whatever is raised, the predictions so far are printed.
     """
     adapters = [adapters] if isinstance(adapters, str) else adapters
     videos = [videos] if isinstance(videos, (str, Path)) else videos
@@ -108,16 +116,16 @@ def predict(
         )
     if output is not None:
         check_writable(Path(output))
-    loaded, found = load_adapters(adapters, source), []
+    loaded, found = load_adapters(adapters, source), Predictions()
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     pictures = picture_names([Path(video) for video in videos])
-    for video, picture in zip(videos, pictures, strict=True):
-        read = partial(_of_video, path=video, top_k=top_k, window=window, batch_size=batch_size, fps=fps)
-        of_video = [read(loaded, position) for position in range(len(adapters))]
-        found += [prediction for prediction, _ in of_video]
-        rows = [row for _, row in of_video if row is not None]
-        if output is not None and rows:
-            with printed_if_lost("\n".join(map(str, found))):
+    with printed_if_lost(found):
+        for video, picture in zip(videos, pictures, strict=True):
+            read = partial(_of_video, path=video, top_k=top_k, window=window, batch_size=batch_size, fps=fps)
+            of_video = [read(loaded, position) for position in range(len(adapters))]
+            found += [prediction for prediction, _ in of_video]
+            rows = [row for _, row in of_video if row is not None]
+            if output is not None and rows:
                 Path(output).mkdir(parents=True, exist_ok=True)
                 draw_strip(Path(output) / picture, rows)
     return found
@@ -131,8 +139,12 @@ def picture_names(paths: Sequence[Path]) -> list[str]:
         ['a_1.mp4.png', 'b_1.mp4.png', '2.mp4.png']
     """
     tails = [["_".join(path.parts[-n:]).replace("/", "") for path in paths] for n in (1, 2, 3)]
-    names = [next((tail[i] for tail in tails if tail.count(tail[i]) == 1), "") for i in range(len(paths))]
-    return [f"{name or f'{i + 1}_{tails[-1][i]}'}.png" for i, name in enumerate(names)]
+    counts = [Counter(tail) for tail in tails]
+    names = []
+    for i, of_path in enumerate(zip(*tails, strict=True), 1):
+        alone = (name for name, count in zip(of_path, counts, strict=True) if count[name] == 1)
+        names.append(f"{next(alone, f'{i}_{of_path[-1]}')}.png")
+    return names
 
 
 def _of_video(

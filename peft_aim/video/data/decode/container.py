@@ -80,7 +80,7 @@ def _packets(stream: av.VideoStream, damage: Damage) -> Iterator[av.Packet]:
 
 def promised(stream: av.VideoStream) -> int:
     """Return the number of packets that the file should have, 0 if only the packets themselves tell."""
-    return stream.frames if "mp4" in stream.container.format.name.split(",") else 0
+    return len(stream.index_entries) if "mp4" in stream.container.format.name.split(",") else 0
 
 
 def _position(packet: av.Packet) -> str:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
+import av
 from torch import Tensor
 
+from peft_aim.video.data.decode.picture import Pictures
 from peft_aim.video.data.decode.video import BrokenVideo, Video
 from peft_aim.video.data.listing import images_in
 
@@ -33,33 +32,31 @@ class FrameFolder(Video):
         if not self._images:
             raise BrokenVideo(f"{path} is a folder without images.")
         self.seconds = [i / fps for i in range(len(self._images))]
-        first = next((image for image in map(self._read, self._images) if image is not None), None)
+        first = next((frame for frame in map(self._read, self._images) if frame is not None), None)
         if first is None:
             raise BrokenVideo(f"None of the {len(self._images)} images in {path} can be read{self.damage.why}.")
-        self.size = first.shape[:2]
+        self._pictures = Pictures(first)
+        self.size = self._pictures.size
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield frames one by one, see :meth:`Video.frames`."""
         for i in indices:
-            image = self._read(self._images[i])
+            frame = self._read(self._images[i])
             self.damage.wanted += 1
-            self.damage.lost += image is None
-            if image is None:  # the one before it or, at the start, after it
-                near = (self._read(path) for path in (*self._images[i::-1], *self._images[i:]))
-                image = next(image for image in near if image is not None)
-            yield i, torch.from_numpy(image).permute(2, 0, 1)
+            self.damage.lost += frame is None
+            if frame is None:  # the one before it or, at the start, after it
+                near = map(self._read, (*self._images[i::-1], *self._images[i:]))
+                frame = next(frame for frame in near if frame is not None)
+            yield i, self._pictures.of(frame)
 
-    def _read(self, path: Path) -> np.ndarray | None:
+    def _read(self, path: Path) -> av.VideoFrame | None:
         try:
-            with Image.open(path) as image:
-                picture = image.convert("RGB")
-        except OSError as error:
-            self.damage.note(str(error), f"in {path.name}")
+            with path.open("rb") as file, av.open(file) as image:
+                return next(image.decode(video=0))
+        except (OSError, StopIteration, IndexError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it has no picture"
+            self.damage.note(reason, f"in {path.name}")
             return None
-        if hasattr(self, "size"):  # all have the size of the first
-            height, width = self.size
-            picture = picture.resize((width, height))
-        return np.array(picture)
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

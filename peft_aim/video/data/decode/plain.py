@@ -30,7 +30,8 @@ class PlainVideo(Video):
         times, size = [], 0
         with opened(path) as stream:
             for frame in decoded(stream, self.damage):
-                self._pictures = self._pictures if times else Pictures(frame)
+                if not times:
+                    self._pictures = Pictures(frame)
                 times.append(frame.pts)
                 size += sum(plane.buffer_size for plane in frame.planes)
                 if size > KEPT:
@@ -51,13 +52,17 @@ class PlainVideo(Video):
         """Yield frames one by one, see :meth:`Video.frames`."""
         if self._kept is not None:
             yield from ((i, self._pictures.of(self._kept[i])) for i in indices)
-            return
+        else:
+            yield from self._decoded_again(indices)
+
+    def _decoded_again(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         wanted = iter(indices)
         i = next(wanted, None)
         with opened(self.path) as stream:  # anew, since seeking may lose what came with the first packets
             for number, frame in enumerate(decoded(stream, Damage(self.path))):
-                if i is None:
-                    return
                 if number == i:
                     yield i, self._pictures.of(frame)
                     i = next(wanted, None)
+                if i is None:
+                    return
+        raise BrokenVideo(f"{self.path} has changed while it was read: it has no frame {i} any more.")

@@ -18,7 +18,7 @@ from videos import shown, write, write_broken
 from benchmarks.containers.forms import Encoded
 from benchmarks.containers.numbered import numbered, numbers
 from benchmarks.containers.plain import plainly_decoded
-from peft_aim.video.data.decode import BrokenVideo, indexed, open_video
+from peft_aim.video.data.decode import BrokenVideo, open_video, seeking
 
 
 @pytest.mark.parametrize("indices", [[0, 1, 2], [11], [3, 3, 9], [10, 2, 6], list(range(12))])
@@ -37,8 +37,8 @@ def test_frames_have_presentation_times(tmp_path):
 
 
 def test_only_the_necessary_frames_are_decoded(tmp_path, monkeypatch):
-    count, decoded = [], indexed.decoded
-    monkeypatch.setattr(indexed, "decoded", lambda *args: (count.append(1) or frame for frame in decoded(*args)))
+    count, decoded = [], seeking.decoded
+    monkeypatch.setattr(seeking, "decoded", lambda *args: (count.append(1) or frame for frame in decoded(*args)))
     with open_video(write(tmp_path / "a.mp4", count=60, key_every=10)) as video:
         assert shown(video.read([0, 41])) == [0, round(41 * 20 % 256 / 20)]
     assert len(count) <= 8  # of 60; B frames need a few more
@@ -97,23 +97,35 @@ def test_files_with_audio_only_are_broken(tmp_path):
 
 
 def test_a_damaged_frame_is_replaced_by_the_one_before_and_shifts_no_others(tmp_path, monkeypatch):
-    decoded, path = indexed.decoded, write(tmp_path / "a.mp4")
+    decoded, path = seeking.decoded, write(tmp_path / "a.mp4")
     with open_video(path) as video:
-        times, keys = video._times, video._keys
+        times, keys = video._times, video._seeker._keys
     damaged = next(i for i in range(2, 10) if times[i] not in keys and times[i + 1] not in keys)
 
     def losing(lost):
         return lambda *args: (frame for frame in decoded(*args) if frame.pts not in lost)
 
-    monkeypatch.setattr(indexed, "decoded", losing({times[damaged]}))
+    monkeypatch.setattr(seeking, "decoded", losing({times[damaged]}))
     with open_video(path) as video:
         around = [damaged - 1, damaged, damaged + 1, damaged + 2]
         assert shown(video.read(around)) == [damaged - 1, damaged - 1, damaged + 1, damaged + 2]
         assert shown(video.read([damaged])) == [damaged - 1]
-    monkeypatch.setattr(indexed, "decoded", losing(set(times[9:])))
+    monkeypatch.setattr(seeking, "decoded", losing(set(times[9:])))
     with open_video(path) as video:
         assert shown(video.read([8, 9, 10, 11])) == [8, 8, 8, 8]
         assert "3 of 4 frames of" in str(video.damage)
+
+
+def test_a_damaged_part_is_decoded_once_however_many_of_its_frames_are_wanted(tmp_path, monkeypatch):
+    count, decoded, path = [], seeking.decoded, write(tmp_path / "a.mp4", count=60, key_every=10)
+    with open_video(path) as video:
+        lost = set(video._times[20:30]) | set(video._times[50:])
+    found = lambda *args: (frame for frame in decoded(*args) if count.append(1) or frame.pts not in lost)
+    monkeypatch.setattr(seeking, "decoded", found)
+    with open_video(path) as video:
+        assert shown(video.read(range(20, 30))) == [shown(video.read([19]))[0]] * 10
+        assert shown(video.read(range(50, 60))) == [shown(video.read([49]))[0]] * 10
+    assert len(count) < 150  # of 60 frames, 20 of which are damaged
 
 
 @pytest.mark.parametrize("how", ["zeros", "garbage", "truncated"])
@@ -200,6 +212,15 @@ def test_a_folder_of_images_is_a_video(tmp_path, name):
     with open_video(folder, fps=4) as video:
         assert numbers(video.read([0, 11, 3, 3])) == [0, 11, 3, 3]
         assert video.seconds == [i / 4 for i in range(12)] and video.size == (96, 128)
+
+
+def test_images_with_16_bits_are_scaled(tmp_path):
+    (tmp_path / "a").mkdir()
+    gray = np.full((96, 128), 20000, dtype=np.uint16)
+    for name in ("1.png", "2.tiff"):
+        Image.fromarray(gray).save(tmp_path / "a" / name)
+    with open_video(tmp_path / "a") as video:
+        assert video.read([0, 1]).float().mean((1, 2, 3)).tolist() == pytest.approx([20000 / 257] * 2, abs=1)
 
 
 def test_an_image_that_cannot_be_read_is_replaced_by_the_one_before(tmp_path):
