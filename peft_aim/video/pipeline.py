@@ -71,7 +71,7 @@ class ClipProcessor:
             ``{"pixel_values": (1, V, T, 3, H, W)}``
         """
         with open_video(video) as opened:
-            return BatchFeature({"pixel_values": self.description.as_evaluated.of(opened)[None]})
+            return BatchFeature({"pixel_values": opened.consistently(self.description.as_evaluated.of)[None]})
 
 
 class ClipClassifier(PreTrainedModel):

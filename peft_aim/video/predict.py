@@ -159,27 +159,28 @@ def _of_video(
     """Return an adapter's prediction for a video, and the row to draw of its most confident window."""
     description, adapter = loaded.activate(position), loaded.names[position]
     try:
+        length, views = description.seconds if window is None else window, description.as_evaluated
         with open_video(path, fps or description.fps) as video:
-            length = description.seconds if window is None else window
-            parts = windows(video.seconds, length) if length else [range(len(video.seconds))]
-            scored, best = _score_windows(loaded.model, video, description.as_evaluated, parts, batch_size)
-            spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
+            found = partial(_score_windows, loaded.model, views=views, length=length, batch_size=batch_size)
+            spans, scored, best = video.consistently(found)
     except BrokenVideo as error:
         return Prediction(Path(path), adapter, [], [], str(error)), None
     mean = torch.stack(scored).mean(0)
     top = partial(_top, classes=description.classes, k=top_k)
-    over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)] if len(parts) > 1 else []
+    over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)] if len(spans) > 1 else []
     prediction = Prediction(Path(path), adapter, top(mean), over_time, damaged=str(video.damage), hdr=video.hdr)
     return prediction, row_of(to_image(best, description.preprocessing), mean, description.classes)
 
 
 def _score_windows(
-    model: nn.Module, video: Video, views: Views, parts: Sequence[range], batch_size: int
-) -> tuple[list[Tensor], Tensor]:
-    """Return the probabilities of each window, and the middle view of the most confident window.
+    model: nn.Module, video: Video, views: Views, length: float | None, batch_size: int
+) -> tuple[list[tuple[float, float]], list[Tensor], Tensor]:
+    """Return begin and end of each window, its probabilities, and the middle view of the most confident window.
 
     Windows are scored in batches, and only those of a batch are in memory.
     """
+    parts = windows(video.seconds, length) if length else [range(len(video.seconds))]
+    spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
     scored: list[Tensor] = []
     best, confidence = torch.empty(0), -1.0
     of_windows = views_of_windows(video, views, parts)
@@ -191,7 +192,7 @@ def _score_windows(
                 confidence = float(found.max())
                 best = batch[int(found.amax(1).argmax())][views.count // 2].clone()
             progress.update(len(batch))
-    return scored, best
+    return spans, scored, best
 
 
 def _top(probabilities: Tensor, classes: list[str], k: int) -> list[tuple[str, float]]:

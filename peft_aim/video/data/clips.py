@@ -71,7 +71,7 @@ class TrainingClips(Dataset):
         with _seeded(self.recipe.seed, int(self.epoch), i):
             try:
                 with long_enough(path, self.recipe.min_frames) as video:
-                    clip, label = self._clip(video, label)
+                    clip, label = video.consistently(partial(self._clip, label=label))
                     remarks = _remarks(video)
             except BrokenVideo as error:
                 clip, label, remarks = self._clip(_Black(), label)[0], IGNORED, _remarks(skipped=str(error))
@@ -130,7 +130,8 @@ class EvaluationClips(Dataset):
         path, label = self.videos[i]
         try:
             with long_enough(path, self.min_frames) as video:
-                clips, remarks = [views.of(video) for views in self.views], _remarks(video)
+                clips = video.consistently(lambda video: [views.of(video) for views in self.views])
+                remarks = _remarks(video)
         except BrokenVideo as error:
             clips, label, remarks = [views.of(_Black()) for views in self.views], IGNORED, _remarks(skipped=str(error))
         return {"clips": torch.cat(clips), "labels": label, **remarks}

@@ -3,59 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from os import PathLike
 
 import av
 from torch import Tensor
 
 from peft_aim.video.data.decode.container import is_hdr
-from peft_aim.video.data.decode.damage import Damage
 from peft_aim.video.data.decode.index import Index
 from peft_aim.video.data.decode.picture import Pictures
-from peft_aim.video.data.decode.seeking import Seeker
+from peft_aim.video.data.decode.plain import PlainVideo
+from peft_aim.video.data.decode.seeking import NotAsIndexed, Seeker
 from peft_aim.video.data.decode.times import seconds_from
-from peft_aim.video.data.decode.video import BrokenVideo, Video
-
-COMPARED = 2  # frames at the start
+from peft_aim.video.data.decode.video import Video
 
 
 class IndexedVideo(Video):
-    """A video whose frames are counted by their packets, and found by seeking.
+    """A video whose frames are counted by their packets and found by seeking, as long as that shows what it should.
+
+    At the first frame that is not as indexed, plain decoding takes over.
 
     Args:
+        path: The file.
         stream: The video stream, open.
-        times: Presentation time of each frame in the time base of the stream, ascending.
-        seeker: Decoder of the stream.
-        damage: The frames that could not be decoded so far.
+        index: Its index.
+
+    Raises:
+        NotAsIndexed: If the first two frames are not: videos may begin with packets that cannot be decoded, or be
+            interlaced, with two packets per frame.
     """
 
-    def __init__(self, stream: av.VideoStream, times: list[int], seeker: Seeker, damage: Damage) -> None:
-        super().__init__(damage.path)
-        self.damage, self._times, self._seeker = damage, times, seeker
-        self._pictures = Pictures(*seeker.first(1))
+    def __init__(self, path: str | PathLike, stream: av.VideoStream, index: Index) -> None:
+        super().__init__(path)
+        self._plain: PlainVideo | None = None
+        self._seeker = Seeker(stream, index, self.damage)
+        self._first = [self._seeker.frame(i) for i in range(min(2, len(index.times)))]
+        self._pictures = Pictures(self._first[0])
         self.size, self.hdr = self._pictures.size, is_hdr(stream)
-        self.seconds = seconds_from(times, stream.time_base)
+        self.seconds = seconds_from(index.times, stream.time_base)
 
     @classmethod
     def of(cls, path: str | PathLike, stream: av.VideoStream) -> IndexedVideo | None:
-        """Index a video; None if it takes plain decoding to know what it shows.
-
-        Videos may begin with packets that cannot be decoded, or be interlaced, with two packets per frame.
-        """
-        index, damage = Index.of(stream), Damage(path)
-        if index is None:
-            return None
-        seeker = Seeker(stream, index.keys, damage)
-        if [frame.pts for frame in seeker.first(COMPARED)] != index.times[:COMPARED]:
-            return None
-        return cls(stream, index.times, seeker, damage)
+        """Index a video; None if it takes plain decoding to know what it shows."""
+        index = Index.of(stream)
+        with suppress(NotAsIndexed):
+            return index and cls(path, stream, index)
+        return None
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield frames one by one, see :meth:`Video.frames`."""
-        for i in indices:
-            frame = self._seeker.shown_at(self._times[i])
-            if frame is None:
-                raise BrokenVideo(f"Frame {i} of {self.path} and all before it cannot be decoded{self.damage.why}.")
-            self.damage.wanted += 1
-            self.damage.lost += frame.pts != self._times[i]
-            yield i, self._pictures.of(frame)
+        indices = list(indices)
+        while indices and (frame := self._frame(indices[0])) is not None:
+            yield indices.pop(0), self._pictures.of(frame)
+        if self._plain is not None:
+            last, number = len(self.seconds) - 1, -1
+            shown = self._plain.frames(sorted({min(i, last) for i in indices}))
+            for i in indices:
+                while number < min(i, last):
+                    number, picture = next(shown)
+                yield i, picture
+
+    def _frame(self, number: int) -> av.VideoFrame | None:
+        """Return a frame, None once plain decoding has taken over."""
+        if self._plain is None:
+            try:
+                return self._first[number] if number < len(self._first) else self._seeker.frame(number)
+            except NotAsIndexed:
+                self._plain = PlainVideo(self.path)
+                self.seconds, self.damage = self._plain.seconds, self._plain.damage
+        return None

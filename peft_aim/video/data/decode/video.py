@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from peft_aim.video.data.decode.damage import Damage
+
+Result = TypeVar("Result")
 
 
 class BrokenVideo(ValueError):  # noqa: N818 (the video is at fault)
@@ -58,13 +61,26 @@ class Video(ABC):
                 frames, are in memory at the same time.
 
         Returns:
-            The frames, uint8 RGB ``(len(indices), 3, H, W)``. A damaged frame is replaced by the one before it.
+            The frames, uint8 RGB ``(len(indices), 3, H, W)``. If some turn out to be others than the container tells,
+            ``seconds`` is corrected; indices beyond the end are the last frame. See :meth:`consistently`.
 
         Raises:
             BrokenVideo: If none of the frames can be decoded.
         """
         found = {i: each(frame) if each else frame for i, frame in self.frames(sorted(set(indices)))}
         return _stacked([found[i] for i in indices])
+
+    def consistently(self, use: Callable[[Video], Result]) -> Result:
+        """Return what a function makes of the video; it is called again if it has led to another count of frames.
+
+        Containers may tell other frames than can be decoded, which reading finds out.
+
+        Args:
+            use: Function that chooses frames by ``seconds``, and reads them.
+        """
+        seconds = self.seconds
+        result = use(self)
+        return result if self.seconds is seconds else use(self)
 
 
 def _stacked(frames: list[Tensor]) -> Tensor:

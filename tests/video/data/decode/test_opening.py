@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from videos import shown, write, write_broken
 
-from benchmarks.containers.forms import Encoded
+from benchmarks.containers.forms import H264, Encoded
 from benchmarks.containers.numbered import numbered, numbers
 from benchmarks.containers.plain import plainly_decoded
 from peft_aim.video.data.decode import BrokenVideo, open_video, seeking
@@ -96,36 +96,54 @@ def test_files_with_audio_only_are_broken(tmp_path):
         pass
 
 
-def test_a_damaged_frame_is_replaced_by_the_one_before_and_shifts_no_others(tmp_path, monkeypatch):
-    decoded, path = seeking.decoded, write(tmp_path / "a.mp4")
-    with open_video(path) as video:
-        times, keys = video._times, video._seeker._keys
-    damaged = next(i for i in range(2, 10) if times[i] not in keys and times[i + 1] not in keys)
-
-    def losing(lost):
-        return lambda *args: (frame for frame in decoded(*args) if frame.pts not in lost)
-
-    monkeypatch.setattr(seeking, "decoded", losing({times[damaged]}))
-    with open_video(path) as video:
-        around = [damaged - 1, damaged, damaged + 1, damaged + 2]
-        assert shown(video.read(around)) == [damaged - 1, damaged - 1, damaged + 1, damaged + 2]
-        assert shown(video.read([damaged])) == [damaged - 1]
-    monkeypatch.setattr(seeking, "decoded", losing(set(times[9:])))
-    with open_video(path) as video:
-        assert shown(video.read([8, 9, 10, 11])) == [8, 8, 8, 8]
-        assert "3 of 4 frames of" in str(video.damage)
+def without(path, *lost):
+    """Remove packets from a video, by their number in the order of decoding."""
+    target = path.with_name(f"without-{path.name}")
+    with av.open(str(path)) as container, av.open(str(target), "w") as output:
+        copy = output.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(packet for packet in container.demux(video=0) if packet.size):
+            if number not in lost:
+                packet.stream = copy
+                output.mux(packet)
+    return target
 
 
-def test_a_damaged_part_is_decoded_once_however_many_of_its_frames_are_wanted(tmp_path, monkeypatch):
-    count, decoded, path = [], seeking.decoded, write(tmp_path / "a.mp4", count=60, key_every=10)
+def test_where_decoding_shows_other_frames_than_the_index_plain_decoding_takes_over(tmp_path):
+    """Times that are those of decoding, as raw streams get when they are put into a container."""
+    path = tmp_path / "a.mp4"
+    Encoded(options={**H264, "g": "250"})(numbered(40), tmp_path / "b.mp4")
+    with av.open(str(tmp_path / "b.mp4")) as container, av.open(str(path), "w") as output:
+        copy = output.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(packet for packet in container.demux(video=0) if packet.size):
+            packet.pts = packet.dts = 1024 * number
+            packet.stream = copy
+            output.mux(packet)
+    plain = plainly_decoded(path)[0]
+    assert numbers(plain) == list(range(40))
+    for indices in ([39], [3, 20, 21, 22], range(40)):
+        with open_video(path) as video:
+            assert numbers(video.read(indices)) == list(indices)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_that_are_missing_are_not_counted_twice(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Encoded("libx265", {"x265-params": "log-level=none:keyint=12:bframes=2:b-adapt=0"})(numbered(48), path)
+    path = without(path, 14, 15)  # the second and third packet of a group, to which others refer
+    plain = plainly_decoded(path)[0]
     with open_video(path) as video:
-        lost = set(video._times[20:30]) | set(video._times[50:])
-    found = lambda *args: (frame for frame in decoded(*args) if count.append(1) or frame.pts not in lost)
-    monkeypatch.setattr(seeking, "decoded", found)
-    with open_video(path) as video:
-        assert shown(video.read(range(20, 30))) == [shown(video.read([19]))[0]] * 10
-        assert shown(video.read(range(50, 60))) == [shown(video.read([49]))[0]] * 10
-    assert len(count) < 150  # of 60 frames, 20 of which are damaged
+        told = len(video.seconds)
+        frames = video.consistently(lambda video: video.read(range(len(video.seconds))))
+        assert len(video.seconds) == len(plain) < told
+        assert torch.equal(frames, plain)
+        assert numbers(video.read([told - 1])) == numbers(plain)[-1:]  # beyond the end
+
+
+def test_a_function_of_a_healthy_video_is_called_once(tmp_path):
+    calls = []
+    with open_video(write(tmp_path / "a.mp4")) as video:
+        assert video.consistently(lambda video: calls.append(len(video.seconds)) or "made") == "made"
+    assert calls == [12]
 
 
 @pytest.mark.parametrize("how", ["zeros", "garbage", "truncated"])
