@@ -52,16 +52,21 @@ class IndexedVideo(Video):
 
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield frames one by one, see :meth:`Video.frames`."""
-        indices = list(indices)
-        while indices and (frame := self._frame(indices[0])) is not None:
-            yield indices.pop(0), self._pictures.of(frame)
+        indices, done = list(indices), 0
+        while done < len(indices) and (frame := self._frame(indices[done])) is not None:
+            yield indices[done], self._pictures.of(frame)
+            done += 1
         if self._plain is not None:
-            last, number = len(self.seconds) - 1, -1
-            shown = self._plain.frames(sorted({min(i, last) for i in indices}))
-            for i in indices:
-                while number < min(i, last):
-                    number, picture = next(shown)
-                yield i, picture
+            yield from self._plainly(indices[done:])
+
+    def _plainly(self, indices: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield frames as plain decoding shows them; those beyond the end are the last."""
+        last, number = len(self.seconds) - 1, -1
+        shown = self._plain.frames(sorted({min(i, last) for i in indices}))
+        for i in indices:
+            while number < min(i, last):
+                number, picture = next(shown)
+            yield i, picture
 
     def _frame(self, number: int) -> av.VideoFrame | None:
         """Return a frame, None once plain decoding has taken over."""
