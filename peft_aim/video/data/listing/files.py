@@ -111,10 +111,10 @@ class Files:
             names: Paths or ids to try. An id is the name of a video without its suffix.
             folders: Folders below the root to try them in.
         """
-        parents, names = zip(*(os.path.split(nfc(name.rstrip("/"))) for name in names), strict=True)
+        parents, names = zip(*(os.path.split(name.rstrip("/")) for name in names), strict=True)
         for which, directory, actual in self._places(folders, parents):
-            if names[which] in actual:
-                return Path(directory, actual[names[which]])
+            if (found := actual.get(nfc(names[which]))) is not None:
+                return Path(directory, found)
         return None
 
     def _places(self, folders: tuple[str, ...], parents: tuple[str, ...]) -> list[tuple[int, str, dict[str, str]]]:

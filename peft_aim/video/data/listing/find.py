@@ -133,10 +133,10 @@ class VideoSource:
         Raises:
             ValueError: If a file has two labels.
         """
-        contents, labels, videos, missing = self._contents, {}, [], []
+        contents, stem, labels, videos, missing = self._contents, self.path.stem, {}, [], []
         for row in contents.rows:
             if split is None or not row.splits or split in row.splits:
-                path = self._files.find(_spellings(row), _folders(row.label, row.folders, self.path.stem))
+                path = self._files.find(_spellings(row), _folders(row.label, row.folders, stem))
                 if path is None:
                     path = self._files.root / row.names[0]
                     missing.append(path)

@@ -51,7 +51,7 @@ def _has_lines(source: Path, text: str) -> bool:
     if source.suffix.lower() in JSON_LINES:
         return True
     first, _, others = text.strip().partition("\n")
-    return first.startswith("{") and first.endswith("}") and others.startswith("{")
+    return first.startswith("{") and first.endswith("}") and others.lstrip().startswith("{")
 
 
 def _lines(source: Path, text: str) -> list[Any]:
