@@ -16,7 +16,7 @@ SYNONYMS = {
 TEST = ("val", "test")  # splits of the test videos of data sets without another val split
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Labeled:
     """A video file or folder of frames, and the name of its class, or the index of its class as a string of digits."""
 
