@@ -21,10 +21,10 @@ from peft_aim.video.data import (
     IGNORED,
     EvaluationClips,
     Remarks,
+    VideoSource,
     by_index,
     indexed,
     notes_on_evaluation,
-    read_listing,
 )
 from peft_aim.video.description import Description
 from peft_aim.video.finite import check_scores
@@ -121,9 +121,10 @@ def evaluate(
     description = loaded.descriptions[0]
     if min_frames is None:
         min_frames = (description.recipe or {}).get("min_frames", 1)
-    listing = read_listing(videos, split, root)
+    listed = VideoSource(videos, root)
+    listing = listed.listing(split)
     say(listing.summary(split))
-    found, notes = listing.videos, notes_on_evaluation(listing.videos, videos, split, root)
+    found, notes = listing.videos, notes_on_evaluation(listing.videos, listed, split)
     for note in notes:
         say(f"Note: {note}")
     if by_index(found, description.classes):

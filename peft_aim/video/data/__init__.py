@@ -5,9 +5,9 @@ Requires the extra "video", like the packages that build on it.
 
 from peft_aim.video.data.balance import class_weights
 from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, why_unreadable
-from peft_aim.video.data.data import Data, Videos, notes_on, notes_on_evaluation, typical_seconds
+from peft_aim.video.data.data import Data, Videos, listed, notes_on, notes_on_evaluation, typical_seconds
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
-from peft_aim.video.data.listing import by_index, find_videos, indexed, read_listing, read_names
+from peft_aim.video.data.listing import VideoSource, by_index, find_videos, indexed, read_listing, read_names
 from peft_aim.video.data.remarks import Remarks
 from peft_aim.video.data.sampling import evaluation_frames, windows
 from peft_aim.video.data.streaming import views_of_windows
@@ -26,6 +26,7 @@ __all__ = [
     "Remarks",
     "TrainingClips",
     "Video",
+    "VideoSource",
     "Videos",
     "Views",
     "by_index",
@@ -33,6 +34,7 @@ __all__ = [
     "evaluation_frames",
     "find_videos",
     "indexed",
+    "listed",
     "mirrored_labels",
     "mixed",
     "notes_on",

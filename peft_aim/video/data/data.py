@@ -14,7 +14,7 @@ import numpy as np
 from peft_aim.video.data.clips import scan
 from peft_aim.video.data.decode import BrokenVideo, open_video
 from peft_aim.video.data.leaks import notes_on_leaks
-from peft_aim.video.data.listing import Labeled, class_names, find_videos, has_split, indexed, read_listing
+from peft_aim.video.data.listing import Labeled, VideoSource, class_names, indexed, shown_names, split_name
 from peft_aim.video.data.remarks import Remarks
 from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
@@ -62,23 +62,23 @@ class Data:
         Raises:
             ValueError: If there are no videos, only one class, or a class in val that is not in train.
         """
-        train = read_listing(videos, "train", root)
-        classes = class_names(train.videos, classes or train.classes, by_name=Path(videos).is_dir())
-        data = cls(classes, indexed(train.videos, classes), summary=(train.summary("train"),))
-        if val is None and not has_split(videos, "val", root):
+        source, named = VideoSource(videos, root), not classes  # by their labels
+        train = source.listing("train")
+        by_name = named and source.is_folder
+        classes = class_names(train.videos, classes or train.classes, by_name)
+        data = cls(classes, indexed(train.videos, classes, by_name), summary=(train.summary("train"),))
+        if val is None and not source.has("val"):
             return data
-        source = videos if val is None else val
+        other = source if val is None else VideoSource(val, root)
         # A table that is given for validation may have other splits, too.
-        split = next((name for name in ("val", "test") if has_split(source, name, root)), None)
-        held_out = read_listing(source, split, root)
+        held_out = other.listing(next((name for name in ("val", "test") if other.has(name)), None))
         summary = (*data.summary, held_out.summary("val"))
-        return replace(data, val=indexed(held_out.videos, classes), summary=summary)
+        return replace(data, val=indexed(held_out.videos, classes, named and other.is_folder), summary=summary)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the paths and labels of all videos."""
-        lines = [f"{path}\t{label}" for videos in (self.train, self.val) for path, label in videos]
-        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        """Hash of the splits, classes and paths of all videos, see :func:`listed`."""
+        return hashlib.sha256(listed(self).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def without_broken(self, recipe: Recipe) -> tuple[Data, Remarks]:
         """Read a clip of every video once, and leave out the training videos that cannot be read.
@@ -109,6 +109,21 @@ class Data:
         return replace(self, train=[video for video in self.train if video[0] not in broken]), remarks
 
 
+def listed(data: Data) -> str:
+    r"""Return the videos of both splits, a line "split, label, path" for each, separated by tabs.
+
+    Example:
+        >>> listed(Data(["run", "walk"], [("a.mp4", 0)], [("b.mp4", 1)]))
+        'train\trun\ta.mp4\nval\twalk\tb.mp4\n'
+    """
+    rows = [(split, data.classes[label], path) for split in ("train", "val") for path, label in getattr(data, split)]
+    return "".join("\t".join(map(_one_cell, row)) + "\n" for row in rows)
+
+
+def _one_cell(value: object) -> str:
+    return str(value).replace("\t", r"\t").replace("\n", r"\n")
+
+
 def notes_on(data: Data) -> list[str]:
     """Return what limits the results: a missing val split, rare classes, and videos that are given twice.
 
@@ -119,32 +134,28 @@ def notes_on(data: Data) -> list[str]:
         counts = Counter(label for _, label in getattr(data, split))
         rare = [name for label, name in enumerate(data.classes) if counts[label] == count]
         if rare and counts:
-            shown = f"{rare[:8]}{f' and {len(rare) - 8} more' if len(rare) > 8 else ''}"
-            notes.append(f"The {split} split has {few} of the classes {shown}.")
+            notes.append(f"The {split} split has {few} of the classes {shown_names(rare)}.")
     if not processes().is_main_process:
         return notes
     named = ([(path, data.classes[label]) for path, label in videos] for videos in (data.train, data.val))
     return [*notes, *notes_on_leaks(*named)]
 
 
-def notes_on_evaluation(
-    videos: list[Labeled], source: str | Path, split: str, root: str | Path | None = None
-) -> list[str]:
+def notes_on_evaluation(videos: list[Labeled], source: VideoSource, split: str) -> list[str]:
     """Return what limits the results on a split: videos that are given twice, or are in the train split, too.
 
     Videos are compared by the main process only.
 
     Args:
         videos: The videos to evaluate on.
-        source: Where they are from, see :func:`peft_aim.video.data.listing.find_videos`.
+        source: Where they are from.
         split: Their split.
-        root: Folder that the paths in lists and tables are relative to.
     """
     if not processes().is_main_process:
         return []
     train: list[Labeled] = []
     with suppress(ValueError):  # a train split that cannot be read is no fault of this one
-        train = find_videos(source, "train", root) if split != "train" and has_split(source, "train", root) else []
+        train = source.listing("train").videos if split_name(split) != "train" and source.has("train") else []
     splits = ([(video.path, video.label) for video in of_split] for of_split in (train, videos))
     return notes_on_leaks(*splits, split)
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from peft_aim.video.data.listing import images_in
+from peft_aim.video.data.listing import image_names, images_in
 
-Videos = Sequence[tuple[Path, Hashable]]
+Pairs = Sequence[tuple[Path, Hashable]]  # paths and labels
+
+Content = tuple[Hashable, ...]  # what is known of a video's bytes
 
 BLOCK = 64 * 1024  # bytes read at the beginning and at the end of a file
 
 
-def notes_on_leaks(train: Videos, val: Videos, name: str = "val") -> list[str]:
+def notes_on_leaks(train: Pairs, val: Pairs, name: str = "val") -> list[str]:
     """Return notes on videos that are given twice; files that do not exist are left to others.
 
-    Two videos are the same if their sizes and their first and last 64 KiB are, whatever their names; folders of frames
-    are if the names and sizes of their images are, and the first and the last image.
+    Two videos are the same if their bytes are, whatever their names; folders of frames are if the names and bytes of
+    their images are.
 
     Args:
         train: Training videos and their classes.
@@ -38,8 +40,8 @@ def notes_on_leaks(train: Videos, val: Videos, name: str = "val") -> list[str]:
     return [*notes, *_notes_on_copies(train, contents, "train"), *_notes_on_copies(val, contents, name)]
 
 
-def _notes_on_copies(videos: Videos, contents: dict[Path, str], split: str) -> list[str]:
-    first: dict[str, tuple[Path, Hashable]] = {}
+def _notes_on_copies(videos: Pairs, contents: dict[Path, Content], split: str) -> list[str]:
+    first: dict[Content, tuple[Path, Hashable]] = {}
     copies, contradictions = [], []
     for path, label in videos:
         content = contents.get(path)
@@ -63,7 +65,7 @@ def _notes_on_copies(videos: Videos, contents: dict[Path, str], split: str) -> l
     return notes
 
 
-def _some(some: Sequence, videos: Videos, split: str) -> str:
+def _some(some: Sequence, videos: Pairs, split: str) -> str:
     return f"{len(some)} of the {len(videos)} {split} videos {'is' if len(some) == 1 else 'are'}"
 
 
@@ -75,40 +77,56 @@ def _pair(first: Path, second: Path) -> str:
     return " and ".join(os.path.relpath(path, common) for path in (first, second))
 
 
-def _contents(paths: Iterable[Path]) -> dict[Path, str]:
+def _contents(paths: Iterable[Path]) -> dict[Path, Content]:
     """Return what identifies the contents of files and folders of frames, without broken and missing ones.
 
-    Only those of equal size need to be read.
+    Of those that are alike by a cheap look, a more expensive one is taken.
     """
-    sizes, contents = defaultdict(list), {}
-    for path in sorted(paths):
+    videos, contents = {}, {}
+    for path in paths:
         with suppress(OSError):
-            if any(size := _size(path)):
-                sizes[size].append(path)
-    for size, group in sizes.items():
-        for path in group:
-            with suppress(OSError):
-                contents[path] = f"{size}" if len(group) == 1 else f"{size} {_digest(path)}"
+            if any(size := (video := _Bytes(path)).size()):
+                videos[path], contents[path] = video, (size,)
+    for look in (_Bytes.ends_hash, _Bytes.whole_hash):
+        often = Counter(contents.values())
+        for path in [path for path, content in contents.items() if often[content] > 1]:
+            try:
+                contents[path] += (look(videos[path]),)
+            except OSError:
+                del contents[path]
     return contents
 
 
-def _size(path: Path) -> tuple[int, ...]:
-    """Return the size of a file, or the number of images in a folder and the sizes of the first and the last."""
-    if not path.is_dir():
-        return (path.stat().st_size,)
-    images = images_in(path)
-    return (len(images), *(image.stat().st_size for image in images[:: max(1, len(images) - 1)]))
+class _Bytes:
+    """The bytes of a file or of the images in a folder, which is listed once unless all of them are read."""
 
+    __slots__ = ("ends", "names", "path")
 
-def _digest(path: Path) -> str:
-    """Return the hash of the first and last bytes of a file, or of the names, sizes and ends of a folder's images."""
-    found, files = hashlib.sha256(), [path]
-    if path.is_dir():
-        files = images_in(path)
-        found.update(repr([(image.name, image.stat().st_size) for image in files]).encode())
-    for file in (files[0], files[-1]):
-        with file.open("rb") as opened:
-            found.update(opened.read(BLOCK))
-            opened.seek(max(0, file.stat().st_size - BLOCK))
-            found.update(opened.read())
-    return found.hexdigest()
+    def __init__(self, path: Path) -> None:
+        names = image_names(path) if path.is_dir() else None
+        self.path, self.names = path, hash(tuple(names)) if names else None
+        self.ends = (path,) if names is None else (path / names[0], path / names[-1]) if names else ()
+
+    def size(self) -> tuple[int | None, ...]:
+        """Return the size of the file, or what the names of the images are and the sizes of the first and the last."""
+        return (*(end.stat().st_size for end in self.ends), self.names)
+
+    def ends_hash(self) -> str:
+        """Return the hash of the first and last bytes of the file, or of the first and the last image."""
+        found = hashlib.sha256()
+        for end in self.ends:
+            with end.open("rb") as opened:
+                found.update(opened.read(BLOCK))
+                opened.seek(max(BLOCK, end.stat().st_size - BLOCK))
+                found.update(opened.read())
+        return found.hexdigest()
+
+    def whole_hash(self) -> str:
+        """Return the hash of all bytes."""
+        found = hashlib.sha256()
+        for file in self.ends if self.names is None else images_in(self.path):
+            found.update(f"{file.stat().st_size} ".encode())
+            with file.open("rb") as opened:
+                for block in iter(lambda: opened.read(BLOCK), b""):
+                    found.update(block)
+        return found.hexdigest()

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peft_aim.video.data import Data
-
 SHOWN = 5  # examples of each kind
-
-
-def listed(data: Data) -> str:
-    r"""Return the videos of a run, a line "split, label, path" for each, separated by tabs.
-
-    Example:
-        >>> listed(Data(["run", "walk"], [("a.mp4", 0)], [("b.mp4", 1)]))
-        'train\trun\ta.mp4\nval\twalk\tb.mp4\n'
-    """
-    rows = [(split, data.classes[label], path) for split in ("train", "val") for path, label in getattr(data, split)]
-    return "".join("\t".join(map(_one_cell, row)) + "\n" for row in rows)
 
 
 def changes(before: str, now: str) -> str:
     r"""Return in words how two lists of videos differ.
 
     Args:
-        before: A list, see :func:`listed`.
+        before: A list, see :func:`peft_aim.video.data.listed`.
         now: Another one.
 
     Example:
@@ -51,7 +38,3 @@ def _counted(videos: Sequence[str], one: str, many: str) -> list[str]:
     more = f" and {len(videos) - SHOWN} more" if len(videos) > SHOWN else ""
     shown = ", ".join(videos[:SHOWN]) + more
     return [f"{len(videos)} {one if len(videos) == 1 else many}: {shown}"] if videos else []
-
-
-def _one_cell(value: object) -> str:
-    return str(value).replace("\t", r"\t").replace("\n", r"\n")

@@ -17,11 +17,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from peft_aim.files import write_atomically
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import Data, Remarks
+from peft_aim.video.data import Data, Remarks, listed
 from peft_aim.video.output import check_output, check_writable, is_full, missing, remove_empty
 from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
-from peft_aim.video.training.changes import changes, listed
+from peft_aim.video.training.changes import changes
 from peft_aim.video.training.curve import is_whole
 from peft_aim.video.training.logs import TENSORBOARD
 
@@ -36,7 +36,7 @@ class Run:
     Attributes:
         output: The output folder.
         settings: All settings that must be the same when it is resumed.
-        videos: The videos, see :func:`peft_aim.video.training.changes.listed`.
+        videos: The videos, see :func:`peft_aim.video.data.listed`.
     """
 
     output: Path

@@ -10,7 +10,8 @@ from videos import write_broken
 from benchmarks.containers.forms import Encoded
 from benchmarks.containers.numbered import numbered
 from peft_aim.video.data.clips import scan
-from peft_aim.video.data.data import Data
+from peft_aim.video.data.data import Data, notes_on_evaluation
+from peft_aim.video.data.listing import VideoSource
 from peft_aim.video.recipe import Recipe
 
 
@@ -93,3 +94,23 @@ def test_folders_with_only_broken_videos_are_rejected(folder):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="None of the 6 train videos can be read"):
         Data.find(folder).without_broken(Recipe(workers=0))
+
+
+def test_the_fingerprint_tells_the_splits_apart(tmp_path):
+    a, b, c = ((tmp_path / name, 0) for name in "abc")
+    prints = {
+        data.fingerprint for data in (Data(["x"], [a], [b, c]), Data(["x"], [a, b], [c]), Data(["y"], [a, b], [c]))
+    }
+    assert len(prints) == 3
+
+
+def test_a_source_is_read_once(tmp_path, monkeypatch):
+    (tmp_path / "all.csv").write_text("path,label,split\na.mp4,run,train\nb.mp4,walk,train\nc.mp4,run,val\n")
+    texts = []
+    monkeypatch.setattr(
+        "peft_aim.video.data.listing.find.read_text", lambda path: texts.append(path) or path.read_text()
+    )
+    Data.find(tmp_path / "all.csv")
+    source = VideoSource(tmp_path / "all.csv")
+    notes_on_evaluation(source.listing("val").videos, source, "val")
+    assert texts == [tmp_path / "all.csv"] * 2

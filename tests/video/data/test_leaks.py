@@ -11,11 +11,16 @@ import pytest
 from peft_aim.__main__ import main
 from peft_aim.video.data import Data, notes_on, notes_on_evaluation
 from peft_aim.video.data.leaks import notes_on_leaks
-from peft_aim.video.data.listing import find_videos
+from peft_aim.video.data.listing import VideoSource
 
 
 def copy(source: Path, target: Path) -> None:
     shutil.copy(source, target)
+
+
+def notes(folder: Path, split: str) -> list[str]:
+    source = VideoSource(folder)
+    return notes_on_evaluation(source.listing(split).videos, source, split)
 
 
 def test_different_videos_are_not_noted(folder):
@@ -71,6 +76,22 @@ def test_large_files_differ_by_their_ends(tmp_path):
     assert notes_on_leaks([(tmp_path / "a", "x")], val)[0].startswith("1 of the 2 val videos")
 
 
+def test_large_files_differ_between_their_ends(tmp_path):
+    for name, middle in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(bytes(100_000) + middle + bytes(100_000))
+    videos = [(tmp_path / name, "x") for name in "abc"]
+    assert notes_on_leaks(videos[:1], videos[2:]) == []
+    assert notes_on_leaks(videos[:1], videos[1:])[0].startswith("1 of the 2 val videos is also in the train split")
+
+
+def test_folders_of_frames_differ_between_their_ends(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            (tmp_path / name / f"{i}.jpg").write_text(name if i == 1 else "same")
+    assert notes_on_leaks([(tmp_path / "a", "x")], [(tmp_path / "b", "x")]) == []
+
+
 def test_missing_and_empty_files_are_left_to_others(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "folder").mkdir()
@@ -81,14 +102,30 @@ def test_missing_and_empty_files_are_left_to_others(tmp_path):
 def test_evaluation_is_compared_with_the_train_split(folder):
     shutil.copy(folder / "train/dark/0.mp4", folder / "test.mp4")
     shutil.copy(folder / "test.mp4", folder / "val/dark/x.mp4")
-    assert (
-        "1 of the 5 val videos is also in the train split"
-        in notes_on_evaluation(find_videos(folder, "val"), folder, "val")[0]
-    )
-    assert notes_on_evaluation(find_videos(folder, "train"), folder, "train") == []
+    assert "1 of the 5 val videos is also in the train split" in notes(folder, "val")[0]
+    assert notes(folder, "validation")[0].startswith("1 of the 5 validation videos is also in the train split")
+    assert notes(folder, "train") == notes(folder, "Training") == []
     shutil.rmtree(folder / "train")
     (folder / "train").mkdir()
-    assert notes_on_evaluation(find_videos(folder, "val"), folder, "val") == []
+    assert notes(folder, "val") == []
+
+
+@pytest.mark.parametrize(
+    ("files", "source"),
+    [
+        ({"trainlist01.txt": "x/a.avi 1\n", "testlist01.txt": "x/b.avi\n"}, "trainlist01.txt"),
+        ({"x_test_split1.txt": "a.avi 1\nb.avi 2\n"}, "."),
+        ({"train.json": '{"a.avi": "x"}', "validation.json": '{"b.avi": "x"}'}, "train.json"),
+        ({"train.json": '[{"id": "a", "template": "x"}]', "val.json": '[{"id": "b", "template": "x"}]'}, "train.json"),
+        ({"all.jsonl": '{"id": "a", "label": 1, "set": "train"}\n{"id": "b", "label": 1, "set": "val"}'}, "all.jsonl"),
+    ],
+)
+def test_evaluation_on_a_data_set_is_compared_with_its_train_split(tmp_path, files, source):
+    (tmp_path / "x").mkdir()
+    for name, content in {**files, "x/a.avi": "same", "x/b.avi": "same", "a.avi": "same", "b.avi": "same"}.items():
+        (tmp_path / name).write_text(content)
+    for split in ("val", "validation"):
+        assert notes(tmp_path / source, split)[0].startswith(f"1 of the 1 {split} videos is also in the train split")
 
 
 def test_commands_print_what_they_read_and_note_leaks(folder, tmp_path, image_model, capsys):

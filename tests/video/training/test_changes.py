@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from peft_aim.video.data.data import Data
-from peft_aim.video.training.changes import changes, listed
+from peft_aim.video.data.data import Data, listed
+from peft_aim.video.training.changes import changes
 
 VIDEOS = [(f"{i}.mp4", i % 2) for i in range(20)]
 

@@ -1,8 +1,8 @@
 """Find videos and their classes in folders, lists, tables and the files of data sets."""
 
-from peft_aim.video.data.listing.contents import Labeled, Listing
-from peft_aim.video.data.listing.files import IMAGES, SUFFIXES, images_in, is_image, is_video
-from peft_aim.video.data.listing.find import find_videos, has_split, read_listing
+from peft_aim.video.data.listing.contents import Labeled, Listing, shown_names, split_name
+from peft_aim.video.data.listing.files import IMAGES, SUFFIXES, image_names, images_in, is_image, is_video
+from peft_aim.video.data.listing.find import VideoSource, find_videos, has_split, read_listing
 from peft_aim.video.data.listing.labels import by_index, class_names, indexed, read_names
 
 __all__ = [
@@ -10,14 +10,18 @@ __all__ = [
     "SUFFIXES",
     "Labeled",
     "Listing",
+    "VideoSource",
     "by_index",
     "class_names",
     "find_videos",
     "has_split",
+    "image_names",
     "images_in",
     "indexed",
     "is_image",
     "is_video",
     "read_listing",
     "read_names",
+    "shown_names",
+    "split_name",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from peft_aim.video.data.listing.files import is_video
 
@@ -28,6 +29,22 @@ def is_header(cells: Sequence[str]) -> bool:
     """
     known = {named(cell) for cell in cells} & {*PATHS, *LABELS}
     return len(cells) > 1 and bool(known) and not any(is_video(cell) or cell.isdecimal() for cell in cells)
+
+
+def chosen(columns: Collection[str], source: Path) -> tuple[str, str, str | None]:
+    """Return the columns of paths, labels and splits; the last may be None.
+
+    Raises:
+        ValueError: If there are no paths or no labels.
+    """
+    path, label, split = (next((c for c in wanted if c in columns), None) for wanted in (PATHS, LABELS, SPLITS))
+    needed = (("paths", PATHS, path), ("labels", LABELS, label))
+    missing = [f"{what} ({', '.join(names[:3])}, ...)" for what, names, column in needed if column is None]
+    if missing:
+        raise ValueError(
+            f"{source} has no column of {' or of '.join(missing)}: it has {[*columns]}. Name one like this."
+        )
+    return path, label, split
 
 
 def named(column: str) -> str:

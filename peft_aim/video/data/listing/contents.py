@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +13,10 @@ SYNONYMS = {
     "val": ("valid", "validate", "validation", "dev"),
     "test": ("testing",),
 }
+TEST = ("val", "test")  # splits of the test videos of data sets without another val split
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Labeled:
     """A video file or folder of frames, and the name of its class, or the index of its class as a string of digits."""
 
@@ -23,7 +24,7 @@ class Labeled:
     label: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which would take three times as long for rows by the hundred thousand
 class Row:
     """A video as a file names it.
 
@@ -115,9 +116,24 @@ def counted(things: Collection | int, noun: str) -> str:
     return f"{count} {noun}{ending}"
 
 
-def shown(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
-    return f"{', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+def shown(names: Sequence[str], count: int = 8) -> str:
+    """Return the first names, and how many more there are.
+
+    Example:
+        >>> shown("abc"), shown("abc", count=2)
+        ('a, b, c', 'a, b and 1 more')
+    """
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Return the first names in quotes, and how many more there are.
+
+    Example:
+        >>> shown_names(["run", "walk"])
+        "['run', 'walk']"
+    """
+    return f"[{shown([*map(repr, names)])}]"
 
 
 def split_name(name: str) -> str:
@@ -135,7 +151,7 @@ def checked(label: str, where: str) -> str:
     """Return a label that can be the name of a class.
 
     Raises:
-        ValueError: If it is a video file, or several labels in one.
+        ValueError: If it is a video file, several labels in one, or cannot be printed.
     """
     if is_video(label):
         raise ValueError(
@@ -145,4 +161,17 @@ def checked(label: str, where: str) -> str:
         raise ValueError(
             f"{where} has the labels {label!r}. Several labels per video are not supported yet: give one of them."
         )
+    return encodable(label, where)
+
+
+def encodable(label: str, where: str) -> str:
+    """Return a label that can be written to files and to the terminal.
+
+    Raises:
+        ValueError: If it has lone surrogates, as from JSON that was cut, or from a name in another encoding.
+    """
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} has the label {label!r}, which is not valid Unicode. Correct the label.") from None
     return label

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from peft_aim.video.data.listing.contents import Contents, Labeled, Listing, Row, counted, split_name
@@ -19,7 +19,7 @@ from peft_aim.video.data.listing.text import is_comment, read_text
 from peft_aim.video.data.listing.ucf101 import read_ucf101
 
 # The first that does not return None reads the file; the last reads all.
-FORMS: tuple[Callable[[Path, str, Files], Contents | None], ...] = (
+READERS: tuple[Callable[[Path, str, Files], Contents | None], ...] = (
     read_hmdb51,
     read_ucf101,
     read_json,
@@ -40,8 +40,9 @@ def find_videos(source: str | Path, split: str | None = None, root: str | Path |
               a comma, semicolon, tab or ``|``, and without a header the columns are path and label,
             - UCF101's ``trainlist01.txt``, with ``classInd.txt`` and ``testlist01.txt`` beside it,
             - the folder of HMDB51's ``<class>_test_split1.txt``, or one of these files,
-            - Something-Something's JSON, a list of objects, or a mapping ``{"path": "label"}``.
-        split: Split of a folder, of a table that has a column for it, or of a data set; a list is used as a whole.
+            - Something-Something's JSON, objects in a list or one per line, or a mapping ``{"path": "label"}``.
+        split: Split of a folder, of a table that has a column for it, or of a data set, such as "val" or, which is the
+            same, "validation"; a list is used as a whole.
         root: Folder that the paths in a file are relative to; None uses the folder of the file. A path may be an id,
             the file name without suffix, and videos may be in folders named after the label, split or file.
 
@@ -61,74 +62,93 @@ def read_listing(source: str | Path, split: str | None = None, root: str | Path 
     Raises:
         ValueError: If there are no videos, or a line cannot be read.
     """
-    source = _existing(source)
-    if source.is_dir() and not split_1_in(source):
-        listing, splits = read_folder(source, split or ""), []
-    else:
-        contents = _contents(source, root)
-        if split in contents.beside:
-            return read_listing(contents.beside[split], None, root or _root(source))
-        listing, splits = _found(source, contents, split, root), contents.splits
-    if not listing.videos:
-        hints = [f"Left out: {', '.join(listing.left_out)}."] if listing.left_out else []
-        hints += [f"It has the splits {', '.join(splits)}."] if splits else []
-        raise ValueError(
-            f"No videos found in {source}{f', split {split!r}' if split else ''}. "
-            f"{' '.join([*hints, 'Check the path and the split.'])}"
-        )
-    return listing
+    return VideoSource(source, root).listing(split)
 
 
 def has_split(source: str | Path, split: str, root: str | Path | None = None) -> bool:
     """Whether a folder, table or data set has a split; a list has none."""
-    source = Path(source)
-    if source.is_dir() and not split_1_in(source):
-        return split_folder(source, split).is_dir()
-    return split in _contents(_existing(source), root).splits
+    return VideoSource(source, root).has(split)
 
 
-def _existing(source: str | Path) -> Path:
-    source = Path(source)
-    if not source.exists() or (source.is_file() and is_video(source)):
-        what = "is a video file" if source.exists() else "does not exist"
-        raise ValueError(f"{source} {what}. Give a folder of videos, or a list or table of them.")
-    return source
+class VideoSource:
+    """A folder or file of videos, which is read once, however many splits are asked for.
 
-
-def _root(source: Path) -> Path:
-    return source if source.is_dir() else source.parent
-
-
-def _contents(source: Path, root: str | Path | None) -> Contents:
-    files = Files(Path(root or _root(source)))
-    path = split_1_in(source) if source.is_dir() else source
-    text = read_text(path)
-    contents = next(contents for read in FORMS if (contents := read(path, text, files)) is not None)
-    return replace(contents, comments=sum(is_comment(line.strip()) for line in text.split("\n")))
-
-
-def _found(source: Path, contents: Contents, split: str | None, root: str | Path | None) -> Listing:
-    """Find the files that rows name.
+    Args:
+        path: The folder or file, see :func:`find_videos`.
+        root: Folder that the paths in a file are relative to; None uses the folder of the file.
 
     Raises:
-        ValueError: If a file has two labels.
+        ValueError: If it does not exist, or is a video itself.
     """
-    files, labels, videos, missing = Files(Path(root or _root(source))), {}, [], []
-    for row in contents.rows:
-        if split is None or not row.splits or split_name(split) in row.splits:
-            path = files.find(_spellings(row), _folders(row.label, row.folders, source.stem))
-            if path is None:
-                path = files.root / row.names[0]
-                missing.append(path)
-            video = Labeled(path, nfc(row.label))
-            if labels.setdefault(path, video.label) != video.label:
-                raise ValueError(
-                    f"{path} has the labels {labels[path]!r} and {video.label!r} in {source}. Several labels per "
-                    "video are not supported yet: give one of them."
-                )
-            videos.append(video)
-    left_out = (counted(contents.comments, "comment"),) if contents.comments else ()
-    return Listing(videos, source, contents.form, contents.classes, left_out, tuple(missing))
+
+    def __init__(self, path: str | Path, root: str | Path | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.exists() or (self.path.is_file() and is_video(self.path)):
+            what = "is a video file" if self.path.exists() else "does not exist"
+            raise ValueError(f"{self.path} {what}. Give a folder of videos, or a list or table of them.")
+        self._file = split_1_in(self.path) if self.path.is_dir() else self.path
+        self._files = Files(Path(root or (self.path if self.path.is_dir() else self.path.parent)))
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the videos are in class folders, whose names are the labels."""
+        return self._file is None
+
+    def has(self, split: str) -> bool:
+        """Whether there is a split; a list has none."""
+        if self.is_folder:
+            return split_folder(self.path, split).is_dir()
+        return split_name(split) in self._contents.splits
+
+    def listing(self, split: str | None = None) -> Listing:
+        """Find the videos of a split; a list is used as a whole.
+
+        Raises:
+            ValueError: If there are no videos, or a line cannot be read.
+        """
+        if self.is_folder:
+            listing, splits = read_folder(self.path, split or ""), []
+        elif split and (beside := self._contents.beside.get(split_name(split))):
+            return VideoSource(beside, self._files.root).listing()
+        else:
+            listing, splits = self._found(split and split_name(split)), self._contents.splits
+        if not listing.videos:
+            hints = [f"Left out: {', '.join(listing.left_out)}."] if listing.left_out else []
+            hints += [f"It has the splits {', '.join(splits)}."] if splits else []
+            raise ValueError(
+                f"No videos found in {self.path}{f', split {split!r}' if split else ''}. "
+                f"{' '.join([*hints, 'Check the path and the split.'])}"
+            )
+        return listing
+
+    @cached_property
+    def _contents(self) -> Contents:
+        text = read_text(self._file)
+        contents = next(c for read in READERS if (c := read(self._file, text, self._files)) is not None)
+        return replace(contents, comments=sum(is_comment(line.strip()) for line in text.split("\n")))
+
+    def _found(self, split: str | None) -> Listing:
+        """Find the files that rows name.
+
+        Raises:
+            ValueError: If a file has two labels.
+        """
+        contents, stem, labels, videos, missing = self._contents, self.path.stem, {}, [], []
+        for row in contents.rows:
+            if split is None or not row.splits or split in row.splits:
+                path = self._files.find(_spellings(row), _folders(row.label, row.folders, stem))
+                if path is None:
+                    path = self._files.root / row.names[0]
+                    missing.append(path)
+                video = Labeled(path, nfc(row.label))
+                if labels.setdefault(path, video.label) != video.label:
+                    raise ValueError(
+                        f"{path} has the labels {labels[path]!r} and {video.label!r} in {self.path}. Several labels "
+                        "per video are not supported yet: give one of them."
+                    )
+                videos.append(video)
+        left_out = (counted(contents.comments, "comment"),) if contents.comments else ()
+        return Listing(videos, self.path, contents.form, contents.classes, left_out, tuple(missing))
 
 
 def _spellings(row: Row) -> list[str]:

@@ -8,17 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peft_aim.video.data.listing.contents import Labeled, Listing, counted, shown, split_name
-from peft_aim.video.data.listing.files import is_ignored, is_image, is_still_webp, is_video, nfc
+from peft_aim.video.data.listing.contents import Labeled, Listing, counted, encodable, shown, split_name
+from peft_aim.video.data.listing.files import are_frames, is_ignored, is_video_file, nfc
 
 
 def split_folder(source: Path, split: str) -> Path:
-    """Return the folder of a split, "val" or "validation" for example, whether it exists or not."""
+    """Return the folder of a split, "val" or a synonym such as "Validation", whether it exists or not."""
     if (source / split).is_dir():
         return source / split
-    return next(
-        (path for path in _content(source) if path.is_dir() and split_name(path.name) == split), source / split
-    )
+    same = (path for path in _content(source) if path.is_dir() and split_name(path.name) == split_name(split))
+    return next(same, source / split)
 
 
 def read_folder(source: Path, split: str) -> Listing:
@@ -38,8 +37,9 @@ def read_folder(source: Path, split: str) -> Listing:
         )
     walk, videos, empty = _Walk(), [], []
     for path in classes:
+        label = nfc(encodable(path.name, f"{source / split}"))
         found = sorted(walk.videos(path))
-        videos += [Labeled(video, nfc(path.name)) for video in found]
+        videos += [Labeled(video, label) for video in found]
         empty += [] if found else [path.name]
     outside = [path for path in content if path.is_file()]
     return Listing(videos, source, walk.form, left_out=tuple(_left_out(walk.others, empty, outside)))
@@ -65,14 +65,14 @@ class _Walk:
         visited.add(real)
         content = _content(folder)
         folders = {path for path in content if path.is_dir()}
-        if frames and not folders and _are_frames(content):
+        if frames and not folders and are_frames(content):
             self.folders += 1
             yield folder
             return
         for path in content:
             if path in folders:
                 yield from self._below(path, frames=True, visited=visited)
-            elif is_video(path):
+            elif is_video_file(path):
                 yield path
             else:
                 self.others[path.suffix.lower() or path.name] += 1
@@ -85,13 +85,6 @@ class _Walk:
 
 def _content(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not is_ignored(path))
-
-
-def _are_frames(files: list[Path]) -> bool:
-    """Whether files are images, of which some list or description may be beside."""
-    images = [path for path in files if is_image(path)]
-    videos = [path for path in files if is_video(path) and path.suffix.lower() != ".webp"]
-    return bool(images) and not videos and (images[0].suffix.lower() != ".webp" or is_still_webp(images[0]))
 
 
 def _left_out(others: Counter, empty: list[str], outside: list[Path]) -> Iterator[str]:

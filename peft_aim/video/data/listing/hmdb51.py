@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from peft_aim.video.data.listing.contents import Contents, Row
+from peft_aim.video.data.listing.contents import TEST, Contents, Row
 from peft_aim.video.data.listing.files import Files
 from peft_aim.video.data.listing.text import data_lines, read_text
 
 NAME = re.compile(r"(?P<label>.+)_test_split(?P<number>\d+)\.txt", re.IGNORECASE)
-SPLITS = {"1": ("train",), "2": ("val", "test"), "0": ()}
+SPLITS = {"1": ("train",), "2": TEST, "0": ()}
 
 
 def split_1_in(folder: Path) -> Path | None:

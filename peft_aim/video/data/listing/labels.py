@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft_aim.video.data.listing.contents import Labeled
+from peft_aim.video.data.listing.contents import Labeled, shown_names
 from peft_aim.video.data.listing.files import nfc
 from peft_aim.video.data.listing.text import read_text
 
@@ -33,34 +33,41 @@ def class_names(videos: list[Labeled], names: list[str] | None = None, by_name: 
     names = [nfc(name) for name in names]
     if len(names) == 1:
         raise ValueError(f"There is only one class, {names[0]!r}. Give videos of at least two.")
-    indexed(videos, names)
+    indexed(videos, names, by_name)
     return names
 
 
 def by_index(videos: list[Labeled], classes: list[str]) -> bool:
-    """Whether videos are labeled by the index of their class, not by its name.
+    """Whether videos are labeled by the index of their class, not by its name, which is then no number itself.
 
     Example:
-        >>> by_index([Labeled(Path("a.mp4"), "1")], ["run", "walk"])
-        True
+        >>> videos = [Labeled(Path("a.mp4"), "1")]
+        >>> by_index(videos, ["run", "walk"]), by_index(videos, ["1", "2"])
+        (True, False)
     """
-    names = {nfc(name) for name in classes}
-    return any(nfc(video.label) not in names for video in videos) and all(video.label.isdecimal() for video in videos)
+    numbers = {video.label.isdecimal() for video in videos} == {True}
+    return numbers and not any(name.isdecimal() for name in classes)
 
 
-def indexed(videos: list[Labeled], classes: list[str]) -> list[tuple[Path, int]]:
+def indexed(videos: list[Labeled], classes: list[str], by_name: bool = False) -> list[tuple[Path, int]]:
     """Return the videos with the indices of their classes.
+
+    Args:
+        videos: The videos.
+        classes: Class names in the order of their indices.
+        by_name: Whether labels are names, even if all of them look like indices.
 
     Raises:
         ValueError: If a label is not one of the classes.
     """
-    index = {str(i): i for i in range(len(classes))} | {nfc(name): i for i, name in enumerate(classes)}
+    numbered = not by_name and by_index(videos, classes)
+    index = {str(i) if numbered else nfc(name): i for i, name in enumerate(classes)}
     unknown = sorted({nfc(video.label) for video in videos} - index.keys())
     if unknown:
         first = next(video for video in videos if nfc(video.label) == unknown[0])
-        shown = f"{classes[:8]}{f' and {len(classes) - 8} more' if len(classes) > 8 else ''}"
         raise ValueError(
-            f"{first.path} has the label {unknown[0]!r}, which is not one of the classes {shown}. Correct the label."
+            f"{first.path} has the label {unknown[0]!r}, which is not one of the classes {shown_names(classes)}. "
+            "Correct the label."
         )
     return [(video.path, index[nfc(video.label)]) for video in videos]
 

@@ -36,12 +36,17 @@ def read_list(source: Path, text: str, files: Files) -> Contents:
         if folder and count.isdecimal():
             if with_frames is None:
                 with_frames = _is_number_of_frames(files.find([folder.strip()]), int(count))
-            path = folder.strip() if with_frames else _with_a_number(path, line, where, files)
+            if with_frames:
+                path = folder.strip()
+            elif "\t" not in line:
+                path = _with_a_number(path, line, where, files)
         rows.append(Row((path,), checked(label, where)))
     return Contents(rows, "lines 'folder frames label'" if with_frames else "lines 'path label'")
 
 
 def _path_and_label(line: str, where: str) -> tuple[str, str]:
+    if "\t" in line:
+        return tuple(part.strip() for part in line.rsplit("\t", 1))
     video = VIDEO_AND_LABEL.fullmatch(line)
     parts = video.groups() if video else line.rsplit(maxsplit=1)
     if len(parts) < 2:

@@ -7,8 +7,9 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from peft_aim.video.data.listing.columns import LABELS, PATHS, SPLITS, TIMES, is_header, is_header_with_spaces, named
+from peft_aim.video.data.listing.columns import TIMES, chosen, is_header, is_header_with_spaces, named
 from peft_aim.video.data.listing.contents import Contents, Row, checked, split_name
 from peft_aim.video.data.listing.files import Files, is_video
 from peft_aim.video.data.listing.lists import VIDEO_AND_LABEL
@@ -30,7 +31,7 @@ def read_table(source: Path, text: str, files: Files) -> Contents | None:
     if separator:
         (_, columns), *rows = _rows(source, text, separator)
         columns = [named(column) for column in columns]
-    elif separator := _separator_without_header(first):
+    elif separator := _separator_without_header(first, text):
         columns, rows = ["path", "label"], list(_rows(source, text, separator))
         if _are_unknown_columns(rows, files):
             columns = rows[0][1]
@@ -39,7 +40,7 @@ def read_table(source: Path, text: str, files: Files) -> Contents | None:
     return of_rows(source, columns, (_named_cells(source, columns, row, separator) for row in rows))
 
 
-def of_rows(source: Path, columns: Sequence[str], rows: Iterable[tuple[str, Mapping[str, str]]]) -> Contents:
+def of_rows(source: Path, columns: Sequence[str], rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Contents:
     """Read rows with named cells.
 
     Args:
@@ -50,17 +51,15 @@ def of_rows(source: Path, columns: Sequence[str], rows: Iterable[tuple[str, Mapp
     Raises:
         ValueError: If no column has paths or labels, or a cell is empty or cannot be read.
     """
-    path, label, split = (next((c for c in wanted if c in columns), None) for wanted in (PATHS, LABELS, SPLITS))
-    if path is None or label is None:
-        raise ValueError(
-            f"{source} has the columns {list(columns)}. Name one column {' or '.join(PATHS)}, and another one "
-            f"{' or '.join(LABELS)}."
-        )
-    found = []
+    path, label, split = chosen(columns, source)
+    needed, with_times, found = [path, label, *([split] if split else [])], all(t in columns for t in TIMES), []
     for where, row in rows:
-        if not (row[path] and row[label]):
-            raise ValueError(f"{where} has no {path} or no {label}: {dict(row)}. Fill in both.")
-        clip = _clip(row, path, where) if all(time in columns for time in TIMES) else ()
+        for column in needed:
+            if not isinstance(row[column], str):
+                raise ValueError(f"{where} has {row[column]!r} as {column}. Write one text or one whole number.")
+            if not row[column]:
+                raise ValueError(f"{where} has no {column}: {dict(row)}. Fill in {', '.join(needed)}.")
+        clip = _clip(row, path, where) if with_times else ()
         splits = (split_name(row[split]),) if split else ()
         found.append(
             Row((*clip, row[path]), checked(row[label], where), splits, (row[split], *splits) if split else ())
@@ -74,9 +73,9 @@ def _are_unknown_columns(rows: list[tuple[int, list[str]]], files: Files) -> boo
     return not any(map(is_video, first)) and any(map(is_video, second)) and files.find(first[:1]) is None
 
 
-def _separator_without_header(line: str) -> str | None:
-    """Return what separates a path and its label; None if only spaces do."""
-    if "\t" not in line and VIDEO_AND_LABEL.fullmatch(line):
+def _separator_without_header(line: str, text: str) -> str | None:
+    """Return what separates a path and its label; None if only spaces do, at least in some lines."""
+    if VIDEO_AND_LABEL.fullmatch(line) and not all("\t" in other for _, other in data_lines(text)):
         return None
     for mark in SEPARATORS:
         path, *others = _cells(line, mark) or [""]

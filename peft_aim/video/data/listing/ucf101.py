@@ -5,34 +5,36 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from peft_aim.video.data.listing.contents import Contents, Row
+from peft_aim.video.data.listing.contents import TEST, Contents, Row
 from peft_aim.video.data.listing.files import Files, nfc
 from peft_aim.video.data.listing.text import data_lines, read_text
 
 NAME = re.compile(r"(train|test)list(\d+)\.txt", re.IGNORECASE)
+SPLITS = {"train": ("train",), "test": TEST}
 LINE = re.compile(r"(?:.*/)?(?P<folder>[^/]+)/(?P<file>[^/]+?)(?:\s+(?P<index>\d+))?")
 
 
 def read_ucf101(source: Path, text: str, files: Files) -> Contents | None:
     """Read a split file; None if the file is none.
 
-    Lines are ``class/file.avi`` and, in the train list, the index of the class from 1. The test list beside a train
-    list is its val split.
+    Lines are ``class/file.avi`` and, in the train list, the index of the class from 1. The test list is the val split,
+    too, also that of the train list beside it.
 
     Raises:
         ValueError: If the class of a video is not one of those in ``classInd.txt``.
     """
     index = source.with_name("classInd.txt")
     lines = [(number, line, LINE.fullmatch(line)) for number, line in data_lines(text)]
-    if not (NAME.fullmatch(source.name) or (index.is_file() and source != index)) or not all(m for *_, m in lines):
+    name = NAME.fullmatch(source.name)
+    if not (name or (index.is_file() and source != index)) or not all(m for *_, m in lines):
         return None
     classes = _classes(index) if index.is_file() else None
-    rows = []
+    splits, rows = SPLITS[name[1].lower()] if name else (), []
     for number, line, match in lines:
         label = match["folder"] if classes is None else _class(match, classes, f"Line {number} of {source}", index)
-        rows.append(Row((line.removesuffix(match["index"] or "").strip(), match["file"]), label))
+        rows.append(Row((line.removesuffix(match["index"] or "").strip(), match["file"]), label, splits))
     test = source.with_name(source.name.replace("trainlist", "testlist"))
-    beside = {"val": test, "test": test} if test != source and test.is_file() else {}
+    beside = dict.fromkeys(TEST, test) if test != source and test.is_file() else {}
     return Contents(rows, f"UCF101's split file{f', classes of {index.name}' if classes else ''}", classes, beside)
 
 

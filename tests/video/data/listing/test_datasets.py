@@ -119,7 +119,12 @@ def test_json_may_map_paths_to_labels_or_list_objects(tmp_path):
     fill(tmp_path, {"map.json": {"a.mp4": "run", "b.mp4": "walk"}})
     fill(
         tmp_path,
-        {"list.json": [{"file": "a.mp4", "action": "run", "subset": "train"}, {"file": "b.mp4", "action": "x"}]},
+        {
+            "list.json": [
+                {"file": "a.mp4", "action": "run", "subset": "train"},
+                {"file": "b.mp4", "action": "x", "subset": 1},
+            ]
+        },
     )
     assert [video.label for video in find_videos(tmp_path / "map.json")] == ["run", "walk"]
     assert find_videos(tmp_path / "list.json", "train") == [Labeled(tmp_path / "a.mp4", "run")]
@@ -131,10 +136,70 @@ def test_json_may_map_paths_to_labels_or_list_objects(tmp_path):
     [
         ("[1, 2", "a.json is not valid JSON: .* Correct it"),
         ([1, 2], "a.json has neither of the forms"),
-        ([{"id": "1"}], r"a.json has the columns \['id'\]. Name one column"),
-        ([{"id": "1", "label": None}], "Entry 1 of .* has no id or no label"),
+        ([{"id": "1"}], r"a.json has no column of labels \(label, class, action, ...\): it has \['id'\]. Name"),
+        ([{"id": "1", "label": None}], "Entry 1 of .* has no label: .* Fill in id, label"),
+        ([{"id": "1", "label": "x", "set": "train"}, {"id": "2", "label": "x"}], "Entry 2 of .* has no set: "),
+        (
+            [{"id": "1", "label": ["run", "jump"]}],
+            r"Entry 1 of .* has \['run', 'jump'\] as label. Write one text or one",
+        ),
+        ([{"id": "1", "label": 1.0}], r"Entry 1 of .* has 1.0 as label. Write one text or one whole number"),
+        ([{"id": ["1"], "template": "x"}], r"Entry 1 of .* has \['1'\] as id. Write one text"),
+        ({"a.mp4": True}, "'a.mp4' in .*a.json has True as label. Write one text or one whole number"),
+        ({"a.mp4": "\udce9"}, r"has the label '\\udce9', which is not valid Unicode. Correct the label"),
+        ([{"id": "1", "template": "\ud800"}], r"Entry 1 of .* label '\\ud800', which is not valid Unicode"),
+        ({"a.mp4": {"label": "run"}}, "a.json has neither of the forms"),
     ],
 )
 def test_wrong_json_is_rejected(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         find_videos(fill(tmp_path, {"a.json": content}) / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.txt"])
+def test_json_may_have_an_object_per_line(tmp_path, name):
+    lines = '{"file": "a.mp4", "label": "run"}\n\n{"file": "b.mp4", "label": 3}\n'
+    source = fill(tmp_path, {name: lines}) / name
+    assert [(video.path.name, video.label) for video in find_videos(source)] == [("a.mp4", "run"), ("b.mp4", "3")]
+
+
+def test_wrong_lines_of_json_are_named(tmp_path):
+    fill(tmp_path, {"a.jsonl": '{"file": "a.mp4", "label": "run"}\n{"file": "b.mp4"\n'})
+    with pytest.raises(ValueError, match="Line 2 of .*a.jsonl is not valid JSON: .* Correct it"):
+        find_videos(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("split", ["val", "validation", "Valid", "dev"])
+def test_data_sets_have_their_val_split_under_any_name(tmp_path, split):
+    ucf, hmdb, something = (tmp_path / name for name in ("ucf", "hmdb", "something"))
+    sources = (fill(ucf, UCF101) / "trainlist01.txt", fill(hmdb, HMDB51), fill(something, SOMETHING) / "train.json")
+    assert [find_videos(source, split) for source in sources] == [find_videos(source, "val") for source in sources]
+    names = [[video.path.name for video in find_videos(source, split)] for source in sources]
+    assert names == [["v_Archery_g01_c01.avi"], ["b.avi"], ["8"]]
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "split", "splits"),
+    [
+        (UCF101, "trainlist01.txt", "holdout", "test, train, val"),
+        ({"trainlist01.txt": "a/b.avi 1\n"}, "trainlist01.txt", "validation", "train"),
+        (UCF101, "testlist01.txt", "train", "test, val"),
+        (HMDB51, ".", "holdout", "test, train, val"),
+        (SOMETHING, "train.json", "holdout", "train, val"),
+        (SOMETHING, "train.json", "test", "train, val"),
+        (SOMETHING, "validation.json", "train", "val"),
+        ({"train.json": {"a.mp4": "run"}}, "train.json", "validation", "train"),
+    ],
+)
+def test_no_other_split_stands_in_for_one_that_a_data_set_lacks(tmp_path, files, source, split, splits):
+    with pytest.raises(ValueError, match=f"No videos found in .*, split '{split}'. It has the splits {splits}. Check"):
+        find_videos(fill(tmp_path, files) / source, split)
+
+
+def test_the_test_split_of_something_something_is_beside_the_others(tmp_path):
+    fill(tmp_path, {**SOMETHING, "test.json": [{"id": "9", "template": "Dropping [something]"}]})
+    assert [video.path.name for video in find_videos(tmp_path / "train.json", "test")] == ["9"]
+    assert Data.find(tmp_path / "train.json", val=tmp_path / "test.json").val[0][0].name == "9"
+    fill(tmp_path, {"test.json": [{"id": "9"}]})
+    with pytest.raises(ValueError, match="test.json has no column of labels"):
+        find_videos(tmp_path / "train.json", "test")

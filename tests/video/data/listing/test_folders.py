@@ -123,3 +123,42 @@ def test_split_folders_have_other_names_too(tmp_path):
     fill(tmp_path, "Training/run/a.mp4", "validation/run/b.mp4")
     assert found(tmp_path) == ["Training/run/a.mp4"] and found(tmp_path, "val") == ["validation/run/b.mp4"]
     assert has_split(tmp_path, "val") and not has_split(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("folder", "splits"), [("val", ["validation", "valid", "dev", "Val", "VAL"]), ("train", ["training", "Train"])]
+)
+def test_splits_have_other_names_too(tmp_path, folder, splits):
+    fill(tmp_path, f"{folder}/run/a.mp4", "holdout/run/b.mp4")
+    assert all(has_split(tmp_path, split) for split in splits)
+    assert [found(tmp_path, split) for split in splits] == [[f"{folder}/run/a.mp4"]] * len(splits)
+    assert found(tmp_path, "Holdout") == ["holdout/run/b.mp4"]
+
+
+def test_still_webp_are_no_videos_beside_videos(tmp_path):
+    fill(tmp_path, "train/run/a.mp4", "train/run/still.webp", "train/run/moving.webp")
+    (tmp_path / "train/run/still.webp").write_bytes(b"RIFF....WEBPVP8 ....")
+    (tmp_path / "train/run/moving.webp").write_bytes(b"RIFF....WEBPVP8X....\x02")
+    assert found(tmp_path) == ["train/run/a.mp4", "train/run/moving.webp"]
+    assert read_listing(tmp_path, "train").left_out == ("1 file of other kinds (.webp)",)
+
+
+def test_names_of_folders_are_never_indices(tmp_path):
+    fill(tmp_path, "train/1/a.mp4", "train/2/b.mp4", "val/0/c.mp4", "val/1/d.mp4", "val/2/e.mp4")
+    with pytest.raises(ValueError, match=r"c.mp4 has the label '0', which is not one of the classes \['1', '2'\]"):
+        Data.find(tmp_path)
+    fill(tmp_path / "named", "train/run/a.mp4", "train/walk/b.mp4", "val/0/c.mp4")
+    with pytest.raises(ValueError, match="label '0', which is not one of the classes"):
+        Data.find(tmp_path / "named")
+
+
+def test_folders_may_be_indices_of_given_names(tmp_path):
+    fill(tmp_path, "train/0/a.mp4", "train/1/b.mp4", "val/1/c.mp4")
+    data = Data.find(tmp_path, classes=["run", "walk"])
+    assert data.classes == ["run", "walk"] and [label for _, label in data.val] == [1]
+
+
+def test_class_folders_are_valid_unicode(tmp_path):
+    fill(tmp_path, "train/caf\udce9/a.mp4")
+    with pytest.raises(ValueError, match=r"label 'caf\\udce9', which is not valid Unicode. Correct the label"):
+        find_videos(tmp_path, "train")

@@ -28,3 +28,16 @@ def test_names_are_the_same_however_they_are_composed(tmp_path):
     assert not by_index(videos, [DECOMPOSED, "run"])
     (tmp_path / "names.txt").write_text(f"{DECOMPOSED}\nrun\n")
     assert read_names(tmp_path / "names.txt") == [COMPOSED, "run"]
+
+
+@pytest.mark.parametrize("classes", [["1", "2"], ["run", "2"]])
+def test_numbers_are_no_indices_if_a_class_is_a_number_itself(classes):
+    videos = [Labeled(Path("a.mp4"), "0"), Labeled(Path("b.mp4"), "2")]
+    assert not by_index(videos, classes)
+    with pytest.raises(ValueError, match="a.mp4 has the label '0', which is not one of the classes"):
+        indexed(videos, classes)
+
+
+def test_numbers_beside_names_are_no_indices():
+    with pytest.raises(ValueError, match="b.mp4 has the label '1', which is not one of the classes"):
+        indexed([Labeled(Path("a.mp4"), "run"), Labeled(Path("b.mp4"), "1")], ["run", "walk"])

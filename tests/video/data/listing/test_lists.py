@@ -30,6 +30,8 @@ def test_lists_have_a_path_and_a_label_per_line(tmp_path):
     [
         ("a.mp4\tturn left\nb.mp4\tgo on 2 steps\n", ["turn left", "go on 2 steps"]),
         ("a.mp4 turn left\nb.mp4 stop\n", ["turn left", "stop"]),
+        ("a.mp4 stop\nb.mp4\tgo 2 steps\n", ["stop", "go 2 steps"]),
+        ("a.mp4\tgo 2 steps\nb.mp4 stop\n", ["go 2 steps", "stop"]),
         ("path label\na.mp4 run\nb.mp4 walk\n", ["run", "walk"]),
         ("Video Class\na.mp4 run\nb.mp4 walk\n", ["run", "walk"]),
         ("# by hand\na.mp4 run\n   # b\nb.mp4 walk\n", ["run", "walk"]),
@@ -67,6 +69,7 @@ def test_folders_may_have_a_number_of_frames(tmp_path):
             (tmp_path / name / f"{i}.jpg").touch()
     assert found(written(tmp_path, "1 4 run\n2 4 walk\n")) == [("1", "run"), ("2", "walk")]
     assert found(written(tmp_path, "1 run\n2 walk\n")) == [("1", "run"), ("2", "walk")]
+    assert found(written(tmp_path, "1/ 4 run\n2/ 4 walk\n")) == [("1", "run"), ("2", "walk")]
     with pytest.raises(
         ValueError, match="Line 1 of .* is '1 0 1', with '0 1' after the path. Several labels per video"
     ):

@@ -111,9 +111,19 @@ def test_clips_of_kinetics_are_named_by_their_times(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,what\na.mp4,run\n", r"has the columns \['file', 'what'\]. .*label or class"),
-        ("movie,behaviour\na.mp4,run\n", r"has the columns \['movie', 'behaviour'\]. Name one column path or"),
-        ("path,label\na.mp4,\n", "Line 2 of .*all.csv has no path or no label"),
+        (
+            "file,what\na.mp4,run\n",
+            r"all.csv has no column of labels \(label, class, action, ...\): it has \['file', 'what'\]. Name one like",
+        ),
+        (
+            "movie,behaviour\na.mp4,run\n",
+            r"no column of paths \(path, .*\) or of labels \(label, .*: it has \['movie', 'be",
+        ),
+        ("path,label\na.mp4,\n", "Line 2 of .*all.csv has no label: .* Fill in path, label"),
+        (
+            "path,label,split\na.mp4,run,train\nb.mp4,run,\n",
+            "Line 3 of .* has no split: .* Fill in path, label, split",
+        ),
         (
             "path,label,split\na.mp4,run,train\nb.mp4,right\n",
             "Line 3 of .* is 'b.mp4,right', with 2 cells for the 3 columns path, label, split. Fill in all cells",
