@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from peft_aim.video.data.listing.contents import is_split
 from peft_aim.video.data.listing.files import is_video
 
 # The first that a table has counts.
@@ -13,7 +15,18 @@ PATHS = (
     *("video_name", "clip_name", "clip", "video_id", "clip_id", "id", "youtube_id"),
 )
 LABELS = (
-    *("label", "class", "action", "category", "tag", "activity", "label_name", "class_name", "action_name"),
+    *(
+        "label",
+        "class",
+        "action",
+        "category",
+        "tag",
+        "activity",
+        "label_name",
+        "class_name",
+        "classname",
+        "action_name",
+    ),
     *("label_id", "class_id", "class_index", "target"),
 )
 SPLITS = ("split", "set", "subset", "partition")
@@ -31,20 +44,35 @@ def is_header(cells: Sequence[str]) -> bool:
     return len(cells) > 1 and bool(known) and not any(is_video(cell) or cell.isdecimal() for cell in cells)
 
 
-def chosen(columns: Collection[str], source: Path) -> tuple[str, str, str | None]:
+def chosen(
+    columns: Collection[str], values: Callable[[str], Iterable[Any]], source: Path
+) -> tuple[str, str, str | None]:
     """Return the columns of paths, labels and splits; the last may be None.
+
+    Of several columns of labels, that of names counts rather than that of their indices. A column whose cells are all
+    names of splits is that of splits, whatever it is called.
+
+    Args:
+        columns: Names of the columns.
+        values: Function that returns the cells of a column.
+        source: The file, for errors.
 
     Raises:
         ValueError: If there are no paths or no labels.
     """
-    path, label, split = (next((c for c in wanted if c in columns), None) for wanted in (PATHS, LABELS, SPLITS))
-    needed = (("paths", PATHS, path), ("labels", LABELS, label))
-    missing = [f"{what} ({', '.join(names[:3])}, ...)" for what, names, column in needed if column is None]
+    path = next((column for column in PATHS if column in columns), None)
+    labels = [column for column in LABELS if column in columns]
+    needed = (("paths", PATHS, path), ("labels", LABELS, labels))
+    missing = [f"{what} ({', '.join(names[:3])}, ...)" for what, names, found in needed if not found]
     if missing:
         raise ValueError(
             f"{source} has no column of {' or of '.join(missing)}: it has {[*columns]}. Name one like this."
         )
-    return path, label, split
+    names = (column for column in labels if not all(str(cell).isdecimal() for cell in values(column)))
+    label = next(names, labels[0]) if len(labels) > 1 else labels[0]
+    others = [column for column in columns if column not in (path, label)]
+    splits = (column for column in others if column in SPLITS or all(is_split(str(cell)) for cell in values(column)))
+    return path, label, min(splits, key=lambda column: column not in SPLITS, default=None)
 
 
 def named(column: str) -> str:

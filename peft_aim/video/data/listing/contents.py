@@ -147,6 +147,16 @@ def split_name(name: str) -> str:
     return next((split for split, synonyms in SYNONYMS.items() if name in synonyms), name)
 
 
+def is_split(name: str) -> bool:
+    """Whether a word is the name of a split, whatever it is about.
+
+    Example:
+        >>> is_split("Validation"), is_split("run")
+        (True, False)
+    """
+    return split_name(name) in SYNONYMS
+
+
 def checked(label: str, where: str) -> str:
     """Return a label that can be the name of a class.
 

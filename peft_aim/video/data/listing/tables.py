@@ -51,7 +51,8 @@ def of_rows(source: Path, columns: Sequence[str], rows: Iterable[tuple[str, Mapp
     Raises:
         ValueError: If no column has paths or labels, or a cell is empty or cannot be read.
     """
-    path, label, split = chosen(columns, source)
+    rows = list(rows)
+    path, label, split = chosen(columns, lambda column: (row[column] for _, row in rows), source)
     needed, with_times, found = [path, label, *([split] if split else [])], all(t in columns for t in TIMES), []
     for where, row in rows:
         for column in needed:

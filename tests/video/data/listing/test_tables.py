@@ -33,6 +33,21 @@ def test_tables_have_columns_and_optional_splits(tmp_path):
         find_videos(table, "test")
 
 
+@pytest.mark.parametrize("column", ["mode", "data_type", "phase", "part of the data"])
+def test_a_column_of_nothing_but_splits_is_that_of_splits(tmp_path, column):
+    table = written(tmp_path, f"path,label,{column}\na.mp4,run,Train\nb.mp4,walk,train\nc.mp4,run,valid\n")
+    data = Data.find(table)
+    assert len(data.train) == 2 and data.val == [(tmp_path / "c.mp4", 0)]
+    assert f"{column.replace(' ', '_')!r} as split" in data.summary[0]
+
+
+def test_names_of_classes_count_rather_than_their_indices(tmp_path):
+    table = written(tmp_path, "classname,path,label\nrun,a.mp4,0\nwalk,b.mp4,1\n")
+    assert [video.label for video in find_videos(table)] == ["run", "walk"]
+    table = written(tmp_path, "path,label,class\na.mp4,0,run\nb.mp4,1,walk\n")
+    assert [video.label for video in find_videos(table)] == ["run", "walk"]
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("name", ["all.csv", "all.tsv", "all.txt"])
 def test_the_separator_is_recognized(tmp_path, separator, name):
