@@ -193,7 +193,9 @@ def evaluate_model(
         rows.append(accelerator.gather_for_metrics((row, batch["labels"])))
         if rows[-1][0].isnan().any():  # on all processes alike: none is left waiting for the others
             wrong = gather(path for path, of_video in zip(paths, row, strict=True) if of_video.isnan().any())
-            raise NotFinite(why_not_finite(f"{len(wrong)} videos, {wrong[0]} for example,", model))
+            raise NotFinite(
+                why_not_finite(f"{len(wrong)} of {len(rows[-1][0])} videos, {wrong[0]} for example,", model)
+            )
     found, labels = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
     seen, readable = seen.gathered(), labels != IGNORED
     if not readable.any():
