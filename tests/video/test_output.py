@@ -95,9 +95,9 @@ def test_an_evaluation_that_cannot_be_written_is_printed(tmp_path, folder, image
     ],
 )
 def test_the_error_names_what_cannot_be_written_and_why(error, message, capsys):
-    with pytest.raises(OSError, match=f"^{message} The results stand above. Make room") as raised:
-        with printed_if_lost("top-1 90.0%", Path("out/it")):
-            raise error
+    wanted = pytest.raises(OSError, match=f"^{message} The results stand above. Make room")
+    with wanted as raised, printed_if_lost("top-1 90.0%", Path("out/it")):
+        raise error
     assert "None" not in str(raised.value) and capsys.readouterr().out == "\ntop-1 90.0%\n\n"
 
 
@@ -107,10 +107,10 @@ def test_results_that_grow_are_printed_as_far_as_they_are(capsys):
             return "\n".join(self)
 
     for found, printed, stand in (["a", "b"], "\na\nb\n\n", True), ([], "", False):
-        with pytest.raises(OSError, match="The output cannot be written: No space left") as raised:
-            with printed_if_lost(lines := Lines()):
-                lines.extend(found)
-                full()
+        lines, wanted = Lines(), pytest.raises(OSError, match="The output cannot be written: No space left")
+        with wanted as raised, printed_if_lost(lines):
+            lines.extend(found)
+            full()
         assert capsys.readouterr().out == printed and ("stand above" in str(raised.value)) == stand
 
 
