@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import sys
 import warnings
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 
 from peft_aim.commands import convert, demo, evaluate, inspect, predict, train
 from peft_aim.commands.arguments import Parser, with_safe_paths
+from peft_aim.files import NO_ROOM
 
 COMMANDS = {
     "train": train,
@@ -77,10 +79,25 @@ def _parser() -> Parser:
 
 
 def _reason(error: Exception) -> str:
-    """Return the message of an error; of the system's own, the file and what is wrong with it."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}."
-    return str(error)
+    """Return the message of an error; of the system's own, the file, what is wrong with it and what to do."""
+    if not (isinstance(error, OSError) and error.errno and error.strerror):
+        return str(error)
+    where = "" if error.filename is None else f"{error.filename}: "
+    return f"{where}{error.strerror}. {_advice(error.errno)}"
+
+
+def _advice(number: int) -> str:
+    """Return what to do about an error of the system.
+
+    Example:
+        >>> _advice(errno.ENOENT)
+        'Check the path.'
+    """
+    if number in NO_ROOM:
+        return "Make room on its disk and allow writing there, or give another folder."
+    if number in (errno.EACCES, errno.EPERM):
+        return "Change its permissions, or give another path."
+    return "Check the path."
 
 
 def _unknown(name: str) -> str:

@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from peft import PeftModel
+
 from peft_aim.commands.arguments import Commands, add_backbone, new_command, source
 from peft_aim.video.recipe import PRESETS, Recipe
 
@@ -40,7 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert the checkpoint, save the adapter and print its settings."""
     from peft_aim.convert import from_official
     from peft_aim.video.backbones import load_backbone
-    from peft_aim.video.data import read_names
     from peft_aim.video.description import Description
     from peft_aim.video.output import check_output
 
@@ -57,21 +58,51 @@ def run(arguments: argparse.Namespace) -> int:
         )
     model = from_official(arguments.checkpoint, backbone, scale)
     config = model.active_peft_config
-    names = read_names(arguments.classes) if arguments.classes else [str(i) for i in range(config.num_labels)]
-    if len(names) != config.num_labels:
-        raise ValueError(
-            f"{arguments.classes} lists {len(names)} class name(s), but the checkpoint has {config.num_labels} "
-            "classes. Give one name per line."
-        )
+    names = _class_names(arguments.classes, config.num_labels)
     config.id2label = dict(enumerate(names))
-    if recipe.stride:
-        recipe = replace(recipe, stride=max(1, recipe.stride * recipe.frames // config.num_frames))
-    recipe = replace(recipe, frames=config.num_frames)
+    recipe = _for_frames(recipe, config.num_frames)
     Description.new(recipe, preprocessing, origin.resolved(backbone), names, trained=False).write(config)
-    model.save_pretrained(arguments.output, save_embedding_layers=False)  # else PEFT asks the Hub for text embeddings
+    _save(model, arguments.output)
     print(
         f"{config.num_frames} frames, {config.num_labels} classes, {config.temporal_adapters} temporal adapter(s), "
         f"scale {config.scale}, {model.get_nb_trainable_parameters()[0]:,} trainable parameters; "
         f"saved to {arguments.output}"
     )
     return 0
+
+
+def _class_names(file: str | None, count: int) -> list[str]:
+    """Return the class names in a file, or numbers if none is given.
+
+    Raises:
+        ValueError: If there are more or fewer names than the checkpoint has classes.
+    """
+    from peft_aim.video.data import read_names
+
+    names = read_names(file) if file else [str(i) for i in range(count)]
+    if len(names) != count:
+        raise ValueError(
+            f"{file} lists {len(names)} class name(s), but the checkpoint has {count} classes. Give one name per line."
+        )
+    return names
+
+
+def _for_frames(recipe: Recipe, frames: int) -> Recipe:
+    """Return a recipe for clips of as many frames, over the same time."""
+    stride = recipe.stride and max(1, recipe.stride * recipe.frames // frames)
+    return replace(recipe, frames=frames, stride=stride)
+
+
+def _save(model: PeftModel, output: str) -> None:
+    """Save the adapter.
+
+    Raises:
+        OSError: If the disk is full or read-only.
+    """
+    from peft_aim.video.output import raise_if_full
+
+    try:
+        model.save_pretrained(output, save_embedding_layers=False)  # else PEFT asks the Hub for text embeddings
+    except Exception as error:
+        raise_if_full(error, output, "convert it again")
+        raise

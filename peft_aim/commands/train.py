@@ -20,41 +20,10 @@ def add(commands: Commands) -> None:
         "Train an adapter on labeled videos, evaluate it and save it.",
         "peft-aim train videos --model vit_base_patch16_clip_quickgelu_224.openai --output my-task",
     )
-    add_videos(parser)
-    parser.add_argument(
-        "--val",
-        metavar="LIST",
-        help="list, table or folder of the videos to evaluate on, if the argument videos has no val split",
-    )
-    parser.add_argument("--classes", metavar="FILE", help="class names, one per line, for videos labeled 0, 1, ...")
-    parser.add_argument("--output", metavar="DIR", help="folder for the adapter, its model card and the results")
-    parser.add_argument("--check", action="store_true", help="open all videos before training and report broken ones")
-    parser.add_argument("--resume", action="store_true", help="resume from the last complete checkpoint in --output")
-    parser.add_argument("--overwrite", action="store_true", help="write to --output even if it is not empty")
-    parser.add_argument(
-        "--log",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="log loss, learning rate and val top-1 to tensorboard, wandb, mlflow or another program that "
-        "transformers supports; repeat it for several",
-    )
-    parser.add_argument(
-        "--synthetic", action="store_true", help="measure training speed on random clips; nothing is saved"
-    )
-    add_backbone(parser, required=True)
-    parser.add_argument(
-        "--random-weights",
-        action="store_true",
-        help="freeze a backbone with random weights, to try training out: they are not saved, so the adapter is of no "
-        "use afterwards",
-    )
-    group = parser.add_argument_group("recipe", "The defaults shown are those without --recipe.")
-    group.add_argument(
-        "--recipe", choices=PRESETS, help="start from the paper's settings; the options below override them"
-    )
-    for option in fields(Recipe):
-        group.add_argument(f"--{option.name.replace('_', '-')}", **_kind(option), help=_help(option))
+    _add_videos(parser)
+    _add_output(parser)
+    _add_backbone(parser)
+    _add_recipe(parser)
     parser.set_defaults(run=run)
 
 
@@ -86,6 +55,53 @@ def run(arguments: argparse.Namespace) -> int:
     _, report = train(data, source(arguments), arguments.output, recipe, **flags)
     say(f"\n{report}\n\nAdapter saved to {Path(arguments.output).resolve()}")
     return 0
+
+
+def _add_videos(parser: argparse.ArgumentParser) -> None:
+    add_videos(parser)
+    parser.add_argument(
+        "--val",
+        metavar="LIST",
+        help="list, table or folder of the videos to evaluate on, if the argument videos has no val split",
+    )
+    parser.add_argument("--classes", metavar="FILE", help="class names, one per line, for videos labeled 0, 1, ...")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", metavar="DIR", help="folder for the adapter, its model card and the results")
+    parser.add_argument("--check", action="store_true", help="open all videos before training and report broken ones")
+    parser.add_argument("--resume", action="store_true", help="resume from the last complete checkpoint in --output")
+    parser.add_argument("--overwrite", action="store_true", help="write to --output even if it is not empty")
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="log loss, learning rate and val top-1 to tensorboard, wandb, mlflow or another program that "
+        "transformers supports; repeat it for several",
+    )
+    parser.add_argument(
+        "--synthetic", action="store_true", help="measure training speed on random clips; nothing is saved"
+    )
+
+
+def _add_backbone(parser: argparse.ArgumentParser) -> None:
+    add_backbone(parser, required=True)
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="freeze a backbone with random weights, to try training out: they are not saved, so the adapter is of no "
+        "use afterwards",
+    )
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("recipe", "The defaults shown are those without --recipe.")
+    group.add_argument(
+        "--recipe", choices=PRESETS, help="start from the paper's settings; the options below override them"
+    )
+    for option in fields(Recipe):
+        group.add_argument(f"--{option.name.replace('_', '-')}", **_kind(option), help=_help(option))
 
 
 def _kind(option: Field) -> dict[str, Any]:

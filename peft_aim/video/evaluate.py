@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,24 @@ from peft_aim.video.data import (
     notes_on_evaluation,
 )
 from peft_aim.video.description import Description
-from peft_aim.video.finite import check_scores
+from peft_aim.video.finite import NotFinite, why_not_finite
 from peft_aim.video.metrics import Metrics
 from peft_aim.video.output import check_writable, printed_if_lost
 from peft_aim.video.picture import draw_confusion
-from peft_aim.video.processes import on_cpu, processes, say
+from peft_aim.video.processes import gather, on_cpu, once, processes, say
 
 
 class NothingToEvaluate(ValueError):  # noqa: N818 (only the videos are at fault)
-    """Raised if none of the videos can be read."""
+    """Raised if none of the videos can be read.
+
+    Args:
+        count: Number of videos.
+        remarks: Why they cannot be read.
+    """
+
+    def __init__(self, count: int, remarks: Remarks) -> None:
+        super().__init__(f"None of the {count} evaluation videos can be read. {remarks.skipped[0]}")
+        self.remarks = remarks
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,23 @@ class Evaluation:
 
     Attributes:
         views: Results by views (clips x crops): "1x1", and "3x1" for example if more views were averaged.
-        skipped: Why videos could not be read, one message for each.
-        damaged: Which videos have many frames that had to be replaced, one message for each.
+        remarks: What was noticed about the videos.
         notes: What limits the results, such as videos that are also in the train split.
     """
 
     views: dict[str, Metrics]
-    skipped: list[str]
-    damaged: list[str] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Why videos could not be read, one message for each."""
+        return self.remarks.skipped
+
+    @property
+    def damaged(self) -> list[str]:
+        """Which videos have many frames that had to be replaced, one message for each."""
+        return self.remarks.damaged
 
     @property
     def best(self) -> Metrics:
@@ -112,7 +130,7 @@ def evaluate(
             are NaN or infinite, or ``output`` cannot be written to.
         OSError: If the results cannot be written; they are then printed.
     """
-    check_writable(Path(output))
+    once(partial(check_writable, Path(output)))
     if batch_size < 1:
         raise ValueError(
             f"batch_size={batch_size} is not positive. Give the number of views per forward pass, 1 or more."
@@ -130,11 +148,10 @@ def evaluate(
     if by_index(found, description.classes):
         say(f"Note: numeric labels are read as the adapter's class indices, {dict(enumerate(description.classes))}.")
     labeled = indexed(found, description.classes)
-    remarks = Remarks()
-    result = evaluate_model(loaded.model, description, labeled, views, batch_size, workers, min_frames, remarks)
-    result = replace(result, notes=notes + remarks.notes())
+    result = evaluate_model(loaded.model, description, labeled, views, batch_size, workers, min_frames)
+    result = replace(result, notes=notes + result.remarks.notes())
     if processes().is_main_process:
-        with printed_if_lost(result):
+        with printed_if_lost(result, output):
             write(result, Path(output))
     return result
 
@@ -147,7 +164,6 @@ def evaluate_model(
     batch_size: int = 8,
     workers: int = 1,
     min_frames: int = 1,
-    remarks: Remarks | None = None,
 ) -> Evaluation:
     """Evaluate an adapted model, on all processes that accelerate has launched.
 
@@ -159,7 +175,6 @@ def evaluate_model(
         batch_size: Views per forward pass.
         workers: Processes that load videos.
         min_frames: Videos with fewer frames are skipped.
-        remarks: What is noticed about the videos is added to these.
 
     Raises:
         NothingToEvaluate: If no video can be read.
@@ -172,42 +187,55 @@ def evaluate_model(
     model.to(accelerator.device).eval()
     rows, seen = [], Remarks()
     for batch in tqdm(loader, "Evaluating", leave=False, disable=not accelerator.is_main_process):
+        paths = batch["path"]
         seen.take(batch)
-        every = score(model, batch["clips"].flatten(0, 1), batch_size).unflatten(0, (-1, clips.total))
+        every = probabilities(model, batch["clips"].flatten(0, 1), batch_size).unflatten(0, (-1, clips.total))
         row = torch.stack([every[:, clips.single], every[:, : clips.count].mean(1)], dim=1)  # (videos, 2, classes)
         rows.append(accelerator.gather_for_metrics((row, batch["labels"])))
+        if rows[-1][0].isnan().any():  # on all processes alike: none is left waiting for the others
+            wrong = gather(path for path, of_video in zip(paths, row, strict=True) if of_video.isnan().any())
+            raise NotFinite(
+                why_not_finite(f"{len(wrong)} of {len(rows[-1][0])} videos, {wrong[0]} for example,", model)
+            )
     found, labels = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
-    seen, readable = seen.gathered().to_dict(), labels != IGNORED
-    if remarks is not None:
-        remarks.add(seen)
+    seen, readable = seen.gathered(), labels != IGNORED
     if not readable.any():
-        raise NothingToEvaluate(f"None of the {len(videos)} evaluation videos can be read. {seen['skipped'][0]}")
+        raise NothingToEvaluate(len(videos), seen)
     single, averaged = (
-        Metrics.of(probabilities[readable], labels[readable], description.classes)
-        for probabilities in (found[:, 0], found[:, 1])
+        Metrics.of(of_views[readable], labels[readable], description.classes)
+        for of_views in (found[:, 0], found[:, 1])
     )
-    return Evaluation({"1x1": single, f"{views[0]}x{views[1]}": averaged}, seen["skipped"], seen["damaged"])
+    return Evaluation({"1x1": single, f"{views[0]}x{views[1]}": averaged}, seen)
+
+
+def score(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
+    """Return the class probabilities of clips, see :func:`probabilities`, and check them.
+
+    Raises:
+        NotFinite: If scores are NaN or infinite.
+    """
+    found = probabilities(model, clips, batch_size)
+    wrong = found.isnan().any(-1)
+    if wrong.any():
+        raise NotFinite(why_not_finite(f"{int(wrong.sum())} of {len(wrong)} clips", model))
+    return found
 
 
 @torch.no_grad()
-def score(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
-    """Return the class probabilities of clips.
+def probabilities(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
+    """Return the class probabilities of clips; NaN for a clip with scores that are NaN or infinite.
 
     Args:
         model: The model, with the adapter active.
         clips: The clips.
         batch_size: Clips per forward pass.
 
-    Raises:
-        NotFinite: If scores are NaN or infinite.
-
     Shape:
         ``(V, T, 3, H, W) -> (V, classes)``
     """
     device = next(model.parameters()).device
     scores = torch.cat([scores_of(model(chunk.to(device))) for chunk in clips.split(batch_size)])
-    check_scores(scores, model)
-    return scores.float().softmax(-1)
+    return scores.float().softmax(-1).where(scores.isfinite().all(-1, keepdim=True), torch.nan)
 
 
 def scores_of(output: Any) -> Tensor:
@@ -228,7 +256,12 @@ def scores_of(output: Any) -> Tensor:
 def write(result: Evaluation, folder: Path) -> None:
     """Write an evaluation to ``evaluation.json`` and ``confusion.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = asdict(result)
-    facts = {"videos": result.videos, **facts, "views": facts.pop("views")}
+    facts = {
+        "videos": result.videos,
+        "skipped": result.skipped,
+        "damaged": result.damaged,
+        "notes": result.notes,
+        "views": {views: asdict(metrics) for views, metrics in result.views.items()},
+    }
     write_atomically(folder / "evaluation.json", json.dumps(facts, indent=2))
     draw_confusion(folder / "confusion.png", result.best)

@@ -22,28 +22,22 @@ def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
     return [name for name, tensor in weights if not torch.isfinite(tensor).all()]
 
 
-def check_scores(scores: Tensor, model: nn.Module) -> None:
-    """Check the class scores of clips.
+def why_not_finite(what: str, model: nn.Module) -> str:
+    """Return in words that class scores are NaN or infinite, and why.
 
     Args:
-        scores: The scores, ``(B, classes)``.
+        what: What the scores are of, "3 of 4 clips" for example.
         model: The model that they come from, in which the cause is looked for.
-
-    Raises:
-        NotFinite: If some are NaN or infinite.
     """
-    if torch.isfinite(scores).all():
-        return
-    count = int((~torch.isfinite(scores)).any(-1).sum())
-    what = f"The class scores of {count} of {len(scores)} clips are NaN or infinite, so they predict nothing"
+    what = f"The class scores of {what} are NaN or infinite, so they predict nothing"
     wrong = not_finite(model.named_parameters())
     if wrong:
-        raise NotFinite(
+        return (
             f"{what}: {len(wrong)} weights of the model are NaN or infinite, {wrong[0]} for example. Load other "
             "weights, or train the adapter again with a lower --lr."
         )
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    raise NotFinite(
+    return (
         f"{what}: all weights are finite, but numbers overflow in {dtype}. Load the backbone in float32, or train the "
         "adapter again with a lower --lr."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from peft_aim.files import NO_ROOM
 from peft_aim.video.processes import processes
 
 
@@ -86,17 +86,39 @@ def is_full(error: Exception) -> bool:
     """Return whether an error is a full or read-only disk, by whichever library a file was written.
 
     Example:
-        >>> is_full(OSError(errno.ENOSPC, "No space left on device")), is_full(OSError(errno.ENOENT, "No such file"))
+        >>> is_full(OSError(NO_ROOM[0], "No space left on device")), is_full(OSError("No such file"))
         (True, False)
     """
     by_torch = isinstance(error, RuntimeError) and any(w in str(error) for w in ("inline_container", "iostream error"))
-    by_system = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    by_system = isinstance(error, OSError) and error.errno in NO_ROOM
     return by_system or by_torch or (isinstance(error, SafetensorError) and "I/O error" in str(error))
 
 
+def raise_if_full(error: Exception, output: str | Path, then: str) -> None:
+    """Raise a full or read-only disk as an error that names the output.
+
+    Args:
+        error: What went wrong; nothing is raised for anything else.
+        output: The output folder.
+        then: What to do once there is room.
+
+    Raises:
+        OSError: If the disk is full or read-only.
+    """
+    if is_full(error):
+        raise OSError(
+            f"{output} cannot be written to: its disk is full or read-only ({error}). Make room, and {then}."
+        ) from error
+
+
 @contextmanager
-def printed_if_lost(results: object) -> Iterator[None]:
+def printed_if_lost(results: object, output: str | Path = "The output") -> Iterator[None]:
     """Print results that cannot be written: whatever goes wrong inside, they are not lost.
+
+    Args:
+        results: The results. They become text, by ``str``, only if something goes wrong, so they may still grow
+            inside; nothing is printed if the text is empty.
+        output: What is being written, for an error that doesn't name the file.
 
     Raises:
         OSError: If a file cannot be written; the message names it, and says that the results are printed.
@@ -104,10 +126,13 @@ def printed_if_lost(results: object) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        print(f"\n{results}\n", flush=True)
+        text = str(results)
+        if text:
+            print(f"\n{text}\n", flush=True)
         if not isinstance(error, OSError):
             raise
         raise OSError(
-            f"{error.filename} cannot be written: {error.strerror}. The results stand above. Make room, or allow "
-            "writing there, before you run this again."
+            f"{error.filename or output} cannot be written: {error.strerror or error}. "
+            f"{'The results stand above. ' if text else ''}Make room, or allow writing there, before you run this "
+            "again."
         ) from error

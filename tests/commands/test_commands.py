@@ -13,6 +13,7 @@ import torch
 import zoo
 from official import SIZES, official, timm_clip
 from PIL import Image
+from safetensors import SafetensorError
 from videos import write
 
 from peft_aim.__main__ import main
@@ -129,6 +130,18 @@ def test_convert_takes_scale_recipe_and_classes(small_clip, capsys, monkeypatch)
     (small_clip / "classes.txt").write_text("only one\n")
     assert main(["convert", "official.pth", "c", *of_model, "--classes", "classes.txt"]) == 1
     assert "classes.txt lists 1 class name(s), but the checkpoint has" in capsys.readouterr().err
+
+
+def test_convert_on_a_full_disk_names_the_folder(small_clip, capsys, monkeypatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full)
+    out, of_model = str(small_clip / "out"), ["--model", NAME, "--weights", str(small_clip / "clip.pth")]
+    assert main(["convert", str(small_clip / "official.pth"), out, *of_model]) == 1
+    error = capsys.readouterr().err
+    assert f"peft-aim convert: {out} cannot be written to: its disk is full or read-only (Error while seri" in error
+    assert error.endswith("Make room, and convert it again.\n")
 
 
 # The demo.

@@ -101,7 +101,7 @@ def test_evaluate_prints_and_saves_all_results(folder, adapter, tmp_path, capsys
 
 def test_damaged_and_hdr_videos_are_named_once(folder, adapter, tmp_path, capsys, monkeypatch):
     read = EvaluationClips.__getitem__
-    notices = {"damaged": "a.mp4 is damaged: 30 of 60 frames had to be replaced.", "hdr": "b.mov"}
+    notices = {"path": "b.mov", "damaged": "b.mov is damaged: 30 of 60 frames had to be replaced.", "hdr": "b.mov"}
     monkeypatch.setattr(EvaluationClips, "__getitem__", lambda self, i: read(self, i) | (notices if i < 2 else {}))
     arguments = ["evaluate", adapter, str(folder), "--output", str(tmp_path / "out"), "--workers", "0"]
     assert main(arguments) == 0
@@ -145,7 +145,9 @@ def test_scores_that_are_not_finite_are_no_accuracy(folder, adapter, value, reas
     loaded = load_adapters([adapter])
     for parameter in loaded.model.parameters():
         parameter.data.fill_(value)
-    with pytest.raises(ValueError, match=f"The class scores of 4 of 4 clips are NaN .* nothing: .*{reason}"):
+    with pytest.raises(
+        ValueError, match=f"The class scores of 4 of 4 videos, .*dark/0.mp4 for example, are NaN .*: .*{reason}"
+    ):
         evaluate_model(loaded.model, loaded.descriptions[0], Data.find(folder).val, (1, 1), workers=0)
 
 

@@ -12,7 +12,7 @@ import pytest
 from peft_aim.__main__ import main
 from peft_aim.video.data.data import Data
 from peft_aim.video.evaluate import evaluate
-from peft_aim.video.output import check_output, check_writable
+from peft_aim.video.output import check_output, check_writable, printed_if_lost
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.run import train
 
@@ -83,6 +83,37 @@ def test_an_evaluation_that_cannot_be_written_is_printed(tmp_path, folder, image
     assert "4 videos evaluated, 0 skipped" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.png"),
+            "a.png cannot be written: No space left on device.",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "out/it cannot be written: No space left on device."),
+        (OSError("encoder error"), "out/it cannot be written: encoder error."),
+    ],
+)
+def test_the_error_names_what_cannot_be_written_and_why(error, message, capsys):
+    wanted = pytest.raises(OSError, match=f"^{message} The results stand above. Make room")
+    with wanted as raised, printed_if_lost("top-1 90.0%", Path("out/it")):
+        raise error
+    assert "None" not in str(raised.value) and capsys.readouterr().out == "\ntop-1 90.0%\n\n"
+
+
+def test_results_that_grow_are_printed_as_far_as_they_are(capsys):
+    class Lines(list):
+        def __str__(self) -> str:
+            return "\n".join(self)
+
+    for found, printed, stand in (["a", "b"], "\na\nb\n\n", True), ([], "", False):
+        lines, wanted = Lines(), pytest.raises(OSError, match="The output cannot be written: No space left")
+        with wanted as raised, printed_if_lost(lines):
+            lines.extend(found)
+            full()
+        assert capsys.readouterr().out == printed and ("stand above" in str(raised.value)) == stand
+
+
 @pytest.mark.parametrize("name", ["report.json", "README.md"])
 def test_a_report_that_cannot_be_written_is_printed_and_the_adapter_is_kept(
     tmp_path, folder, image_model, capsys, monkeypatch, name
@@ -129,10 +160,30 @@ def test_a_disk_that_fills_up_in_training_says_whether_to_resume(tmp_path, folde
         assert (tmp_path / "out").exists() == (step == 4)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_errors_of_the_system_are_messages(monkeypatch, capsys):
-    from peft_aim.commands import demo
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left", "a.txt"),
+            "a.txt: No space left. Make room on its disk and allow writing",
+        ),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system. Make room on its disk and allow"),
+        (OSError(errno.EACCES, "Permission denied", "a.txt"), "a.txt: Permission denied. Change its permissions, or"),
+        (OSError(errno.ENOENT, "No such file", "a.txt"), "a.txt: No such file. Check the path."),
+        (OSError("The Hub is down. Try again."), "The Hub is down. Try again."),
+    ],
+)
+def test_errors_of_the_system_are_messages_with_what_to_do(monkeypatch, capsys, error, message):
+    def fail(_: object) -> None:
+        raise error
 
+    monkeypatch.setattr("peft_aim.video.demo.demo", fail)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err.startswith(f"peft-aim demo: {message}")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_device_is_a_message(monkeypatch, capsys):
     monkeypatch.setattr("peft_aim.video.demo.demo", lambda _: Path("/dev/full").write_text("text"))
-    assert demo and main(["demo"]) == 1
-    assert "No space left on device" in capsys.readouterr().err
+    assert main(["demo"]) == 1
+    assert "No space left on device. Make room" in capsys.readouterr().err

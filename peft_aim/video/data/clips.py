@@ -43,8 +43,8 @@ class TrainingClips(Dataset):
 
     Returns:
         By index, ``{"clips": (T, 3, H, W), "labels": int, "seconds": float, **remarks}``. ``seconds`` is the loading
-        time. The remarks are "skipped", the reason why the video cannot be read, and the label is then -100;
-        "damaged", what cannot be decoded if it is much; and "hdr", the path of a video in HDR; all "" otherwise.
+        time. The remarks on the video at "path" are "skipped", the reason why it cannot be read, and the label is then
+        -100; "damaged", what cannot be decoded if it is much; "hdr", its path if it is in HDR; "" stands for none.
     """
 
     def __init__(self, videos: Sequence[tuple[Path, int]], recipe: Recipe, transform: ForTraining) -> None:
@@ -72,9 +72,9 @@ class TrainingClips(Dataset):
             try:
                 with long_enough(path, self.recipe.min_frames) as video:
                     clip, label = video.consistently(partial(self._clip, label=label))
-                    remarks = _remarks(video)
+                    remarks = _remarks(path, video)
             except BrokenVideo as error:
-                clip, label, remarks = self._clip(_Black(), label)[0], IGNORED, _remarks(skipped=str(error))
+                clip, label, remarks = self._clip(_Black(), label)[0], IGNORED, _remarks(path, skipped=str(error))
         return {"clips": clip, "labels": label, "seconds": time.perf_counter() - began, **remarks}
 
     def _clip(self, video: Video, label: int) -> tuple[Tensor, int]:
@@ -131,9 +131,10 @@ class EvaluationClips(Dataset):
         try:
             with long_enough(path, self.min_frames) as video:
                 clips = video.consistently(lambda video: [views.of(video) for views in self.views])
-                remarks = _remarks(video)
+                remarks = _remarks(path, video)
         except BrokenVideo as error:
-            clips, label, remarks = [views.of(_Black()) for views in self.views], IGNORED, _remarks(skipped=str(error))
+            clips, label = [views.of(_Black()) for views in self.views], IGNORED
+            remarks = _remarks(path, skipped=str(error))
         return {"clips": torch.cat(clips), "labels": label, **remarks}
 
 
@@ -148,10 +149,10 @@ class _Black(Video):
         return ((i, torch.zeros(3, *self.size, dtype=torch.uint8)) for i in indices)
 
 
-def _remarks(video: Video | None = None, skipped: str = "") -> dict[str, str]:
+def _remarks(path: str | Path = "", video: Video | None = None, skipped: str = "") -> dict[str, str]:
     """Return what is to be reported about a video, see :class:`TrainingClips`."""
-    damaged, hdr = (str(video.damage), str(video.path) if video.hdr else "") if video else ("", "")
-    return {"skipped": skipped, "damaged": damaged, "hdr": hdr}
+    damaged, hdr = (str(video.damage), str(path) if video.hdr else "") if video else ("", "")
+    return {"path": str(path), "skipped": skipped, "damaged": damaged, "hdr": hdr}
 
 
 @contextmanager
@@ -201,9 +202,9 @@ def _remarks_on(path: Path, min_frames: int, frames: int = 8) -> dict[str, str]:
         with long_enough(path, min_frames) as video:
             (chosen,) = evaluation_frames(len(video.seconds), frames, stride=None)
             video.read(chosen, lambda frame: frame[:, :1, :1].clone())
-            return _remarks(video)
+            return _remarks(path, video)
     except BrokenVideo as error:
-        return _remarks(skipped=str(error))
+        return _remarks(path, skipped=str(error))
 
 
 @contextmanager

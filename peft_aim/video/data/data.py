@@ -104,7 +104,7 @@ class Data:
                     f"None of the {len(videos)} {split} videos can be read. {next(iter(skipped.values()))}"
                 )
             for seen in found.values():
-                remarks.add({kind: [remark] for kind, remark in seen.items()})
+                remarks.take({kind: [remark] for kind, remark in seen.items()})
             broken |= skipped.keys()
         return replace(self, train=[video for video in self.train if video[0] not in broken]), remarks
 

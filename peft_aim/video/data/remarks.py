@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from peft_aim.video.processes import gather
 
+KINDS = ("skipped", "damaged", "hdr")
+
 
 @dataclass
 class Remarks:
-    """What was noticed about videos; each remark counts once, however often its video is read.
+    """What was noticed about videos: one remark of each kind on a video, the first, however often the video is read.
 
     Attributes:
-        skipped: Why videos could not be read.
-        damaged: Which videos have many frames that had to be replaced.
-        hdr: Paths of videos in HDR.
+        texts: By kind, the remark on each video by its path: "skipped", why it cannot be read; "damaged", which of its
+            frames had to be replaced, if many; "hdr", the path of a video in HDR.
 
     Example:
         >>> remarks = Remarks()
-        >>> remarks.take({"labels": [0, 1], "skipped": ["", "a.mp4 is empty."], "hdr": ["b.mov", ""]})
-        >>> [*remarks.skipped], remarks.notes()[0].partition(":")[0]
+        >>> remarks.take({"path": ["a.mp4", "b.mov"], "skipped": ["a.mp4 is empty.", ""], "hdr": ["", "b.mov"]})
+        >>> remarks.skipped, remarks.notes()[0].partition(":")[0]
         (['a.mp4 is empty.'], '1 video is HDR (PQ or HLG), b.mov for example')
     """
 
-    skipped: dict[str, None] = field(default_factory=dict)  # ordered sets
-    damaged: dict[str, None] = field(default_factory=dict)
-    hdr: dict[str, None] = field(default_factory=dict)
+    texts: dict[str, dict[str, str]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+
+    @property
+    def skipped(self) -> list[str]:
+        """Why videos could not be read, one message for each."""
+        return [*self.texts["skipped"].values()]
+
+    @property
+    def damaged(self) -> list[str]:
+        """Which videos have many frames that had to be replaced, one message for each."""
+        return [*self.texts["damaged"].values()]
+
+    @property
+    def hdr(self) -> list[str]:
+        """Paths of videos in HDR."""
+        return [*self.texts["hdr"].values()]
 
     def take(self, batch: dict[str, Any]) -> None:
-        """Remove the remarks from a batch, and add them to these; "" stands for none."""
-        self.add({name: batch.pop(name, ()) for name in KINDS})
+        """Remove the paths and remarks from a batch, and add them to these; "" stands for none."""
+        paths = batch.pop("path")
+        for kind in KINDS:
+            self._add(kind, zip(paths, batch.pop(kind, [""] * len(paths)), strict=True))
 
-    def add(self, found: dict[str, Iterable[str]]) -> None:
-        """Add remarks by kind."""
-        for name, texts in found.items():
-            getattr(self, name).update(dict.fromkeys(filter(None, texts)))
+    def add(self, found: Mapping[str, Mapping[str, str] | Iterable[str]]) -> None:
+        """Add remarks by kind and path; a list has remarks on videos without a path, each of which counts once."""
+        for kind, texts in found.items():
+            self._add(kind, texts.items() if isinstance(texts, Mapping) else ((text, text) for text in texts))
+
+    def _add(self, kind: str, remarks: Iterable[tuple[str, str]]) -> None:
+        for path, text in remarks:
+            if text:
+                self.texts[kind].setdefault(path, text)
 
     def gathered(self) -> Remarks:
-        """Return the remarks of all processes, sorted."""
-        return Remarks(**{name: dict.fromkeys(gather(getattr(self, name))) for name in KINDS})
+        """Return the remarks of all processes, sorted by path."""
+        return Remarks({kind: dict(gather(texts.items())) for kind, texts in self.texts.items()})
 
     def notes(self) -> list[str]:
         """Return what limits the results, in words."""
@@ -51,13 +72,9 @@ class Remarks:
         )
         return [note] if self.hdr else []
 
-    def to_dict(self) -> dict[str, list[str]]:
-        """Return the remarks by kind, for JSON."""
-        return {name: [*getattr(self, name)] for name in KINDS}
-
     @classmethod
-    def from_dict(cls, found: dict[str, list[str]] | list[str]) -> Remarks:
-        """Return remarks that were saved; earlier versions saved a list of ``skipped``.
+    def from_dict(cls, found: dict[str, Any] | list[str]) -> Remarks:
+        """Return remarks whose ``texts`` were saved; earlier versions saved lists, or a list of ``skipped``.
 
         Example:
             >>> Remarks.from_dict(["a.mp4 is empty."]) == Remarks.from_dict({"skipped": ["a.mp4 is empty."]})
@@ -66,6 +83,3 @@ class Remarks:
         remarks = cls()
         remarks.add({"skipped": found} if isinstance(found, list) else found)
         return remarks
-
-
-KINDS = tuple(kind.name for kind in fields(Remarks))

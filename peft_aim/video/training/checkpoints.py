@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from peft_aim.files import write_atomically
 from peft_aim.video.backbones import Source
 from peft_aim.video.data import Data, Remarks, listed
-from peft_aim.video.output import check_output, check_writable, is_full, missing, remove_empty
+from peft_aim.video.output import check_output, check_writable, missing, raise_if_full, remove_empty
 from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.changes import changes
@@ -70,8 +70,6 @@ class Run:
             ValueError: If the output cannot be written to, or is not empty and ``overwrite`` is False; with
                 ``resume``, if it holds no interrupted run, or one with other settings or videos.
         """
-        if not processes().is_main_process:
-            return
         if not resume:
             check_output(self.output, overwrite, can_resume=self._note.is_file())
             return
@@ -125,12 +123,8 @@ class Run:
                 for folder in inner:
                     shutil.rmtree(folder, ignore_errors=True)
                 remove_empty(new)
-            if not is_full(error):
-                raise
-            then = "continue with --resume" if left else "train again"
-            raise OSError(
-                f"{self.output} cannot be written to: its disk is full or read-only ({error}). Make room, and {then}."
-            ) from error
+            raise_if_full(error, self.output, "continue with --resume" if left else "train again")
+            raise
 
     def end(self) -> None:
         """Delete the checkpoints, once the adapter is saved.
@@ -162,7 +156,7 @@ class MarkComplete(TrainerCallback):
         processes().wait_for_everyone()
         if state.is_world_process_zero:
             complete = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
-            write_atomically(complete, json.dumps(remarks.to_dict()))
+            write_atomically(complete, json.dumps(remarks.texts))
             needed = {complete.parent.name, Path(state.best_model_checkpoint or "").name}
             for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
                 if checkpoint.name not in needed:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from peft_aim.files import write_atomically
+from peft_aim.video.data import Remarks
 from peft_aim.video.evaluate import Evaluation, write
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.curve import Point, draw_curve
@@ -20,8 +21,7 @@ class Report:
     Attributes:
         evaluation: Results on the val split; None if there is none, or none of its videos can be read.
         trained_parameters: Number of trainable parameters.
-        skipped: Why videos could not be read, in training or evaluation.
-        damaged: Which videos have many frames that had to be replaced, in training or evaluation.
+        remarks: What was noticed about the videos, in training or evaluation.
         notes: Caveats about the results, such as classes without videos.
         speed: Training speed; None if there were fewer than two steps.
         classes: Class names.
@@ -32,14 +32,23 @@ class Report:
 
     evaluation: Evaluation | None
     trained_parameters: int
-    skipped: list[str]
-    damaged: list[str]
+    remarks: Remarks
     notes: list[str]
     speed: Speed | None
     classes: list[str]
     recipe: Recipe
     curve: list[Point]
     kept: int
+
+    @property
+    def skipped(self) -> list[str]:
+        """Why videos could not be read, one message for each."""
+        return self.remarks.skipped
+
+    @property
+    def damaged(self) -> list[str]:
+        """Which videos have many frames that had to be replaced, one message for each."""
+        return self.remarks.damaged
 
     def write(self, folder: Path) -> None:
         """Write ``report.json``, ``curve.png`` and, if evaluated, ``evaluation.json`` and ``confusion.png``."""

@@ -9,17 +9,17 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from peft_aim.config import AIMConfig
-from peft_aim.video.backbones import Source, load_backbone
+from peft_aim.video.backbones import Source
 from peft_aim.video.data import (
     Data,
     ForTraining,
@@ -35,13 +35,15 @@ from peft_aim.video.data import (
 from peft_aim.video.description import Description
 from peft_aim.video.evaluate import Evaluation, NothingToEvaluate
 from peft_aim.video.output import printed_if_lost
-from peft_aim.video.processes import on_cpu, processes, say
+from peft_aim.video.processes import once, processes, say
 from peft_aim.video.recipe import Recipe
+from peft_aim.video.training.adapting import adapt, token_width
+from peft_aim.video.training.arguments import training_arguments
 from peft_aim.video.training.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
 from peft_aim.video.training.curve import curve
 from peft_aim.video.training.logs import check_log, keep_logs
 from peft_aim.video.training.report import Report
-from peft_aim.video.training.saving import halve, save, save_results
+from peft_aim.video.training.saving import round_weights, save, save_results
 from peft_aim.video.training.speed import Speed
 from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
 from peft_aim.video.training.validation import Validation
@@ -93,25 +95,15 @@ def train(
     check_log(log)
     if recipe.flip:
         mirrored_labels(recipe.flip_pairs, data.classes)
-    unreadable = why_unreadable(data.val, recipe.min_frames)
-    if recipe.patience and (unreadable or not data.val):
-        raise ValueError(
-            f"patience={recipe.patience} needs val videos, but {unreadable or 'there is no val split.'} Give a val "
-            "split, as a folder or with --val, or leave out patience."
-        )
+    unreadable = why_not_validated(data, recipe)
     run = Run.of(output, data, source, recipe.with_order(), check=check, options=aim_options)
-    run.check(resume, overwrite)
-    wrong = why_unreadable(data.train, recipe.min_frames)
-    if wrong:
-        raise ValueError(f"None of the {len(data.train)} training videos can be read. {wrong}")
-    data, checked = data.without_broken(recipe) if check else (data, Remarks())
+    once(partial(run.check, resume, overwrite))
+    data, checked = readable(data, recipe, check)
     recipe = recipe.for_videos(len(data.train))
     adapted, description = adapt(data, source, recipe, **aim_options)
     recipe = recipe.for_width(token_width(adapted))
     say(plan(data, recipe))
-    notes = [*notes_on(data), *precision_note(recipe)]
-    if unreadable:
-        notes += [f"None of the {len(data.val)} val videos can be read: the last weights are kept. {unreadable}"]
+    notes = [*notes_on(data), *precision_note(recipe), *unreadable]
     for note in notes:
         say(f"Note: {note}")
     clips = TrainingClips(data.train, recipe, ForTraining(description.preprocessing, recipe, data.classes))
@@ -119,33 +111,49 @@ def train(
     with run.failing_well():
         trainer = new_trainer(adapted, clips, recipe, run.folder, validation, log)
         keep_logs(trainer, output)
-        trainer.remarks.add(checked.to_dict())
+        trainer.remarks.add(checked.texts)
         fit(trainer, run, resume)
         if recipe.save_dtype:
-            halve(adapted, recipe.save_dtype)
-        description = replace(description, seconds=typical_seconds(data.train, recipe.fps))
+            round_weights(adapted, recipe.save_dtype)
+        seconds = once(partial(typical_seconds, data.train, recipe.fps))
+        description = replace(description, seconds=seconds)
         save(trainer, description, output)
-        evaluation, more_notes = results(trainer)
-        remarks = trainer.remarks.gathered()
-        report = Report(
-            evaluation,
-            trained_parameters=adapted.get_nb_trainable_parameters()[0],
-            skipped=[*remarks.skipped],
-            damaged=[*remarks.damaged],
-            notes=[*notes, *more_notes, *remarks.notes()],
-            speed=trainer.speed.result(trainer.args),
-            classes=data.classes,
-            recipe=recipe,
-            curve=curve(trainer.state.log_history),
-            kept=kept_epoch(trainer),
-        )
+        report = evaluated(trainer, adapted, description, recipe, notes)
         if processes().is_main_process:
-            with printed_if_lost(report):
-                if evaluation:
-                    save_results(adapted, replace(description, results={"val": evaluation.summary()}), output)
-                report.write(output)
+            write(report, adapted, description, output)
             run.end()
     return adapted, report
+
+
+def why_not_validated(data: Data, recipe: Recipe) -> list[str]:
+    """Return a note if none of the val videos can be read.
+
+    Raises:
+        ValueError: If ``recipe.patience`` needs val videos, and there are none or none can be read.
+    """
+    reason = once(partial(why_unreadable, data.val, recipe.min_frames))
+    if recipe.patience and (reason or not data.val):
+        raise ValueError(
+            f"patience={recipe.patience} needs val videos, but {reason or 'there is no val split.'} Give a val "
+            "split, as a folder or with --val, or leave out patience."
+        )
+    note = f"None of the {len(data.val)} val videos can be read: the last weights are kept. {reason}"
+    return [note] if reason else []
+
+
+def readable(data: Data, recipe: Recipe, check: bool) -> tuple[Data, Remarks]:
+    """Check that some training videos can be read; with ``check``, leave out all that cannot.
+
+    Returns:
+        The videos to train on, and what was noticed about them.
+
+    Raises:
+        ValueError: If none can be read.
+    """
+    reason = once(partial(why_unreadable, data.train, recipe.min_frames))
+    if reason:
+        raise ValueError(f"None of the {len(data.train)} training videos can be read. {reason}")
+    return data.without_broken(recipe) if check else (data, Remarks())
 
 
 def plan(data: Data, recipe: Recipe) -> str:
@@ -170,7 +178,7 @@ def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
     else:
         run.begin()
     if checkpoint:
-        trainer.remarks.add(Remarks.from_dict(json.loads((checkpoint / COMPLETE).read_text())).to_dict())
+        trainer.remarks.add(Remarks.from_dict(json.loads((checkpoint / COMPLETE).read_text())).texts)
         trainer.readable = 1  # the clips read before count, too
         stop_again(trainer, checkpoint)
     trainer.add_callback(interrupt)
@@ -182,8 +190,35 @@ def fit(trainer: ClipTrainer, run: Run, resume: bool) -> None:
         raise KeyboardInterrupt(f"a checkpoint is in {run.folder}; continue with --resume")
 
 
+def evaluated(
+    trainer: ClipTrainer, adapted: PeftModel, description: Description, recipe: Recipe, notes: list[str]
+) -> Report:
+    """Evaluate the adapter that was saved, and report on its training.
+
+    Args:
+        trainer: The trainer, after training.
+        adapted: The adapted model.
+        description: Description of the adapter.
+        recipe: The recipe.
+        notes: What is known to limit the results.
+    """
+    evaluation, more_notes = results(trainer)
+    remarks = trainer.remarks.gathered()
+    return Report(
+        evaluation,
+        trained_parameters=adapted.get_nb_trainable_parameters()[0],
+        remarks=remarks,
+        notes=[*notes, *more_notes, *remarks.notes()],
+        speed=trainer.speed.result(trainer.args),
+        classes=description.classes,
+        recipe=recipe,
+        curve=curve(trainer.state.log_history),
+        kept=kept_epoch(trainer),
+    )
+
+
 def results(trainer: ClipTrainer) -> tuple[Evaluation | None, list[str]]:
-    """Evaluate the adapter that was saved.
+    """Evaluate the adapter that was saved, and add what is noticed about the val videos to the trainer's remarks.
 
     Returns:
         The evaluation, and notes. It is None if there are no val videos, or if none can be read any more, which a note
@@ -192,9 +227,26 @@ def results(trainer: ClipTrainer) -> tuple[Evaluation | None, list[str]]:
     if trainer.validation is None:
         return None, []
     try:
-        return trainer.validate(), []
+        evaluation, notes = trainer.validate(), []
     except NothingToEvaluate as nothing:
-        return None, [str(nothing)]
+        evaluation, notes = None, [str(nothing)]
+        trainer.remarks.add(nothing.remarks.texts)
+    else:
+        trainer.remarks.add(evaluation.remarks.texts)
+    return evaluation, notes
+
+
+def write(report: Report, adapted: PeftModel, description: Description, output: Path) -> None:
+    """Write the report, and add its results to the saved adapter.
+
+    Raises:
+        OSError: If a file cannot be written; the report is then printed.
+    """
+    with printed_if_lost(report, output):
+        if report.evaluation:
+            results = {"val": report.evaluation.summary()}
+            save_results(adapted, replace(description, results=results), output)
+        report.write(output)
 
 
 def stop_again(trainer: ClipTrainer, checkpoint: Path) -> None:
@@ -225,37 +277,6 @@ def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 
     return trainer.speed.result(trainer.args)
 
 
-def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description]:
-    """Load the backbone, add a new adapter, and return both with the adapter's description."""
-    torch.manual_seed(recipe.seed)
-    backbone, preprocessing = load_backbone(source)
-    temporal = aim_options.get("temporal", recipe.temporal)
-    temporal = "attention" if temporal is True else temporal
-    recipe = replace(recipe, temporal=temporal or recipe.temporal).with_order()
-    branch = ("temporal_layers", "temporal_adapters", "temporal_conv", "temporal_embedding")
-    drops = temporal or aim_options.get("joint", True)
-    options = {
-        "num_frames": recipe.frames,
-        "id2label": dict(enumerate(data.classes)),
-        "scale": recipe.scale,
-        "temporal": temporal,
-        **({name: getattr(recipe, name) for name in branch} if temporal else {}),
-        "drop_path": recipe.drop_path if drops else 0.0,
-        "head_dropout": recipe.head_dropout,
-        "recompute": recipe.recompute,
-        "final_norm": True,
-    }
-    adapted = get_peft_model(backbone, AIMConfig(**{**options, **aim_options}))
-    recipe = recipe.for_width(token_width(adapted))
-    return adapted, Description.new(recipe, preprocessing, source.resolved(backbone), data.classes)
-
-
-def token_width(adapted: PeftModel) -> int:
-    """Return the token width of a backbone, that of its widest blocks if they differ."""
-    found = adapted.get_base_model().aim_clips.inspection
-    return max(block.width for block in (found.all_blocks or found.modules).values())
-
-
 def new_trainer(
     model: PeftModel,
     clips: Dataset,
@@ -264,7 +285,7 @@ def new_trainer(
     validation: Validation | None = None,
     log: Sequence[str] = (),
 ) -> ClipTrainer:
-    """Translate a recipe to the arguments of transformers' Trainer.
+    """Set up a trainer by a recipe.
 
     Args:
         model: The adapted model.
@@ -277,47 +298,13 @@ def new_trainer(
     Raises:
         ValueError: If the batch cannot be divided evenly among processes and accumulation steps.
     """
-    parts = processes().num_processes * recipe.accumulation
-    if recipe.batch_size % parts:
-        raise ValueError(
-            f"batch_size={recipe.batch_size} cannot be divided among {processes().num_processes} processes with "
-            f"{recipe.accumulation} accumulation steps each. Give a multiple of {parts}."
-        )
-    keeps_best = recipe.keep == "best" and validation is not None
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        use_cpu=on_cpu(),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size // parts,
-        gradient_accumulation_steps=recipe.accumulation,
-        learning_rate=recipe.for_width(token_width(model)).peak_lr,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup,
-        bf16=recipe.precision == "bf16",
-        fp16=recipe.precision == "fp16" and torch.cuda.is_available(),
-        torch_compile=recipe.compile,
-        dataloader_num_workers=recipe.workers,
-        dataloader_persistent_workers=recipe.workers > 0,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        save_strategy="epoch",  # MarkComplete deletes earlier checkpoints
-        eval_strategy="epoch" if validation else "no",
-        load_best_model_at_end=keeps_best,
-        metric_for_best_model="eval_top1" if keeps_best else None,
-        restore_callback_states_from_checkpoint=True,  # for the evaluations that count towards patience
-        logging_strategy="epoch",
-        logging_nan_inf_filter=False,  # StopIfNotFinite stops instead
-        report_to=list(log),
-        seed=recipe.seed,
-    )
+    arguments = training_arguments(recipe, token_width(model), folder, validation is not None, log)
     weights = None
     if recipe.balance == "loss":
         weights = class_weights([label for _, label in clips.videos], model.active_peft_config.num_labels)
     loss = ClipLoss(recipe.label_smoothing, weights)
     trainer = ClipTrainer(model, arguments, clips, loss, recipe.mixup, validation)
-    if recipe.patience and keeps_best:
+    if recipe.patience and arguments.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     trainer.add_callback(MarkComplete(trainer.remarks))
     return trainer

@@ -14,7 +14,7 @@ from peft_aim.video.training.trainer import ClipTrainer
 
 
 @torch.no_grad()
-def halve(adapted: PeftModel, dtype: str) -> None:
+def round_weights(adapted: PeftModel, dtype: str) -> None:
     """Round an adapter to the precision it will be saved in, so that the evaluation is of the saved weights."""
     adapted.active_peft_config.save_dtype = dtype
     weights = adapter_weights(adapted, adapted.active_adapter)

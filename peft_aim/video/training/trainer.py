@@ -169,7 +169,7 @@ class ClipTrainer(Trainer):
         # FSDP needs the wrapped model; otherwise unwrap it, so that nothing is compiled for the shapes of evaluation
         whole = self.model_wrapped if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model)
         try:
-            return self.validation.run(whole, views, self.args.per_device_train_batch_size, self.remarks)
+            return self.validation.run(whole, views, self.args.per_device_train_batch_size)
         except NotFinite as error:
             raise ValueError(f"{error} {advice(self.args)}") from error
 
@@ -208,9 +208,7 @@ class StopIfNothingCanBeRead(TrainerCallback):
             ValueError: If none could.
         """
         if not self.trainer.readable:
-            raise ValueError(
-                f"None of the training videos can be read. {next(iter(self.trainer.remarks.skipped), '')}"
-            )
+            raise ValueError(f"None of the training videos can be read. {''.join(self.trainer.remarks.skipped[:1])}")
 
 
 class _Reproducible(TrainerCallback):

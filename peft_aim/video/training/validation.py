@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_aim.video.data import Data, Remarks, Videos
+from peft_aim.video.data import Data, Videos
 from peft_aim.video.description import Description
 from peft_aim.video.evaluate import Evaluation, evaluate_model
 from peft_aim.video.recipe import Recipe
@@ -42,13 +42,11 @@ class Validation:
         cheap = math.ceil(2 * len(data.val) / len(data.train))
         return cls(data.val, max(cheap, math.ceil(recipe.epochs / MOST)), description, recipe)
 
-    def run(
-        self, model: nn.Module, views: tuple[int, int] | None, batch_size: int, remarks: Remarks | None = None
-    ) -> Evaluation:
+    def run(self, model: nn.Module, views: tuple[int, int] | None, batch_size: int) -> Evaluation:
         """Evaluate a model, see :func:`peft_aim.video.evaluate.evaluate_model`."""
         recipe = self.recipe
         return evaluate_model(
-            model, self.description, self.videos, views, batch_size, recipe.workers, recipe.min_frames, remarks
+            model, self.description, self.videos, views, batch_size, recipe.workers, recipe.min_frames
         )
 
 

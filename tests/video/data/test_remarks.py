@@ -10,26 +10,32 @@ from peft_aim.video.data.clips import NoiseClips
 from peft_aim.video.data.remarks import Remarks
 
 
-def test_remarks_are_taken_out_of_a_batch_and_count_once():
-    batch = default_collate([NoiseClips(4, (2, 3, 8, 8))[0] | {"skipped": text} for text in ("a", "", "b", "a")])
+def test_remarks_are_taken_out_of_a_batch_and_count_once_for_each_video():
+    """Although the text differs each time that a damaged video is read."""
+    found = [("a.mp4", "3 of 8"), ("", ""), ("b.mp4", ""), ("b.mp4", "1 of 2"), ("a.mp4", "4 of 8"), ("a.mp4", "")]
+    clip = NoiseClips(4, (2, 3, 8, 8))[0]
+    batch = default_collate([clip | {"path": path, "damaged": text} for path, text in found])
     remarks = Remarks()
     remarks.take(batch)
-    remarks.take({"hdr": ["c.mov", "d.mov", "c.mov"]})
+    remarks.take({"path": ["b.mp4", "c.mov"], "damaged": ["2 of 2", ""], "hdr": ["", "c.mov"]})
     assert batch.keys() == {"clips", "labels", "seconds"}
-    assert remarks.to_dict() == {"skipped": ["a", "b"], "damaged": [], "hdr": ["c.mov", "d.mov"]}
+    assert (remarks.skipped, remarks.damaged, remarks.hdr) == ([], ["3 of 8", "1 of 2"], ["c.mov"])
+    remarks.add({"damaged": {"a.mp4": "5 of 8", "d.mp4": "2 of 4"}})
+    assert remarks.damaged == ["3 of 8", "1 of 2", "2 of 4"]
 
 
 def test_remarks_survive_json_and_those_of_earlier_versions_are_read():
     remarks = Remarks()
-    remarks.take({"skipped": ["a"], "damaged": ["b"], "hdr": ["c"]})
-    assert Remarks.from_dict(json.loads(json.dumps(remarks.to_dict()))) == remarks.gathered() == remarks
-    assert Remarks.from_dict(["a", "b"]).to_dict() == {"skipped": ["a", "b"], "damaged": [], "hdr": []}
+    remarks.add({"skipped": {"a": "a is empty."}, "damaged": {"b": "b is damaged."}, "hdr": ["c"]})
+    assert Remarks.from_dict(json.loads(json.dumps(remarks.texts))) == remarks.gathered() == remarks
+    assert Remarks.from_dict({"skipped": ["a", "a", "b"], "damaged": [], "hdr": ["c"]}).skipped == ["a", "b"]
+    assert Remarks.from_dict(["a", "b"]).skipped == ["a", "b"]
 
 
 def test_hdr_is_noted_once():
     remarks = Remarks()
     assert remarks.notes() == []
-    remarks.take({"hdr": ["a.mov", "b.mov"]})
+    remarks.add({"hdr": ["a.mov", "b.mov"]})
     assert remarks.notes() == [
         "2 videos are HDR (PQ or HLG), a.mov for example: HDR is read without tone mapping, so the colors look washed "
         "out. Convert such videos to SDR first."

@@ -41,7 +41,7 @@ class Scripted:
                 return result
             epoch = round(trainer.state.epoch)
             self.seen[epoch] = {name: t.clone() for name, t in adapter_weights(trainer.model, "default").items()}
-            return Evaluation({"1x1": replace(result.best, top1=self.top1[epoch - 1])}, [])
+            return Evaluation({"1x1": replace(result.best, top1=self.top1[epoch - 1])})
 
         monkeypatch.setattr(ClipTrainer, "validate", scripted)
 

@@ -28,8 +28,10 @@ from peft_aim.video.data.data import Data, notes_on, typical_seconds
 from peft_aim.video.data.transforms import ForTraining, Preprocessing
 from peft_aim.video.data.views import Views
 from peft_aim.video.recipe import Recipe
+from peft_aim.video.training.adapting import adapt
 from peft_aim.video.training.checkpoints import COMPLETE, last_complete
-from peft_aim.video.training.run import adapt, halve, measure_speed, new_trainer, train
+from peft_aim.video.training.run import measure_speed, new_trainer, train
+from peft_aim.video.training.saving import round_weights
 from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
 
 GREY = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3)
@@ -231,7 +233,7 @@ def test_trained_adapters_can_be_saved_in_half_precision(folder, tmp_path, image
     assert all(torch.equal(here[plain(name)], tensor.float()) for name, tensor in saved.items())
     next(iter(here.values())).data.fill_(1e6)
     with pytest.raises(ValueError, match="cannot hold all of"):
-        halve(adapted, "float16")
+        round_weights(adapted, "float16")
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch cannot trace the context managers of PeftModel yet")
@@ -433,7 +435,7 @@ def test_videos_of_which_only_the_first_frame_can_be_read_leave_nothing(
     def broken(self, i):
         path = self.videos[i][0] if i < len(self.videos) else ""
         clip = torch.zeros(2, 3, 32, 32)
-        remarks = {"skipped": f"{path} is damaged." if path else "", "damaged": "", "hdr": ""}
+        remarks = {"path": str(path), "skipped": f"{path} is damaged." if path else "", "damaged": "", "hdr": ""}
         return {"clips": clip, "labels": IGNORED, "seconds": 0.1, **remarks}
 
     monkeypatch.setattr(TrainingClips, "__getitem__", broken)
@@ -557,6 +559,6 @@ def test_batches_that_cannot_be_divided_are_rejected(folder, tmp_path, image_mod
         num_processes = 3
 
     model, _ = adapt(Data.find(folder), Source(image_model), SHORT)
-    monkeypatch.setattr("peft_aim.video.training.run.processes", Three)
+    monkeypatch.setattr("peft_aim.video.training.arguments.processes", Three)
     with pytest.raises(ValueError, match="batch_size=4 cannot be divided among 3 processes .*Give a multiple of 3"):
         new_trainer(model, clips_of(folder), SHORT, tmp_path)
