@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from tqdm.contrib.concurrent import process_map
@@ -21,7 +20,7 @@ from peft_aim.video.data.decode import BrokenVideo, Video, open_video
 from peft_aim.video.data.sampling import evaluation_frames, training_frames
 from peft_aim.video.data.transforms import ForTraining
 from peft_aim.video.data.views import Views
-from peft_aim.video.processes import processes
+from peft_aim.video.processes import once
 from peft_aim.video.recipe import Recipe
 
 IGNORED = -100  # label of a clip that cannot be read: the default ignore_index of torch's cross_entropy
@@ -181,12 +180,9 @@ def scan(videos: Sequence[tuple[Path, int]], min_frames: int, workers: int, what
     Returns:
         The remarks on each video, see :class:`TrainingClips`.
     """
-    paths, found = [path for path, _ in videos], [None]
-    if processes().is_main_process:
-        look = partial(_remarks_on, min_frames=min_frames)
-        options = {"max_workers": max(1, workers), "chunksize": 8, "desc": f"Checking {what}", "unit": "video"}
-        found = [process_map(look, paths, **options)]
-    return dict(zip(paths, broadcast_object_list(found)[0], strict=True))
+    paths, look = [path for path, _ in videos], partial(_remarks_on, min_frames=min_frames)
+    options = {"max_workers": max(1, workers), "chunksize": 8, "desc": f"Checking {what}", "unit": "video"}
+    return dict(zip(paths, once(lambda: process_map(look, paths, **options)), strict=True))
 
 
 def why_unreadable(videos: Sequence[tuple[Path, int]], min_frames: int) -> str:

@@ -37,7 +37,7 @@ def test_damaged_videos_count_once_however_often_they_are_read(folder, tmp_path,
     assert saved["damaged"] == report.damaged and len(report.damaged) == 2
     assert all(f"frames of {path} cannot" in text for path, text in zip(paths, report.damaged, strict=True))
     assert re.search(
-        r"\nFiles skipped: 0\nVideos damaged: 2\n  . of . frames of .*\n  . of . frames of .*\n", str(report)
+        r"\nFiles skipped: 0\nVideos damaged: 2\n  \d+ of \d+ frames of .*\n  \d+ of \d+ frames of .*\n", str(report)
     )
     assert len(report.evaluation.damaged) == 1 and not report.evaluation.skipped
     evaluated = json.loads((tmp_path / "out" / "evaluation.json").read_text())
