@@ -39,7 +39,8 @@ class PlainVideo(Video):
                 elif self._kept is not None:
                     self._kept.append(frame)
             if not times:
-                raise BrokenVideo(f"{path} has no video frames{self.damage.why}.")
+                none = f"None of the frames of {path} can be decoded{self.damage.why}."
+                raise BrokenVideo(none if self.damage.errors else f"{path} has no video frames.")
             self.seconds = ascending_seconds(times, stream)
             self.hdr = is_hdr(stream)
             missing = promised(stream) - self.damage.packets
