@@ -169,7 +169,8 @@ def _of_video(
     top = partial(_top, classes=description.classes, k=top_k)
     over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)] if len(spans) > 1 else []
     prediction = Prediction(Path(path), adapter, top(mean), over_time, damaged=str(video.damage), hdr=video.hdr)
-    return prediction, row_of(to_image(best, description.preprocessing), mean, description.classes)
+    surest = max(scored, key=lambda probabilities: float(probabilities.max()))
+    return prediction, row_of(to_image(best, description.preprocessing), surest, description.classes)
 
 
 def _score_windows(

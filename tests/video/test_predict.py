@@ -109,6 +109,16 @@ def test_windows_are_scored_in_batches_with_a_progress_bar(tasks, monkeypatch, c
     assert sizes == [11] and other.top == [(name, pytest.approx(p, abs=1e-6)) for name, p in prediction.top]
 
 
+def test_the_picture_of_a_long_video_shows_the_prediction_of_its_window(tasks, tmp_path, monkeypatch):
+    from peft_aim.video import predict as module
+
+    drawn = []
+    monkeypatch.setattr(module, "draw_strip", lambda path, rows: drawn.extend(rows))
+    (prediction,) = predict(str(tasks / "one"), tasks / "long.mp4", output=tmp_path)
+    guess, probability = max((window.top[0] for window in prediction.windows), key=lambda top: top[1])
+    assert drawn[0].text.split() == [guess, f"{probability:.0%}"]
+
+
 def test_folders_of_images_are_predicted_at_their_rate(tasks, tmp_path):
     folder = tmp_path / "frames"
     folder.mkdir()
