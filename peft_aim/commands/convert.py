@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from peft import PeftModel
@@ -60,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = model.active_peft_config
     names = _class_names(arguments.classes, config.num_labels)
     config.id2label = dict(enumerate(names))
-    recipe = _for_frames(recipe, config.num_frames)
+    recipe = recipe.for_frames(config.num_frames)
     Description.new(recipe, preprocessing, origin.resolved(backbone), names, trained=False).write(config)
     _save(model, arguments.output)
     print(
@@ -85,12 +84,6 @@ def _class_names(file: str | None, count: int) -> list[str]:
             f"{file} lists {len(names)} class name(s), but the checkpoint has {count} classes. Give one name per line."
         )
     return names
-
-
-def _for_frames(recipe: Recipe, frames: int) -> Recipe:
-    """Return a recipe for clips of as many frames, over the same time."""
-    stride = recipe.stride and max(1, recipe.stride * recipe.frames // frames)
-    return replace(recipe, frames=frames, stride=stride)
 
 
 def _save(model: PeftModel, output: str) -> None:

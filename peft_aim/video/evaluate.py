@@ -21,6 +21,7 @@ from peft_aim.video.backbones import Source
 from peft_aim.video.data import (
     IGNORED,
     EvaluationClips,
+    Remarked,
     Remarks,
     VideoSource,
     by_index,
@@ -49,7 +50,7 @@ class NothingToEvaluate(ValueError):  # noqa: N818 (only the videos are at fault
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Remarked):
     """Results of an evaluation.
 
     Attributes:
@@ -61,16 +62,6 @@ class Evaluation:
     views: dict[str, Metrics]
     remarks: Remarks = field(default_factory=Remarks)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def skipped(self) -> list[str]:
-        """Why videos could not be read, one message for each."""
-        return self.remarks.skipped
-
-    @property
-    def damaged(self) -> list[str]:
-        """Which videos have many frames that had to be replaced, one message for each."""
-        return self.remarks.damaged
 
     @property
     def best(self) -> Metrics:

@@ -162,38 +162,37 @@ def _of_video(
         length, views = description.seconds if window is None else window, description.as_evaluated
         with open_video(path, fps or description.fps) as video:
             found = partial(_score_windows, loaded.model, views=views, length=length, batch_size=batch_size)
-            spans, scored, best = video.consistently(found)
+            spans, scored, view, surest = video.consistently(found)
     except BrokenVideo as error:
         return Prediction(Path(path), adapter, [], [], str(error)), None
     mean = torch.stack(scored).mean(0)
     top = partial(_top, classes=description.classes, k=top_k)
     over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)] if len(spans) > 1 else []
     prediction = Prediction(Path(path), adapter, top(mean), over_time, damaged=str(video.damage), hdr=video.hdr)
-    surest = max(scored, key=lambda probabilities: float(probabilities.max()))
-    return prediction, row_of(to_image(best, description.preprocessing), surest, description.classes)
+    return prediction, row_of(to_image(view, description.preprocessing), surest, description.classes)
 
 
 def _score_windows(
     model: nn.Module, video: Video, views: Views, length: float | None, batch_size: int
-) -> tuple[list[tuple[float, float]], list[Tensor], Tensor]:
-    """Return begin and end of each window, its probabilities, and the middle view of the most confident window.
+) -> tuple[list[tuple[float, float]], list[Tensor], Tensor, Tensor]:
+    """Return begin and end of each window, its probabilities, and the middle view and probabilities of the surest.
 
     Windows are scored in batches, and only those of a batch are in memory.
     """
     parts = windows(video.seconds, length) if length else [range(len(video.seconds))]
     spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
     scored: list[Tensor] = []
-    best, confidence = torch.empty(0), -1.0
+    view, surest = torch.empty(0), torch.zeros(1)
     of_windows = views_of_windows(video, views, parts)
     with tqdm(total=len(parts), desc=str(video.path), unit="window", leave=False, disable=len(parts) == 1) as progress:
         while batch := list(islice(of_windows, max(1, batch_size // views.count))):
             found = score(model, torch.cat(batch), batch_size).cpu().unflatten(0, (len(batch), -1)).mean(1)
             scored += found
-            if found.max() > confidence:
-                confidence = float(found.max())
-                best = batch[int(found.amax(1).argmax())][views.count // 2].clone()
+            if found.max() > surest.max():
+                which = int(found.amax(1).argmax())
+                view, surest = batch[which][views.count // 2].clone(), found[which]
             progress.update(len(batch))
-    return spans, scored, best
+    return spans, scored, view, surest
 
 
 def _top(probabilities: Tensor, classes: list[str], k: int) -> list[tuple[str, float]]:

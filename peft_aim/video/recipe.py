@@ -243,6 +243,15 @@ class Recipe:
         """
         return self if self.lr is not None else replace(self, lr=round(LR_TIMES_WIDTH / width, 8))
 
+    def for_frames(self, frames: int) -> Recipe:
+        """Return the recipe for clips of as many frames, over the same time span.
+
+        Example:
+            >>> Recipe(frames=32, stride=4).for_frames(8).stride
+            16
+        """
+        return replace(self, frames=frames, stride=self.stride and max(1, self.frames * self.stride // frames))
+
     def with_order(self) -> Recipe:
         """Return the recipe with what makes the order of frames visible to attention: as given, or the default.
 
@@ -323,6 +332,6 @@ def preset(name: str, **changes: Any) -> Recipe:
         raise ValueError(f"There is no recipe {name!r}. Choose one of {', '.join(PRESETS)}.")
     recipe = PRESETS[name]
     frames = changes.get("frames")
-    if frames and recipe.stride and "stride" not in changes:
-        changes = {**changes, "stride": max(1, recipe.frames * recipe.stride // frames)}
+    if frames and "stride" not in changes:
+        recipe = recipe.for_frames(frames)
     return replace(recipe, **changes)

@@ -7,8 +7,8 @@ from peft_aim.video.data.balance import class_weights
 from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, why_unreadable
 from peft_aim.video.data.data import Data, Videos, listed, notes_on, notes_on_evaluation, typical_seconds
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
-from peft_aim.video.data.listing import VideoSource, by_index, find_videos, indexed, read_listing, read_names
-from peft_aim.video.data.remarks import Remarks
+from peft_aim.video.data.listing import VideoSource, by_index, find_videos, indexed, read_names
+from peft_aim.video.data.remarks import Remarked, Remarks
 from peft_aim.video.data.sampling import evaluation_frames, windows
 from peft_aim.video.data.streaming import views_of_windows
 from peft_aim.video.data.transforms import ForEvaluation, ForTraining, Preprocessing, mirrored_labels, to_image
@@ -23,6 +23,7 @@ __all__ = [
     "ForTraining",
     "NoiseClips",
     "Preprocessing",
+    "Remarked",
     "Remarks",
     "TrainingClips",
     "Video",
@@ -40,7 +41,6 @@ __all__ = [
     "notes_on",
     "notes_on_evaluation",
     "open_video",
-    "read_listing",
     "read_names",
     "to_image",
     "typical_seconds",

@@ -66,7 +66,7 @@ class TrainingClips(Dataset):
         _leave_interrupts_to_the_main_process()
         if i >= len(self.videos):
             return {"clips": self._clip(_Black(), 0)[0], "labels": IGNORED, "seconds": 0.0, **_remarks()}
-        began, (path, label), remarks = time.perf_counter(), self.videos[self.drawn[i]], _remarks()
+        began, (path, label) = time.perf_counter(), self.videos[self.drawn[i]]
         with _seeded(self.recipe.seed, int(self.epoch), i):
             try:
                 with long_enough(path, self.recipe.min_frames) as video:

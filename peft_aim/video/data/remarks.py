@@ -83,3 +83,23 @@ class Remarks:
         remarks = cls()
         remarks.add({"skipped": found} if isinstance(found, list) else found)
         return remarks
+
+
+class Remarked:
+    """Results that come with remarks on the videos.
+
+    Attributes:
+        remarks: What was noticed about the videos.
+    """
+
+    remarks: Remarks
+
+    @property
+    def skipped(self) -> list[str]:
+        """Why videos could not be read, one message for each."""
+        return self.remarks.skipped
+
+    @property
+    def damaged(self) -> list[str]:
+        """Which videos have many frames that had to be replaced, one message for each."""
+        return self.remarks.damaged

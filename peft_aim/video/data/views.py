@@ -63,7 +63,8 @@ class Views:
         Args:
             frames: The frames, resized by ``transform.covering``.
         """
-        return torch.cat([self.transform.cropped(clip) for clip in frames.split(self.frames)])
+        transform = self.transform
+        return torch.cat([transform.cropped(clip) for clip in frames.split(self.frames)])
 
     @property
     def transform(self) -> ForEvaluation:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from peft_aim.video.data.listing import shown
+
 SHOWN = 5  # examples of each kind
 
 
@@ -35,6 +37,4 @@ def _labels(lines: str) -> dict[str, str]:
 
 
 def _counted(videos: Sequence[str], one: str, many: str) -> list[str]:
-    more = f" and {len(videos) - SHOWN} more" if len(videos) > SHOWN else ""
-    shown = ", ".join(videos[:SHOWN]) + more
-    return [f"{len(videos)} {one if len(videos) == 1 else many}: {shown}"] if videos else []
+    return [f"{len(videos)} {one if len(videos) == 1 else many}: {shown(videos, SHOWN)}"] if videos else []

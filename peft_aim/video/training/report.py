@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from peft_aim.files import write_atomically
-from peft_aim.video.data import Remarks
+from peft_aim.video.data import Remarked, Remarks
 from peft_aim.video.evaluate import Evaluation, write
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.curve import Point, draw_curve
@@ -15,7 +15,7 @@ from peft_aim.video.training.speed import Speed
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Remarked):
     """Results of a training run.
 
     Attributes:
@@ -39,16 +39,6 @@ class Report:
     recipe: Recipe
     curve: list[Point]
     kept: int
-
-    @property
-    def skipped(self) -> list[str]:
-        """Why videos could not be read, one message for each."""
-        return self.remarks.skipped
-
-    @property
-    def damaged(self) -> list[str]:
-        """Which videos have many frames that had to be replaced, one message for each."""
-        return self.remarks.damaged
 
     def write(self, folder: Path) -> None:
         """Write ``report.json``, ``curve.png`` and, if evaluated, ``evaluation.json`` and ``confusion.png``."""

@@ -270,8 +270,8 @@ def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 
     shape = (recipe.frames, 3, *description.preprocessing.size)
     with tempfile.TemporaryDirectory() as folder:
         clips = NoiseClips(steps * recipe.batch_size, shape)
-        once = replace(recipe, epochs=1, workers=0, mixup=0.0, balance="none")
-        trainer = new_trainer(adapted, clips, once, Path(folder))
+        recipe = replace(recipe, epochs=1, workers=0, mixup=0.0, balance="none")
+        trainer = new_trainer(adapted, clips, recipe, Path(folder))
         trainer.args.save_strategy = "no"
         trainer.train()
     return trainer.speed.result(trainer.args)

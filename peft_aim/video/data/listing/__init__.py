@@ -1,13 +1,11 @@
 """Find videos and their classes in folders, lists, tables and the files of data sets."""
 
-from peft_aim.video.data.listing.contents import Labeled, Listing, shown_names, split_name
-from peft_aim.video.data.listing.files import IMAGES, SUFFIXES, image_names, images_in, is_image, is_video
+from peft_aim.video.data.listing.contents import Labeled, Listing, shown, shown_names, split_name
+from peft_aim.video.data.listing.files import image_names, images_in
 from peft_aim.video.data.listing.find import VideoSource, find_videos, has_split, read_listing
 from peft_aim.video.data.listing.labels import by_index, class_names, indexed, read_names
 
 __all__ = [
-    "IMAGES",
-    "SUFFIXES",
     "Labeled",
     "Listing",
     "VideoSource",
@@ -18,10 +16,9 @@ __all__ = [
     "image_names",
     "images_in",
     "indexed",
-    "is_image",
-    "is_video",
     "read_listing",
     "read_names",
+    "shown",
     "shown_names",
     "split_name",
 ]

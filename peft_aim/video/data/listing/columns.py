@@ -15,18 +15,8 @@ PATHS = (
     *("video_name", "clip_name", "clip", "video_id", "clip_id", "id", "youtube_id"),
 )
 LABELS = (
-    *(
-        "label",
-        "class",
-        "action",
-        "category",
-        "tag",
-        "activity",
-        "label_name",
-        "class_name",
-        "classname",
-        "action_name",
-    ),
+    *("label", "class", "action", "category", "tag", "activity"),
+    *("label_name", "class_name", "classname", "action_name"),
     *("label_id", "class_id", "class_index", "target"),
 )
 SPLITS = ("split", "set", "subset", "partition")
