@@ -40,8 +40,8 @@ SAMPLE = {
         "volo_d1_224",  # outlook attention
         "xcit_nano_12_p16_224",  # attention between channels
     ],
-    "transformers": ["cvt", "hiera", "levit", "mobilevit", "segformer", "siglip2", "swiftformer", "swinv2"],
-    "torchvision": ["maxvit_t", "swin_v2_t"],
+    "transformers": ["cvt", "segformer", "siglip2", "swiftformer", "swinv2"],
+    "torchvision": ["swin_v2_t"],
     "open_clip": ["ViT-B-32"],
 }
 RECORD = RESULTS / "coverage.json"
@@ -51,9 +51,11 @@ RECORD = RESULTS / "coverage.json"
 def test_all_laws_hold(library, name, monkeypatch):
     backbone = catalogue.build(library, name)
     build, clips = lambda: copy.deepcopy(backbone), coverage.random_clips(backbone)
-    laws.unloading_gives_back_the_backbone(build, clips)  # which has been inspected, unlike the copies from here on
+    unloading = laws.unloading_gives_back_the_backbone
+    unloading(build, clips)  # of a backbone that has been inspected, unlike the copies from here on
     found = inspect_backbone(build())
     monkeypatch.setattr("peft_aim.model.inspect_backbone", lambda *_: found)
+    monkeypatch.setattr(laws, "LAWS", [law for law in laws.LAWS if law is not unloading])
     held = laws.check(build, clips)
     assert list(held) == [law.__name__ for law in laws.LAWS]
     assert set(held.values()) <= {"holds", "not offered"}

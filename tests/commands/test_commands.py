@@ -164,6 +164,7 @@ def test_the_demo_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo_module, "VIDEOS_PER_CLASS", {"train": 4, "val": 2})
     monkeypatch.setattr(demo_module, "PRETRAINING_STEPS", 2)
+    monkeypatch.setattr(demo_module, "stills", lambda count: digits.stills(512))
     monkeypatch.setattr(demo_module, "EPOCHS", dict.fromkeys(demo_module.EPOCHS, 1))
     monkeypatch.setattr(demo_module, "RECIPE", Recipe(**{**vars(demo_module.RECIPE), "workers": 0}))
     assert main(["demo", "--output", str(tmp_path)]) == 0
