@@ -46,7 +46,9 @@ def is_packed(module: nn.Module) -> bool:
         False
     """
     if isinstance(module, nn.Linear):
-        return not is_plain(module.weight) or module.weight.shape != (module.out_features, module.in_features)
+        weight = module._parameters.get("weight")  # a parametrized one is another attribute, computed when it is read
+        fits = weight is None or (is_plain(weight) and weight.shape == (module.out_features, module.in_features))
+        return not fits
     own = list(module.parameters(recurse=False))
     return is_linear(module) and not (any(p.ndim > 1 for p in own) and all(map(is_plain, own)))
 
