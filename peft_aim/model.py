@@ -39,6 +39,7 @@ from peft_aim.targets import (
     nothing,
     select_blocks,
 )
+from peft_aim.tracing import computing_weight
 
 
 class AIMModel(BaseTuner):
@@ -147,7 +148,7 @@ class AIMModel(BaseTuner):
             layer.set_adapter(self.active_adapters)
             setattr(parent, target_name, layer)
             target = layer
-        like = next(self.model.parameters())
+        like = computing_weight(self.model)
         target.update_layer(adapter_name, peft_config, peft_config.branches[current_key], like)
 
     def _new_layer(self, target: nn.Module, name: str) -> AIMTunerLayer:

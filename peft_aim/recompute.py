@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import flop_registry
 
+from peft_aim.tracing import is_packed
+
 # From most activation memory to least.
 SETTINGS = {
     "nothing": "save all activations",
@@ -43,8 +45,13 @@ def hidden_widths(mlp: nn.Module, width: int) -> Widths:
         >>> hidden_widths(nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2)), width=2)
         frozenset({(2, 8)})
     """
-    shapes = [parameter.shape for parameter in mlp.parameters() if parameter.ndim > 1]
-    return frozenset((shape[1], shape[0]) for shape in shapes if shape[0] != width)
+    widths: list[tuple[int, int]] = []
+    for part in mlp.modules():
+        if is_packed(part):
+            widths.append((part.in_features, part.out_features))
+        else:
+            widths += [(p.shape[1], p.shape[0]) for p in part.parameters(recurse=False) if p.ndim > 1]
+    return frozenset((inner, outer) for inner, outer in widths if outer != width)
 
 
 def recomputing(setting: str, hidden: Widths, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "peft_aim"
 
 # From the ground up: a file may import what comes before it, and files of its own room.
 FLOORS = [
-    *("version", "peft_type", "recompute", "files", "card", "config"),
-    *("tracing", "attention", "backbone", "clips", "layers"),
+    *("version", "peft_type", "files", "card", "tracing", "recompute", "config"),
+    *("attention", "backbone", "clips", "layers"),
     *("saving", "targets", "summary", "model"),
     *("__init__", "convert"),
     *("video.recipe", "video.processes", "video.data.listing", "video.data.decode", "video.data"),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_aim.attention.kinds import Kind
-from peft_aim.tracing import first_tensor
+from peft_aim.tracing import first_tensor, is_plain
 
 
 def as_one(out: nn.Linear, down: nn.Linear, x: Tensor) -> Tensor:
@@ -77,13 +77,15 @@ def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> WithPart | Non
         down: Linear layer D -> r D.
 
     Returns:
-        The attention, for a single call. None if the two layers cannot run as one: they differ in dtype, or a module
-        that would be bypassed has hooks, parametrizations or an offloaded forward.
+        The attention, for a single call. None if the two layers cannot run as one: they differ in dtype, their weights
+        are not plain tensors (quantized, in shards), or a module that would be bypassed has hooks, parametrizations or
+        an offloaded forward.
     """
     *around, last = _on_the_way(attention, out)
-    plain = type(last) is type(down) is nn.Linear and last.weight.dtype == down.weight.dtype
-    passed = [*around[1:], last, down]
-    if not plain or "forward" in vars(attention) or not all(map(_is_untouched, passed)):
+    if not type(last) is type(down) is nn.Linear or last.weight.dtype != down.weight.dtype:
+        return None
+    plain = is_plain(last.weight) and is_plain(down.weight)
+    if not plain or "forward" in vars(attention) or not all(map(_is_untouched, [*around[1:], last, down])):
         return None
     return WithPart(attention, out, partial(as_one, last, down))
 

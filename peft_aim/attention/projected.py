@@ -19,7 +19,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peft_aim.tracing import is_norm, norm_width
+from peft_aim.tracing import input_width, is_linear, is_norm, norm_width, output_width
 
 NONLINEAR = (nn.GELU, nn.ReLU, nn.SiLU, nn.Hardswish)
 
@@ -90,7 +90,7 @@ class Projected:
     def _heads(self, attention: nn.Module, x: Tensor) -> list[Tensor]:
         """Return query, key and value, each ``(B*N, heads, T, D / heads)``."""
         projected = [_project(attention.get_submodule(name), x) for name in self.inner]
-        values = _mixer(attention.get_submodule(self.out)).weight.shape[1]
+        values = input_width(_mixer(attention.get_submodule(self.out)))
         keys = (sum(features.shape[-1] for features in projected) - values) // 2
         widths = {1: [keys, keys, values], 2: [keys, values], 3: [values]}[len(projected)]
         parts = [*projected[:-1], *self._split(projected[-1], widths)]
@@ -116,8 +116,8 @@ def guesses(attention: nn.Module) -> Iterator[Projected]:
     inner = _inner(linears)
     if heads is None or not inner:
         return
-    width = linears[inner[0]].weight.shape[1]
-    outs = [name for name, m in linears.items() if _role(name) is None and m.weight.shape[0] == width]
+    width = input_width(linears[inner[0]])
+    outs = [name for name, m in linears.items() if _role(name) is None and output_width(m) == width]
     units = tuple(_unit(attention, name) for name in inner)
     ends = [pair for out in reversed(outs) for pair in ((inner, out), (units, _unit(attention, out)))]
     fused_bias = len(inner) == 1 and linears[inner[0]].bias is not None
@@ -182,7 +182,7 @@ def _pointwise(attention: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in attention.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+        if is_linear(module) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from peft_aim.attention.kinds import USERS_KINDS, Kind, OnGrid, Unrotated, in_words, multihead, plain
 from peft_aim.attention.projected import Projected, guesses
 from peft_aim.attention.without_space import LARGE, OwnForward, same
-from peft_aim.tracing import copy_without_hooks, first_tensor
+from peft_aim.tracing import copy_without_hooks, first_tensor, is_packed, plain_layer
 
 LENGTHS = (3, 5, 67)  # of the sequences that kinds are tried on; the last is longer than any window
 
@@ -136,13 +136,19 @@ def check_mixes_frames(kind: Kind, attention: nn.Module, width: int, positions: 
 
 @torch.no_grad()
 def random_twin(attention: nn.Module) -> nn.Module:
-    """Copy an attention, in float64 on the CPU, with random weights: fresh ones hide terms that start at 0."""
+    """Copy an attention, in float64 on the CPU, with random weights: fresh ones hide terms that start at 0.
+
+    Only the shapes of weights matter, so quantized or sharded layers become plain ones of the same widths.
+    """
     generator = torch.Generator().manual_seed(0)
-    new: dict[int, Tensor] = {  # the copy of each tensor whose content is not needed: no memory for a plain copy
+    packed = {part for part in attention.modules() if is_packed(part)}
+    new: dict[int, Any] = {  # the copy of what is not copied as it is, for lack of memory or of a way
         id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=torch.float64), requires_grad=False)
-        for parameter in attention.parameters()
-        if type(parameter) is nn.Parameter and parameter.is_floating_point()
+        for part in attention.modules()
+        for parameter in part.parameters(recurse=False)
+        if part not in packed and parameter.is_floating_point()
     }
+    new |= {id(part): plain_layer(part) for part in packed}
     on_meta = [buffer for buffer in attention.buffers() if buffer.device.type == "meta"]
     new |= {id(buffer): torch.zeros(buffer.shape, dtype=buffer.dtype) for buffer in on_meta}
     twin = copy_without_hooks(attention, new).to("cpu").double()

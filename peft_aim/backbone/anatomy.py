@@ -14,12 +14,12 @@ from torch import Tensor
 
 from peft_aim.attention import Kind, find_kind, find_output, random_twin
 from peft_aim.tracing import (
-    MIXERS,
     Call,
     Handle,
     acts_on_each_position,
     channel_axis,
     input_width,
+    is_mixer,
     is_norm,
     mixes,
     norm_width,
@@ -264,7 +264,7 @@ def _width(block: Call, norm: Call | None, attention: Call) -> int:
     if norm is not None and norm_width(norm.module):
         return norm_width(norm.module)
     for module in attention.module.modules():
-        if isinstance(module, MIXERS):
+        if is_mixer(module):
             return input_width(module)
     raise NotABlock(f"neither a norm nor its {_inside(block, attention)} has a token width")
 

@@ -14,7 +14,7 @@ from peft_aim.attention import USERS_KINDS
 from peft_aim.backbone.anatomy import Anatomy, PartNames, looks_like_a_block
 from peft_aim.backbone.candidates import Candidates, within
 from peft_aim.backbone.probes import check_alike, check_positions_stay, entries, ineffective, misbuilt, scattered
-from peft_aim.tracing import Call, Handle, Images, blank_images, is_norm, norm_width, trace, traits
+from peft_aim.tracing import Call, Handle, Images, blank_images, is_linear, is_norm, norm_width, trace, traits
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
 NO_NAMES = PartNames()
@@ -205,8 +205,8 @@ def _pre_norm(calls: list[Call], first_block: str) -> str | None:
 def _head(calls: list[Call], output: Any) -> Call | None:
     """Return the call of the last linear layer, or an identity in its place, if the scores are its output."""
     scores = Handle.of(_scores(output))
-    for kind in (nn.Linear, nn.Identity):
-        made = [c for c in calls if isinstance(c.module, kind) and scores is not None and c.returned == scores]
+    for is_kind in (is_linear, lambda module: isinstance(module, nn.Identity)):
+        made = [c for c in calls if is_kind(c.module) and scores is not None and c.returned == scores]
         if made and len(scores.shape) == 2:
             return made[-1]
     return None

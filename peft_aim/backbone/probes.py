@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from peft_aim.backbone.anatomy import Anatomy
 from peft_aim.backbone.skeleton import OUTPUT, Arrived, Blocks, run_skeleton
 from peft_aim.tracing import (
-    MIXERS,
     Call,
     Handle,
     Images,
@@ -22,6 +21,7 @@ from peft_aim.tracing import (
     first_argument,
     first_parameter,
     first_tensor,
+    is_mixer,
     is_norm,
     replace_first,
     running,
@@ -249,7 +249,7 @@ def _probe(call: Call, anatomy: Anatomy, loud: bool = False, training: bool = Fa
 def _silenced(parts: dict[str, Call], anatomy: Anatomy, loud: bool) -> dict[nn.Module, Callable[..., Any]]:
     """Return stand-ins with which both branches of a block add zeros, or its attention branch adds noise."""
     silent = [layer for half in {anatomy.mlp, anatomy.mlp_end} - {None} for layer in parts[half].walk()]
-    silent = [layer for layer in silent if isinstance(layer.module, MIXERS) or is_norm(layer.module)]
+    silent = [layer for layer in silent if is_mixer(layer.module) or is_norm(layer.module)]
     if not anatomy.norm_first and anatomy.norm2:
         silent.append(parts[anatomy.norm2])
     found = {part.module: partial(_return, part, Handle.zeros) for part in silent}

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from peft_aim.backbone.anatomy import Anatomy
 from peft_aim.tracing import (
-    MIXERS,
     Call,
     Images,
     first_argument,
     first_parameter,
     first_tensor,
+    is_mixer,
     replace_first,
     run,
     running,
@@ -82,7 +82,7 @@ def _layers_outside(root: Call, blocks: set[Call]) -> dict[nn.Module, list[Call]
     found: dict[nn.Module, list[Call]] = defaultdict(list)
 
     def collect(call: Call) -> None:
-        if isinstance(call.module, MIXERS) and call.returned is not None:
+        if is_mixer(call.module) and call.returned is not None:
             found[call.module].append(call)
         elif call not in blocks:
             for child in call.children:

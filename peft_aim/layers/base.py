@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from peft_aim.config import AIMConfig
+from peft_aim.tracing import computing_weight
 
 WHY_NO_MERGE = (
     "AIM adapters cannot be merged: they are nonlinear, and the temporal one runs the attention a second time, so no "
@@ -101,7 +102,8 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
         """Remove the hooks that the layer has registered on other modules."""
 
     def _own_weight(self, otherwise: Tensor | None = None) -> Tensor | None:
-        return next((p for p in self.base_layer.parameters() if p.is_floating_point()), otherwise)
+        found = computing_weight(self.base_layer)
+        return otherwise if found is None else found
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter to the wrapped module's device and dtype; PEFT's own method would look for a ``weight``."""

@@ -17,26 +17,28 @@ from peft_aim.tracing.outputs import (
     tensors_in,
     with_first_argument,
 )
+from peft_aim.tracing.packed import computing_weight, is_linear, is_packed, is_plain, plain_layer, unknown_storage
 from peft_aim.tracing.parts import (
-    MIXERS,
     acts_on_each_position,
     channel_axis,
     copy_without_hooks,
     input_width,
+    is_mixer,
     is_norm,
     mixes,
     norm_width,
+    output_width,
 )
 from peft_aim.tracing.stand_ins import standing_in
 
 __all__ = [
-    "MIXERS",
     "Call",
     "Handle",
     "Images",
     "acts_on_each_position",
     "blank_images",
     "channel_axis",
+    "computing_weight",
     "copy_without_hooks",
     "drawn",
     "first_argument",
@@ -44,10 +46,16 @@ __all__ = [
     "first_tensor",
     "image_size",
     "input_width",
+    "is_linear",
+    "is_mixer",
     "is_norm",
+    "is_packed",
+    "is_plain",
     "map_tensors",
     "mixes",
     "norm_width",
+    "output_width",
+    "plain_layer",
     "replace_first",
     "run",
     "running",
@@ -55,5 +63,6 @@ __all__ = [
     "tensors_in",
     "trace",
     "traits",
+    "unknown_storage",
     "with_first_argument",
 ]

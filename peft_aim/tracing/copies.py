@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_aim.tracing.packed import is_packed
 from peft_aim.tracing.parts import is_dropout
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -20,8 +21,9 @@ PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(
 def traits(module: nn.Module) -> Hashable:
     """Return what copies of a module have in common: classes, attributes, shapes, and the content of buffers.
 
-    Not compared are weights, the mode (training or evaluation), and the rates of dropout and drop path, as long as
-    they are not 0. Attributes without a comparable value are equal only if they are the same object.
+    Not compared are weights, how quantized weights are stored, the mode (training or evaluation), and the rates of
+    dropout and drop path, as long as they are not 0. Attributes without a comparable value are equal only if they are
+    the same object.
 
     Example:
         >>> traits(nn.MultiheadAttention(8, 2)) == traits(nn.MultiheadAttention(8, 2))
@@ -33,6 +35,9 @@ def traits(module: nn.Module) -> Hashable:
 
 
 def _own_traits(module: nn.Module) -> tuple:
+    hooks = len(module._forward_pre_hooks), len(module._forward_hooks)
+    if is_packed(module):
+        return type(module), module.in_features, module.out_features, getattr(module, "bias", None) is None, *hooks
     attributes = {key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE}
     if getattr(attributes.get("forward"), "stands_in", False):
         del attributes["forward"]
@@ -43,8 +48,7 @@ def _own_traits(module: nn.Module) -> tuple:
         trait(attributes),
         tuple((name, p if p is None else _shape(p)) for name, p in module._parameters.items()),
         trait(dict(module._buffers)),
-        len(module._forward_pre_hooks),
-        len(module._forward_hooks),
+        *hooks,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.tracing.outputs import Images, first_parameter
+from peft_aim.tracing.packed import computing_weight
 
 
 def blank_images(model: nn.Module) -> Iterator[Images]:
@@ -16,7 +17,7 @@ def blank_images(model: nn.Module) -> Iterator[Images]:
 
     Most models take ``(2, C, H, W)``; a few take patches with a mask and a grid (SigLIP 2).
     """
-    like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    like = computing_weight(model)
     for (height, width), channels in itertools.product(_image_sizes(model), _channels(model)):
         images = torch.zeros(2, channels, height, width, device=like.device, dtype=like.dtype)
         yield {first_parameter(model): images}

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-MIXERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)
+from peft_aim.tracing.packed import is_linear
+
+MIXERS = (nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -33,6 +35,16 @@ def is_dropout(module: nn.Module) -> bool:
     return ("drop" in name or "stochastic" in name) and not any(True for _ in module.children())
 
 
+def is_mixer(module: nn.Module) -> bool:
+    """Whether a module is a layer that mixes features: linear, whatever its weights are, a convolution, attention.
+
+    Example:
+        >>> is_mixer(nn.Conv2d(4, 4, 1)), is_mixer(nn.Sequential(nn.Linear(4, 4)))
+        (True, False)
+    """
+    return isinstance(module, MIXERS) or is_linear(module)
+
+
 def mixes(module: nn.Module) -> bool:
     """Whether a module is, or contains, a layer that mixes features.
 
@@ -40,7 +52,7 @@ def mixes(module: nn.Module) -> bool:
         >>> mixes(nn.Sequential(nn.Linear(4, 4))), mixes(nn.GELU())
         (True, False)
     """
-    return any(isinstance(part, MIXERS) for part in module.modules())
+    return any(map(is_mixer, module.modules()))
 
 
 def norm_width(norm: nn.Module) -> int | None:
@@ -60,7 +72,17 @@ def input_width(module: nn.Module) -> int | None:
         return norm_width(module)
     if isinstance(module, nn.MultiheadAttention):
         return module.embed_dim
-    return getattr(module, "in_features", getattr(module, "in_channels", None)) if isinstance(module, MIXERS) else None
+    return getattr(module, "in_features", getattr(module, "in_channels", None)) if is_mixer(module) else None
+
+
+def output_width(layer: nn.Module) -> int:
+    """Return the number of channels that a linear layer or a convolution returns.
+
+    Example:
+        >>> output_width(nn.Linear(4, 2)), output_width(nn.Conv2d(4, 8, 1))
+        (2, 8)
+    """
+    return layer.out_channels if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else layer.out_features
 
 
 def copy_without_hooks(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -97,7 +119,7 @@ def channel_axis(module: nn.Module, shape: tuple[int, ...], width: int) -> int |
         return fitting[0] if fitting else None
     if is_norm(module):
         return _axis_of_scale(module, shape)
-    first = next((part for part in module.modules() if isinstance(part, MIXERS)), None)
+    first = next((part for part in module.modules() if is_mixer(part)), None)
     return 1 if isinstance(first, (nn.Conv1d, nn.Conv2d)) else -1
 
 
