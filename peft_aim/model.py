@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from peft_aim.backbone import PartNames, inspect_backbone
 from peft_aim.clips import Clips, mixed_batch_message
 from peft_aim.config import AIMConfig
-from peft_aim.layers import WHY_NO_MERGE, AIMEmbedding, AIMHead, AIMLayer, AIMNorm, AIMTunerLayer
+from peft_aim.layers import WHY_NO_MERGE, AIMEmbedding, AIMHead, AIMLayer, AIMNorm, AIMTunerLayer, saved_name
 from peft_aim.saving import (
     adapter_weights,
     check_complete,
@@ -310,6 +310,11 @@ class AIMModel(BaseTuner):
             config.of_model["backbone_fingerprint"] = here
         weights = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
         return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Translate a weight's name in the model into that in files; PEFT also uses this to load."""
+        return saved_name(super()._remove_adapter_name_from_key(key, adapter_name))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

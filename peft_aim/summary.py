@@ -92,7 +92,7 @@ def _count(adapted: set[str], found: Inspection) -> str:
     return f"{count}, and {others} without," if others else count
 
 
-def _embeddings(model: nn.Module, adapter: str) -> dict[nn.Module, nn.Parameter]:
+def _embeddings(model: nn.Module, adapter: str) -> dict[nn.Module, nn.Module]:
     """Return the temporal embeddings before the first block, by the module that adds them."""
     held = {module: getattr(module, "aim_temporal_embedding", {}) for module in model.modules()}
     return {module: embeddings[adapter] for module, embeddings in held.items() if adapter in embeddings}
@@ -136,7 +136,7 @@ def _span(line: Line) -> str:
 
 
 def _counts(
-    model: nn.Module, layers: dict[str, nn.Module], embeddings: dict[str, nn.Parameter], adapter: str
+    model: nn.Module, layers: dict[str, nn.Module], embeddings: dict[nn.Module, nn.Module], adapter: str
 ) -> list[list[object]]:
     sizes: dict[str, list[int]] = {}
     for branch, text in ADAPTERS.items():
@@ -147,7 +147,7 @@ def _counts(
     sizes["temporal convolution"] = [_size(found[adapter]) for found in convolutions if adapter in found]
     inner = [layer.aim_temporal_inner_embedding for layer in blocks]
     found = [*embeddings.values(), *(held[adapter] for held in inner if adapter in held)]
-    sizes["temporal embedding"] = [embedding.numel() for embedding in found]
+    sizes["temporal embedding"] = [_size(embedding) for embedding in found]
     for text, kind in {"final norm": AIMNorm, "head": AIMHead}.items():
         own = [m.adapters[adapter] for m in model.modules() if isinstance(m, kind) and adapter in m.adapters]
         sizes[text] = [_size(module) for module in own]

@@ -109,7 +109,7 @@ def _fill(adapted: PeftModel, file: Official, found: Inspection) -> None:
             part, _, kind = key.partition(".")
             _copy(getattr(getattr(layer, f"aim_{part}")[ADAPTER], kind), tensor)
     ((first, pre_norm),) = found.entries.items()
-    _copy(model.get_submodule(pre_norm or first).aim_temporal_embedding[ADAPTER], file.temporal_embedding)
+    _copy(model.get_submodule(pre_norm or first).aim_temporal_embedding[ADAPTER].weight, file.temporal_embedding)
     norm = model.get_submodule(found.final_norms[0]).aim_norm[ADAPTER]
     head = model.get_submodule(found.head).aim_head[ADAPTER]
     for kind in ("weight", "bias"):

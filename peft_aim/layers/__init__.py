@@ -6,7 +6,7 @@ Their computations on plain tensors are in :mod:`peft_aim.layers.adapter`.
 from peft_aim.layers.adapter import add_temporal_embedding, from_time, initialize, to_time
 from peft_aim.layers.base import WHY_NO_MERGE, AIMTunerLayer
 from peft_aim.layers.block import BRANCHES, AIMLayer
-from peft_aim.layers.embedding import AIMEmbedding
+from peft_aim.layers.embedding import AIMEmbedding, saved_name
 from peft_aim.layers.head import AIMHead
 from peft_aim.layers.norm import AIMNorm
 from peft_aim.layers.temporal import TemporalAttention, TemporalConvolution
@@ -24,5 +24,6 @@ __all__ = [
     "add_temporal_embedding",
     "from_time",
     "initialize",
+    "saved_name",
     "to_time",
 ]

@@ -22,8 +22,8 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
     """A module of the backbone, with the weights that adapters add to it.
 
     Subclasses list the containers of weights in ``adapter_layer_names``, and create the weights of a new adapter in
-    :meth:`new_weights`. Containers map adapter names to weights directly: PEFT finds an adapter's name in a key only
-    at this level.
+    :meth:`new_weights`. Containers map adapter names to modules directly: PEFT finds an adapter's name in a key only
+    at this level, and what shards or offloads a model has a module's weights available only while it is called.
 
     Args:
         base_layer: The module to wrap.
@@ -35,8 +35,7 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
         self.training = base_layer.training
         self.merged_adapters: list[str] = []
         for name in self.adapter_layer_names:
-            container = nn.ParameterDict() if name.endswith("embedding") else nn.ModuleDict()
-            setattr(self, name, container.train(self.training))
+            setattr(self, name, nn.ModuleDict().train(self.training))
 
     @property
     def adapters(self) -> Mapping[str, Any]:
@@ -50,7 +49,7 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
             return None
         return next((name for name in self.active_adapters if name in self.adapters), None)
 
-    def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module | nn.Parameter]:
+    def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module]:
         """Create the weights of a new adapter, by container.
 
         Args:
@@ -113,8 +112,7 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
         if like is None or (device is None and like.device.type == "meta"):
             return
         for container in (getattr(self, name) for name in self.adapter_layer_names):
-            entry = container[adapter_name] if adapter_name in container else nn.ParameterList()
-            for parameter in [entry] if isinstance(entry, nn.Parameter) else entry.parameters():
+            for parameter in container[adapter_name].parameters() if adapter_name in container else ():
                 if parameter.device.type != "meta":
                     parameter.data = parameter.data.to(device or like.device, like.dtype)
 

@@ -110,9 +110,9 @@ class AIMLayer(AIMTunerLayer):
         """The adapters of this block, including those with only a temporal embedding here."""
         return self.aim_settings
 
-    def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module | nn.Parameter]:
+    def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module]:
         """Create the weights of each branch, and the temporal embedding if it is among the branches."""
-        found: dict[str, nn.Module | nn.Parameter] = {}
+        found: dict[str, nn.Module] = {}
         for branch in branches:
             if branch == "temporal_embedding":
                 found["aim_temporal_embedding"] = new_embedding(config, self.anatomy.width)

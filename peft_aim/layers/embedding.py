@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -12,6 +13,45 @@ from peft_aim.clips import Frames
 from peft_aim.config import AIMConfig
 from peft_aim.layers.adapter import add_temporal_embedding
 from peft_aim.layers.base import AIMTunerLayer
+
+
+class TemporalEmbedding(nn.Module):
+    """A learned embedding of each frame, added to all its tokens.
+
+    A module, since what shards or offloads a model has weights available only while the module that holds them is
+    called. Files name it without ``weight``, see :func:`saved_name`.
+
+    Args:
+        initial: The initial embedding.
+
+    Shape:
+        embedding ``(1, T', D)``; tokens ``(B*T*G, *N, D) -> (B*T*G, *N, D)``
+
+    Example:
+        >>> TemporalEmbedding(torch.tensor([[[0.0], [2.0]]]))(torch.zeros(2, 1, 1), frames=2).flatten().tolist()
+        [0.0, 2.0]
+    """
+
+    def __init__(self, initial: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(initial)
+
+    def forward(self, tokens: Tensor, frames: int, groups: int = 1) -> Tensor:
+        """Add the embedding to tokens of clips of T frames, in G patch groups each."""
+        return add_temporal_embedding(tokens, self.weight, frames, groups)
+
+
+def saved_name(name: str) -> str:
+    """Return the name in files of an adapter's weight, which for embeddings is that of the container.
+
+    Args:
+        name: Its name in the model, without the adapter's name.
+
+    Example:
+        >>> saved_name("blocks.0.aim_temporal_embedding.weight"), saved_name("blocks.0.aim_joint_up.weight")
+        ('blocks.0.aim_temporal_embedding', 'blocks.0.aim_joint_up.weight')
+    """
+    return re.sub(r"(\baim_\w*embedding)\.weight$", r"\1", name)
 
 
 class AIMEmbedding(AIMTunerLayer):
@@ -33,7 +73,7 @@ class AIMEmbedding(AIMTunerLayer):
         self.anatomy = anatomy
         self.frames = frames
 
-    def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Parameter]:
+    def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module]:
         """Create a temporal embedding."""
         return {"aim_temporal_embedding": new_embedding(config, self.anatomy.width)}
 
@@ -46,20 +86,20 @@ class AIMEmbedding(AIMTunerLayer):
         return self.base_layer(tokens, *args, **kwargs)
 
 
-def new_embedding(config: AIMConfig, width: int) -> nn.Parameter:
+def new_embedding(config: AIMConfig, width: int) -> TemporalEmbedding:
     """Return a new temporal embedding (1, T, D)."""
     draw = torch.zeros if config.init_weights else torch.randn
-    return nn.Parameter(draw(1, config.num_frames, width))
+    return TemporalEmbedding(draw(1, config.num_frames, width))
 
 
-def embed(tokens: Tensor, embedding: Tensor, frames: int, anatomy: Anatomy) -> Tensor:
+def embed(tokens: Tensor, embedding: nn.Module, frames: int, anatomy: Anatomy) -> Tensor:
     """Add a temporal embedding to tokens in the layout of a block.
 
     Args:
         tokens: Tokens ``(B*T, *N, D)`` or ``(B*T, D, *N)``.
-        embedding: The embedding (1, T', D).
+        embedding: The :class:`TemporalEmbedding`.
         frames: Frames T per clip.
         anatomy: The parts of the block.
     """
-    embedded = add_temporal_embedding(tokens.movedim(anatomy.channels, -1), embedding, frames, anatomy.groups)
+    embedded = embedding(tokens.movedim(anatomy.channels, -1), frames, anatomy.groups)
     return embedded.movedim(-1, anatomy.channels)

@@ -14,7 +14,6 @@ from peft_aim.attention import ending_in, in_words
 from peft_aim.backbone import Anatomy
 from peft_aim.config import AIMConfig
 from peft_aim.layers.adapter import (
-    add_temporal_embedding,
     bottleneck,
     from_time,
     initialize,
@@ -23,11 +22,12 @@ from peft_aim.layers.adapter import (
     to_time,
     widen,
 )
+from peft_aim.layers.embedding import TemporalEmbedding
 from peft_aim.layers.order import convolve, new_convolution, waves
 from peft_aim.recompute import cheap_from
 from peft_aim.tracing import first_tensor
 
-Weights = Mapping[str, nn.Module | nn.Parameter]
+Weights = Mapping[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TemporalAttention:
     def __str__(self) -> str:
         return in_words(self.anatomy.attend)
 
-    def new_weights(self, config: AIMConfig) -> dict[str, nn.Module | nn.Parameter]:
+    def new_weights(self, config: AIMConfig) -> dict[str, nn.Module]:
         """Create the weights, an identity together with the skip connection around the branch."""
         width = self.anatomy.width
         found = dict(zip(("down", "up"), new_bottleneck(width, config), strict=True))
@@ -55,7 +55,7 @@ class TemporalAttention:
         if config.temporal_conv:
             found["conv"] = new_convolution(hidden, config.temporal_kernel, bias=False)
         if config.temporal_embedding == "blocks":
-            found["inner_embedding"] = nn.Parameter(waves(config.num_frames, hidden))
+            found["inner_embedding"] = TemporalEmbedding(waves(config.num_frames, hidden))
         return found
 
     def __call__(self, block: nn.Module, weights: Weights, x: Tensor, frames: int) -> Tensor:
@@ -70,7 +70,7 @@ class TemporalAttention:
             before = from_time(narrow(h, weights["down"]), x, groups)
             z = z + convolve(before, weights["conv"], frames, groups)
         if "inner_embedding" in weights:
-            z = add_temporal_embedding(z, weights["inner_embedding"], frames, groups)
+            z = weights["inner_embedding"](z, frames, groups)
         with cheap_from("mlp"):
             return widen(z, weights["up"]).to(x.dtype)
 
@@ -114,7 +114,7 @@ class TemporalConvolution:
     def __str__(self) -> str:
         return f"convolution over {self.kernel} frames"
 
-    def new_weights(self, config: AIMConfig) -> dict[str, nn.Module | nn.Parameter]:
+    def new_weights(self, config: AIMConfig) -> dict[str, nn.Module]:
         """Create the weights: torch's default ones for both linear layers, biases and convolution zero."""
         width, hidden = self.anatomy.width, bottleneck_width(self.anatomy.width, config)
         down, up, conv = nn.Linear(width, hidden), nn.Linear(hidden, width), new_convolution(hidden, self.kernel)

@@ -10,7 +10,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrap
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from peft_aim.layers import AIMHead, AIMNorm, AIMTunerLayer
+from peft_aim.layers import AIMHead, AIMNorm, AIMTunerLayer, saved_name
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -105,11 +105,12 @@ def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     for name, container in _containers(model):
         if adapter_name in container:
             name = name.removesuffix(".modules_to_save")
-            found |= {plain(f"{name}{key}"): tensor for key, tensor in _tensors(container[adapter_name])}
+            weights = container[adapter_name].state_dict(keep_vars=True)
+            found |= {plain(f"{name}.{key}"): tensor for key, tensor in weights.items()}
     return found
 
 
-def _containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict | nn.ParameterDict]]:
+def _containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict]]:
     """Iterate over the containers that map names of adapters to weights, with the containers' own names."""
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -117,15 +118,6 @@ def _containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict | nn.Para
         elif isinstance(module, AIMTunerLayer):
             for container in module.adapter_layer_names:
                 yield f"{name}.{container}", getattr(module, container)
-
-
-def _tensors(content: nn.Parameter | nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Iterate over the saved tensors of a parameter or a module, with the ends of their names."""
-    if isinstance(content, nn.Parameter):
-        yield "", content
-        return
-    for name, tensor in content.state_dict(keep_vars=True).items():
-        yield f".{name}", tensor
 
 
 def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> None:
@@ -192,7 +184,7 @@ def in_precision(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]
 
 
 def plain(name: str) -> str:
-    """Return a weight's name without the parts that wrappers add."""
+    """Return a weight's name as in files, without the parts that wrappers add."""
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
-    return name
+    return saved_name(name)

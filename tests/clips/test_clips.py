@@ -122,9 +122,9 @@ def test_other_lengths_interpolate_the_embedding():
     twin = adapt("timm_vit", num_frames=4, temporal=False)
     twin.load_state_dict({k: v for k, v in model.state_dict().items() if "embedding" not in k}, strict=False)
     first = twin.base_model.model.blocks[0].aim_temporal_embedding
-    first["default"].copy_(
+    first["default"].weight.copy_(
         F.interpolate(
-            model.base_model.model.blocks[0].aim_temporal_embedding["default"].transpose(1, 2), 4, mode="linear"
+            model.base_model.model.blocks[0].aim_temporal_embedding["default"].weight.transpose(1, 2), 4, mode="linear"
         ).transpose(1, 2)
     )
     assert torch.equal(model(clips), twin(clips))

@@ -57,7 +57,7 @@ def test_a_block_computes_the_equation():
     weight = layer.aim_temporal_conv["default"].weight.flatten(1)  # (R, 3)
     before = F.pad(down(h).view(b, t, n, -1), (0, 0, 0, 0, 1, 1))
     convolved = sum(weight[:, k] * before[:, k : k + t] for k in range(3))
-    embedded = layer.aim_temporal_inner_embedding["default"][:, :, None]
+    embedded = layer.aim_temporal_inner_embedding["default"].weight[:, :, None]
     expected = up(F.gelu(down(attended) + convolved + embedded)).view(x.shape)
     found = layer.over_time("default", t, x)
     assert (found - expected).abs().max() < 1e-10
