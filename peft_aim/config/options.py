@@ -78,6 +78,13 @@ class AIMConfig(PeftConfig):
         num_labels: Number of classes of the adapter's own classification head, which is trained from scratch and
             saved with the adapter. None keeps the model's head.
         id2label: Class names by index, saved with the adapter. Implies ``num_labels``.
+        problem_type: What the labels passed to a transformers model with the adapter's own head mean, and which loss
+            follows. "single_label_classification": class indices (B,), cross-entropy.
+            "multi_label_classification": floats (B, num_labels), 0.0 or 1.0 each, binary cross-entropy. "regression":
+            numbers (B, num_labels), for a single output also (B,), mean squared error. None takes
+            ``model.config.problem_type``; if that is None as well, it is inferred as in transformers: regression for a
+            single output, else a single label for integers and several labels for floats. Labels of another shape or
+            dtype raise an error.
         target_modules: The blocks to adapt: a list of names or name suffixes, or a regular expression for the whole
             name. None finds all blocks by their structure; the option is then set to what was found.
         exclude_modules: Blocks not to adapt, in the same form.
@@ -129,6 +136,7 @@ class AIMConfig(PeftConfig):
     temporal_conv: bool = False
     num_labels: int | None = None
     id2label: dict[int, str] | None = None
+    problem_type: str | None = None
     target_modules: str | list[str] | set[str] | None = None
     exclude_modules: str | list[str] | set[str] | None = None
     layers_to_transform: int | list[int] | None = None
