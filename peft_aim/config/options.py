@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 
 from peft_aim.card import write_card
 from peft_aim.config.checks import check
+from peft_aim.config.hub import SavedAdapter
 from peft_aim.peft_type import add_peft_type
 
 
@@ -152,6 +155,7 @@ class AIMConfig(PeftConfig):
 
     # Not options, so neither compared nor saved.
     folder: ClassVar[str | None] = None  # the folder that the config was loaded from
+    saved: ClassVar[SavedAdapter | None] = None  # where its weights are still to be fetched from
     awaits_weights: ClassVar[bool] = False  # whether saved weights are still to be loaded into the adapter
     branches: ClassVar[dict[str, list[str]]] = {}  # by module of the current model, what it gets
     found_targets: ClassVar[str | None] = None  # the blocks found in the current model, if none were given
@@ -174,14 +178,36 @@ class AIMConfig(PeftConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
-        """Load a saved config, and remember its folder so that the weights in it are checked before they are loaded.
+        """Load a saved config, and remember where from, so that the weights are checked before they are loaded.
 
         To start a new adapter from saved options instead, pass ``dataclasses.replace(config,
         backbone_fingerprint=None)``.
+
+        Raises:
+            ValueError: If there is none, it cannot be downloaded from the Hub, or it is broken, with the reason.
         """
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        config.folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        saved = SavedAdapter(os.fspath(pretrained_model_name_or_path), subfolder, cls._split_kwargs(kwargs)[0])
+        folder = saved.folder_with_config()
+        try:
+            config = super().from_pretrained(folder, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            path = os.path.realpath(os.path.join(folder, CONFIG_NAME))
+            raise ValueError(f"{path} is broken ({error}). Delete it, and get it again.") from error
+        if not isinstance(config, AIMConfig):
+            raise ValueError(
+                f"{saved.name} is an adapter of {config.peft_type.value}, not of AIM. Give a saved AIM adapter."
+            )
+        config.folder, config.saved = folder, saved
         return config
+
+    def fetch_weights(self) -> None:
+        """Download the weights that belong to a loaded config, if they are on the Hub, before anything is changed.
+
+        Raises:
+            ValueError: If they cannot be downloaded, with the reason.
+        """
+        if self.saved is not None:
+            self.folder, self.saved = self.saved.folder_with_weights(), None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options, with the values of the model that the adapter is being saved from."""
@@ -207,6 +233,11 @@ class AIMConfig(PeftConfig):
         """Write ``adapter_config.json``, and a model card unless the folder has a hand-written one."""
         super().save_pretrained(save_directory, **kwargs)
         write_card(self.to_dict(), Path(save_directory))
+
+    def _upload_modified_files(self, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Write the card again when the config is pushed: transformers has put an empty one over it."""
+        write_card(self.to_dict(), Path(working_dir), repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @property
     def may_convolve(self) -> bool:
