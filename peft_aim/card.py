@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +15,41 @@ ABOUT_MARK = f"{MARK}. Saving the adapter again overwrites this file, unless thi
 PEFT_TEMPLATE = "# Model Card for Model ID"  # the title of PEFT's template, until somebody fills it in
 
 
-def write_card(config: dict[str, Any], folder: Path) -> None:
+def write_card(config: dict[str, Any], folder: Path, name: str | None = None, subfolder: str | None = None) -> None:
     """Write the model card of an adapter, unless there is a hand-written one.
 
     Args:
         config: The options of its AIMConfig.
         folder: The folder that it is being saved to.
+        name: The Hub id of the repository that the folder is pushed to; None names the folder.
+        subfolder: Folder of the adapter in the repository.
     """
     path = folder / "README.md"
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if not before or MARK in before or PEFT_TEMPLATE in before:  # an empty one is left by a full disk
-        name = folder.resolve().name
-        of_system = folder.resolve().parent == Path(tempfile.gettempdir()).resolve()
-        if of_system and name.startswith(tempfile.gettempprefix()):  # push_to_hub saves to a temporary folder first
-            name = "you/this-adapter"
-        write_atomically(path, str(ModelCard(card(config, name))))
+        pushed_with = ModelCard(before).data.tags or [] if before and name else []
+        write_atomically(path, str(ModelCard(card(config, name or folder.resolve().name, subfolder, pushed_with))))
 
 
-def card(config: dict[str, Any], name: str) -> str:
+def card(config: dict[str, Any], name: str, subfolder: str | None = None, further_tags: Iterable[str] = ()) -> str:
     """Return the model card of an adapter: the Hub's metadata, followed by Markdown.
 
     Args:
         config: The options of its AIMConfig.
         name: Its folder or Hub id.
+        subfolder: Its folder inside of the repository.
+        further_tags: Tags besides those of all adapters.
     """
     data = ModelCardData(
         base_model=config["base_model_name_or_path"] or None,  # a Hub id or a local path, as in PEFT's cards
         library_name="peft",
         pipeline_tag="video-classification",
-        tags=["peft", "aim", "peft-aim"],
+        tags=list(dict.fromkeys(["peft", "aim", "peft-aim", *further_tags])),
         model_name=name,
         eval_results=list(_eval_results(config)) or None,
     )
     about = [section(config) for section in (_clips, _results, _training, _origin)]
-    body = "\n\n".join(filter(None, [_head(config), _use(config, name), *about]))
+    body = "\n\n".join(filter(None, [_head(config), _use(config, name, subfolder), *about]))
     return f"---\n{data.to_yaml()}\n---\n\n{ABOUT_MARK}\n\n# {name}\n\n{body}\n"
 
 
@@ -65,26 +65,31 @@ def _head(config: dict[str, Any]) -> str:
     )
 
 
-def _use(config: dict[str, Any], name: str) -> str:
+def _use(config: dict[str, Any], name: str, subfolder: str | None) -> str:
+    place = f'"{name}"' + (f', subfolder="{subfolder}"' if subfolder else "")
     if config["video"]:
-        code = (
-            'from peft_aim.video.predict import predict  # pip install "peft-aim[video]"\n\n'
-            f'for prediction in predict("{name}", "video.mp4"):\n    print(prediction)'
-        )
-        shell = f"\n\nOn the command line: `peft-aim predict {name} video.mp4`. To load the model in PyTorch:\n"
-        backbone = "backbone, preprocessing = load_backbone(Source(**config.video['source']))"
         library = "from peft_aim.video.backbones import Source, load_backbone\n"
+        backbone = "backbone, preprocessing = load_backbone(Source(**config.video['source']))"
     else:
-        code, shell, library = "", "", ""
-        backbone = "backbone = ...  # the image model"
+        library, backbone = "", "backbone = ...  # the image model"
     load = (
         "import peft_aim  # registers AIM with PEFT\n"
         f"from peft import PeftConfig, PeftModel\n{library}\n"
-        f'config = PeftConfig.from_pretrained("{name}")\n{backbone}\n'
-        f'model = PeftModel.from_pretrained(backbone, "{name}").eval()  # clips (B, T, C, H, W) -> one output per clip'
+        f"config = PeftConfig.from_pretrained({place})\n{backbone}\n"
+        f"model = PeftModel.from_pretrained(backbone, {place}).eval()  # clips (B, T, C, H, W) -> one output per clip"
     )
-    first = f"```python\n{code}\n```{shell}\n" if code else ""
-    return f"## Use\n\n{first}```python\n{load}\n```"
+    first = _predict(name) if config["video"] and not subfolder else ""
+    hub = "" if "/" in name else f"\n\nOn the Hub, give the id of the repository in place of `{name}`."
+    return f"## Use\n\n{first}```python\n{load}\n```{hub}"
+
+
+def _predict(name: str) -> str:
+    code = (
+        'from peft_aim.video.predict import predict  # pip install "peft-aim[video]"\n\n'
+        f'for prediction in predict("{name}", "video.mp4"):\n    print(prediction)'
+    )
+    shell = f"On the command line: `peft-aim predict {name} video.mp4`. To load the model in PyTorch:"
+    return f"```python\n{code}\n```\n\n{shell}\n\n"
 
 
 def _clips(config: dict[str, Any]) -> str:

@@ -90,12 +90,14 @@ class AIMModel(BaseTuner):
             ValueError: If the file does not contain exactly this adapter's weights.
         """
         config = self.peft_config[adapter_name]
-        config.awaits_weights = config.folder is not None or config.backbone_fingerprint is not None
+        loaded = config.folder is not None or config.backbone_fingerprint is not None
+        config.awaits_weights = loaded or config.inference_mode
         try:
+            config.fetch_weights()
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._check_saved_weights(adapter_name)
             self.compare_backbone(adapter_name)
-        except Exception:
+        except BaseException:  # also if a download is interrupted
             self._remove_adapter(adapter_name)
             raise
 

@@ -11,6 +11,7 @@ from peft import PeftConfig
 from peft_aim.recompute import SETTINGS
 
 TEMPORAL = ("attention", "conv", "auto")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")  # as transformers has them
 
 
 def check(config: PeftConfig) -> None:
@@ -73,6 +74,11 @@ def _check_choices(config: PeftConfig) -> None:
         )
     if config.save_dtype not in (None, "float16", "bfloat16"):
         raise ValueError(f"save_dtype={config.save_dtype!r} is not supported. Use 'float16', 'bfloat16' or None.")
+    if config.problem_type not in (None, *PROBLEM_TYPES):
+        raise ValueError(
+            f"problem_type={config.problem_type!r} is not a setting. Use one of "
+            f"{', '.join(map(repr, PROBLEM_TYPES))}, or None."
+        )
     if config.recompute not in SETTINGS:
         raise ValueError(
             f"recompute={config.recompute!r} is not a setting. Use one of {', '.join(map(repr, SETTINGS))}."
@@ -148,6 +154,11 @@ def _check_contradictions(config: PeftConfig) -> None:
         raise ValueError(
             f"head_dropout={config.head_dropout} has no effect: it acts before the adapter's own head, and the "
             "adapter has none. Give num_labels or id2label, or leave head_dropout at 0."
+        )
+    if config.problem_type and not config.num_labels:
+        raise ValueError(
+            f"problem_type={config.problem_type!r} has no effect: it is about the adapter's own head, and the adapter "
+            "has none. Give num_labels or id2label, or set model.config.problem_type for the model's head."
         )
     if not (config.has_block_adapters or config.temporal_embedding or config.num_labels):
         raise ValueError(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 
 from peft_aim.card import write_card
 from peft_aim.config.checks import check
+from peft_aim.config.hub import SavedAdapter
 from peft_aim.peft_type import add_peft_type
 
 
@@ -78,6 +81,13 @@ class AIMConfig(PeftConfig):
         num_labels: Number of classes of the adapter's own classification head, which is trained from scratch and
             saved with the adapter. None keeps the model's head.
         id2label: Class names by index, saved with the adapter. Implies ``num_labels``.
+        problem_type: What the labels passed to a transformers model with the adapter's own head mean, and which loss
+            follows. "single_label_classification": class indices (B,), cross-entropy.
+            "multi_label_classification": floats (B, num_labels), 0.0 or 1.0 each, binary cross-entropy. "regression":
+            numbers (B, num_labels), for a single output also (B,), mean squared error. None takes
+            ``model.config.problem_type``; if that is None as well, it is inferred as in transformers: regression for a
+            single output, else a single label for integers and several labels for floats. Labels of another shape or
+            dtype raise an error.
         target_modules: The blocks to adapt: a list of names or name suffixes, or a regular expression for the whole
             name. None finds all blocks by their structure; the option is then set to what was found.
         exclude_modules: Blocks not to adapt, in the same form.
@@ -129,6 +139,7 @@ class AIMConfig(PeftConfig):
     temporal_conv: bool = False
     num_labels: int | None = None
     id2label: dict[int, str] | None = None
+    problem_type: str | None = None
     target_modules: str | list[str] | set[str] | None = None
     exclude_modules: str | list[str] | set[str] | None = None
     layers_to_transform: int | list[int] | None = None
@@ -144,6 +155,7 @@ class AIMConfig(PeftConfig):
 
     # Not options, so neither compared nor saved.
     folder: ClassVar[str | None] = None  # the folder that the config was loaded from
+    saved: ClassVar[SavedAdapter | None] = None  # where its weights are still to be fetched from
     awaits_weights: ClassVar[bool] = False  # whether saved weights are still to be loaded into the adapter
     branches: ClassVar[dict[str, list[str]]] = {}  # by module of the current model, what it gets
     found_targets: ClassVar[str | None] = None  # the blocks found in the current model, if none were given
@@ -166,14 +178,36 @@ class AIMConfig(PeftConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
-        """Load a saved config, and remember its folder so that the weights in it are checked before they are loaded.
+        """Load a saved config, and remember where from, so that the weights are checked before they are loaded.
 
         To start a new adapter from saved options instead, pass ``dataclasses.replace(config,
         backbone_fingerprint=None)``.
+
+        Raises:
+            ValueError: If there is none, it cannot be downloaded from the Hub, or it is broken, with the reason.
         """
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        config.folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        saved = SavedAdapter(os.fspath(pretrained_model_name_or_path), subfolder, cls._split_kwargs(kwargs)[0])
+        folder = saved.folder_with_config()
+        try:
+            config = super().from_pretrained(folder, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            path = os.path.realpath(os.path.join(folder, CONFIG_NAME))
+            raise ValueError(f"{path} is broken ({error}). Delete it, and get it again.") from error
+        if not isinstance(config, AIMConfig):
+            raise ValueError(
+                f"{saved.name} is an adapter of {config.peft_type.value}, not of AIM. Give a saved AIM adapter."
+            )
+        config.folder, config.saved = folder, saved
         return config
+
+    def fetch_weights(self) -> None:
+        """Download the weights that belong to a loaded config, if they are on the Hub, before anything is changed.
+
+        Raises:
+            ValueError: If they cannot be downloaded, with the reason.
+        """
+        if self.saved is not None:
+            self.folder, self.saved = self.saved.folder_with_weights(), None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options, with the values of the model that the adapter is being saved from."""
@@ -199,6 +233,11 @@ class AIMConfig(PeftConfig):
         """Write ``adapter_config.json``, and a model card unless the folder has a hand-written one."""
         super().save_pretrained(save_directory, **kwargs)
         write_card(self.to_dict(), Path(save_directory))
+
+    def _upload_modified_files(self, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Write the card again when the config is pushed: transformers has put an empty one over it."""
+        write_card(self.to_dict(), Path(working_dir), repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @property
     def may_convolve(self) -> bool:

@@ -22,13 +22,14 @@ class AIMHead(AIMTunerLayer):
     """
 
     adapter_layer_names = ("aim_head",)
-    other_param_names = ("aim_dropout",)
+    other_param_names = ("aim_dropout", "aim_problem_type")
 
     def __init__(self, head: nn.Module, features: int, frames: Frames) -> None:
         super().__init__(head)
         self.features = features
         self.frames = frames
         self.aim_dropout: dict[str, float] = {}
+        self.aim_problem_type: dict[str, str | None] = {}
 
     def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module]:
         """Create a head with the adapter's number of classes."""
@@ -37,8 +38,14 @@ class AIMHead(AIMTunerLayer):
         return {"aim_head": head}
 
     def configure(self, adapter_name: str, config: AIMConfig) -> None:
-        """Apply the dropout rate."""
+        """Apply the dropout rate and the problem type."""
         self.aim_dropout[adapter_name] = config.head_dropout
+        self.aim_problem_type[adapter_name] = config.problem_type
+
+    @property
+    def problem_type(self) -> str | None:
+        """What labels mean for the active adapter, None if it leaves that to the model."""
+        return self.aim_problem_type.get(self.current)
 
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Compute class scores, ``(B*T, features) -> (B*T, classes)``."""

@@ -5,6 +5,7 @@ Every adapter is saved with the fingerprint of the frozen weights that it was tr
 
 from peft_aim.saving.fingerprint import fingerprint_of, same_weights
 from peft_aim.saving.hotswap import hotswap_adapter
+from peft_aim.saving.peft_model import extend_peft_model
 from peft_aim.saving.weights import (
     adapter_weights,
     check_complete,
@@ -19,6 +20,7 @@ __all__ = [
     "adapter_weights",
     "check_complete",
     "check_shapes",
+    "extend_peft_model",
     "fingerprint_of",
     "frozen_weights",
     "hotswap_adapter",

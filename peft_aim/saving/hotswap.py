@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.utils import load_peft_weights
 from torch import Tensor, nn
 
@@ -41,8 +39,8 @@ def hotswap_adapter(
     Raises:
         ValueError: If the saved weights differ from the loaded ones in names or shapes (other blocks, bottlenecks,
             number of frames or classes, another ``temporal_embedding`` or ``temporal_conv``), if they are not of an
-            AIM adapter, or if the model has no adapter of this
-            name. The model is then unchanged.
+            AIM adapter or cannot be downloaded, or if the model has no adapter of this name. The model is then
+            unchanged.
 
     Warns:
         UserWarning: If the saved adapter was trained on another backbone.
@@ -67,18 +65,14 @@ def hotswap_adapter(
         )
     hub = {"subfolder": subfolder, "revision": revision, "token": token}
     hub = {name: value for name, value in hub.items() if value is not None}
-    config = PeftConfig.from_pretrained(model_name_or_path, **hub)
-    if not isinstance(config, AIMConfig):
-        raise ValueError(
-            f"{model_name_or_path} is an adapter of {config.peft_type.value}, not of AIM. Give a saved AIM adapter."
-        )
+    config = AIMConfig.from_pretrained(model_name_or_path, **hub)
     tensors = adapter_weights(model, adapter_name)
     device = next(iter(tensors.values())).device
     if device.type == "meta":
         raise ValueError(f"The adapter {adapter_name!r} is on the device 'meta'. Load its weights first.")
-    check_fits(tensors, saved_shapes(os.path.join(model_name_or_path, subfolder or "")), model_name_or_path)
-    weights = load_peft_weights(model_name_or_path, torch_device or str(device), **hub)
-    check_fits(tensors, shapes_of(weights), model_name_or_path)
+    config.fetch_weights()
+    check_fits(tensors, saved_shapes(config.folder), model_name_or_path)
+    weights = load_peft_weights(config.folder, torch_device or str(device))
     with torch.no_grad():
         for name, tensor in weights.items():
             tensors[plain(name)].copy_(tensor)
@@ -91,14 +85,12 @@ def hotswap_adapter(
         model.base_model.compare_backbone(adapter_name)  # last, since its warning may be turned into an error
 
 
-def check_fits(tensors: dict[str, Tensor], found: Shapes | None, source: str) -> None:
-    """Check that saved weights, if they are on this machine, have the names and shapes of loaded ones.
+def check_fits(tensors: dict[str, Tensor], found: Shapes, source: str) -> None:
+    """Check that saved weights have the names and shapes of loaded ones.
 
     Raises:
         ValueError: If they do not.
     """
-    if found is None:
-        return
     try:
         check_shapes(shapes_of(tensors), found, source)
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -77,16 +78,25 @@ def saved_shapes(folder: str) -> Shapes | None:
             with safe_open(path, framework="pt") as file:
                 return {plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{path} is broken ({error}), so nothing was loaded. Get the file again.") from error
+            raise ValueError(_broken(path, error)) from error
     path = os.path.join(folder, WEIGHTS_NAME)
     if os.path.isfile(path):
-        return shapes_of(torch.load(path, map_location="meta", weights_only=True))
+        try:
+            return shapes_of(torch.load(path, map_location="meta", weights_only=True))
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(_broken(path, str(error).splitlines()[0])) from error
     if os.path.isdir(folder):
         raise ValueError(
             f"{folder} contains no {SAFETENSORS_WEIGHTS_NAME}, so nothing was loaded. Get the file again; to start a "
             "new adapter from these options, pass dataclasses.replace(config, backbone_fingerprint=None)."
         )
     return None
+
+
+def _broken(path: str, why: object) -> str:
+    in_cache = os.path.islink(path)  # of the Hub, which would give the same file again
+    again = f"Delete {os.path.realpath(path)}, and load it again." if in_cache else "Get the file again."
+    return f"{path} is broken ({why}), so nothing was loaded. {again}"
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:

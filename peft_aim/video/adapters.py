@@ -71,9 +71,9 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The adapter .* was trained on a backbone with the fingerprint")
         try:
-            model = PeftModel.from_pretrained(backbone, names[0], adapter_name=_name(0))
-            for position, name in enumerate(names[1:], 1):
-                model.load_adapter(name, _name(position))
+            model = PeftModel.from_pretrained(backbone, configs[0].folder, adapter_name=_name(0))
+            for position, config in enumerate(configs[1:], 1):
+                model.load_adapter(config.folder, _name(position))
         except (UserWarning, ValueError) as error:
             raise ValueError(
                 f"{error} The backbone loaded here is {wanted.model}; {names[0]} was trained on {sources[0].model}."
@@ -99,11 +99,11 @@ def _config(name: str) -> AIMConfig:
             f"{name} is neither a folder nor a Hub id, OWNER/NAME. Give the folder or Hub id of an AIM adapter."
         )
     try:
-        return AIMConfig.from_pretrained(name)
+        config = AIMConfig.from_pretrained(name)
+        config.fetch_weights()
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{name} cannot be loaded as an AIM adapter, from a folder or from the Hub: {error}"
-        ) from error
+        raise ValueError(f"{name} cannot be loaded as an AIM adapter: {error}") from error
+    return config
 
 
 def _name(position: int) -> str:

@@ -97,15 +97,39 @@ class Description:
             name: The adapter's folder or Hub id, for the error message.
 
         Raises:
-            ValueError: If the config has no description or no class names.
+            ValueError: If the config has no description or no class names, or if its scores are not of one class out
+                of several.
         """
         if config.video is None or config.id2label is None:
             raise ValueError(
                 f"The adapter {name} does not describe how to make clips from a video file: it was not trained with "
                 "peft-aim train. Load it with PeftModel.from_pretrained, and make the clips yourself."
             )
+        check_single_label(config.problem_type, f"The adapter {name}")
         facts = dict(config.video)
         preprocessing, source = Preprocessing(**facts.pop("preprocessing")), Source(**facts.pop("source"))
         classes = [config.id2label[i] for i in range(len(config.id2label))]
         facts["views"] = tuple(facts["views"])
         return cls(config.num_frames, preprocessing=preprocessing, source=source, classes=classes, **facts)
+
+
+def check_single_label(problem_type: str | None, what: str) -> None:
+    """Check that a model's scores are of one class out of several, which softmax and accuracy need.
+
+    Raises:
+        ValueError: If it predicts numbers, or several classes at once.
+
+    Example:
+        >>> check_single_label("regression", "The adapter A")
+        Traceback (most recent call last):
+        ...
+        ValueError: The adapter A has problem_type='regression', but peft_aim.video and peft-aim train, evaluate \
+and predict one class per video. Leave problem_type out, or use PeftModel.from_pretrained and your own loop, or \
+transformers' Trainer.
+    """
+    if problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"{what} has problem_type={problem_type!r}, but peft_aim.video and peft-aim train, evaluate and predict "
+            "one class per video. Leave problem_type out, or use PeftModel.from_pretrained and your own loop, or "
+            "transformers' Trainer."
+        )

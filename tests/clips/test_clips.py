@@ -268,13 +268,3 @@ def test_blocks_with_another_batch_are_rejected():
 def test_methods_that_bypass_the_call_are_rejected():
     with pytest.raises(ValueError, match=r"outside of a call of the model.*Call the model itself on clips"):
         adapt("timm_vit").forward_features(zoo.make_clips().flatten(0, 1))
-
-
-def test_an_adapters_head_uses_single_labels_whatever_the_problem_type_of_the_backbone():
-    config = tf.ViTConfig(**zoo.SMALL, num_labels=5, problem_type="multi_label_classification")
-    model, clips = adapt(tf.ViTForImageClassification(config), num_labels=3), zoo.make_clips()
-    output = model(clips, labels=torch.tensor([2, 0]))
-    assert torch.allclose(output.loss, F.cross_entropy(output.logits, torch.tensor([2, 0])))
-    with model.disable_adapter():
-        output = model(clips, labels=torch.ones(2, 5))
-        assert torch.allclose(output.loss, F.binary_cross_entropy_with_logits(output.logits, torch.ones(2, 5)))

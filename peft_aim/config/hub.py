@@ -1,0 +1,177 @@
+"""The files of a saved adapter: in a folder, or on the Hub, where a failure is reported as what it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+
+LOG_IN = "log in with `hf auth login`, or pass token="
+
+
+class NotDownloaded(ValueError):  # noqa: N818 (what it says, to users who see the type)
+    """Raised if a file of an adapter cannot be downloaded, with the reason and what to do."""
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """A saved adapter.
+
+    Attributes:
+        name: Its folder or Hub id.
+        subfolder: Folder inside of it.
+        options: Arguments of ``hf_hub_download``: revision, token, cache_dir, ...
+    """
+
+    name: str
+    subfolder: str | None = None
+    options: dict[str, Any] = field(default_factory=dict, repr=False)  # a token is among them
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return os.path.isdir(self.name)
+
+    def folder_with_config(self) -> str:
+        """Return the folder of its config on this machine, after downloading the config if it is on the Hub.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        folder = os.path.join(self.name, self.subfolder or "")
+        if not self.is_local:
+            return os.path.dirname(self._download(CONFIG_NAME))
+        if not os.path.isfile(os.path.join(folder, CONFIG_NAME)):
+            inside = sorted(path.parent.name for path in Path(self.name).glob(f"*/{CONFIG_NAME}"))
+            raise ValueError(f"{folder} contains no {CONFIG_NAME}, so it is no saved adapter. {_among(inside)}")
+        return folder
+
+    def folder_with_weights(self) -> str:
+        """Return the folder of its weights on this machine, after downloading them if they are on the Hub.
+
+        Raises:
+            NotDownloaded: If they cannot be downloaded.
+        """
+        if self.is_local:
+            return os.path.join(self.name, self.subfolder or "")
+        try:
+            return os.path.dirname(self._download(SAFETENSORS_WEIGHTS_NAME))
+        except NotDownloaded as error:
+            offline = constants.HF_HUB_OFFLINE and isinstance(error.__cause__, LocalEntryNotFoundError)
+            if not offline and not _is_missing(error.__cause__):
+                raise
+            try:
+                return os.path.dirname(self._download(WEIGHTS_NAME))
+            except NotDownloaded:
+                raise error from error.__cause__
+
+    def _download(self, file: str) -> str:
+        try:
+            return hf_hub_download(self.name, file, subfolder=self.subfolder, **self.options)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+                raise  # of this machine: its disk is full, for example
+            what = self.why(error, file) or (
+                f"The download of {file} of {self.name} from the Hub broke off ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no message'}), so nothing was loaded. Try again."
+            )
+            raise NotDownloaded(what) from error
+
+    def why(self, error: BaseException, file: str = CONFIG_NAME) -> str | None:
+        """Return why a file could not be downloaded, and what to do; None if the error is another, or says so."""
+        if isinstance(error, NotDownloaded):
+            return None
+        found = next((e for e in _chain(error) if isinstance(e, (HfHubHTTPError, *KINDS))), None)
+        if found is None:
+            return None
+        status = getattr(getattr(found, "response", None), "status_code", None)
+        revision = self.options.get("revision") or "main"
+        path = f"{self.subfolder}/{file}" if self.subfolder else file
+        if isinstance(found, HFValidationError):
+            return f"{self.name} is neither a folder nor a Hub id, OWNER/NAME. Give one of them."
+        if isinstance(found, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+            return self._unreachable(found, path)
+        if isinstance(found, GatedRepoError):
+            return (
+                f"{self.name} on the Hub is gated, and you have no access to it ({status}). Ask for access on its "
+                f"page, and {LOG_IN}."
+            )
+        if isinstance(found, RepositoryNotFoundError):
+            return (
+                f"The Hub has no repository {self.name}, or it is private and you have no right to read it ({status})."
+                f" Check the name; if it is private, {LOG_IN}."
+            )
+        if isinstance(found, RevisionNotFoundError):
+            return f"{self.name} on the Hub has no revision {revision!r}. {self._revisions()}"
+        if isinstance(found, EntryNotFoundError):
+            advice = self._subfolders(revision) if file == CONFIG_NAME else "It is incomplete: upload it again."
+            return f"{self.name} on the Hub has no file {path} in revision {revision!r}. {advice}"
+        if status in (401, 403):
+            return f"The Hub does not let you read {self.name} ({status}). Check your token: {LOG_IN}."
+        return f"The Hub failed to send {path} of {self.name} ({status}), so nothing was loaded. Try again later."
+
+    def _unreachable(self, error: BaseException, path: str) -> str:
+        where = self.options.get("cache_dir") or constants.HF_HUB_CACHE
+        if constants.HF_HUB_OFFLINE or self.options.get("local_files_only"):
+            return (
+                f"{path} of {self.name} is not in the cache {where}, and downloads are off (HF_HUB_OFFLINE or "
+                "local_files_only). Load it once with downloads on, or give a folder."
+            )
+        cause = error.__cause__
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        reason = f"it answers with status {status}" if status else f"{type(cause).__name__}: {cause}"
+        return (
+            f"The Hub cannot be reached for {path} of {self.name} ({reason}), and the cache {where} has no copy. "
+            "Check the connection and try again."
+        )
+
+    def _revisions(self) -> str:
+        try:
+            refs = self._api().list_repo_refs(self.name)
+        except Exception:  # it was only for the message
+            return "Pass another revision."
+        return f"Pass one of {', '.join(ref.name for ref in [*refs.branches, *refs.tags])}, or a commit, as revision."
+
+    def _subfolders(self, revision: str) -> str:
+        try:
+            files = self._api().list_repo_files(self.name, revision=revision)
+        except Exception:
+            files = []
+        return _among(sorted(os.path.dirname(file) for file in files if os.path.basename(file) == CONFIG_NAME))
+
+    def _api(self) -> HfApi:
+        return HfApi(endpoint=self.options.get("endpoint"), token=self.options.get("token"))
+
+
+KINDS = (EntryNotFoundError, OfflineModeIsEnabled, HFValidationError)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_missing(error: BaseException | None) -> bool:
+    return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+
+
+def _among(folders: list[str]) -> str:
+    if not any(folders):
+        return "Give the folder or Hub id of a saved adapter, and the subfolder that it is in."
+    return f"Adapters are in {', '.join(name or 'the folder itself' for name in folders)}: pass one as subfolder."
