@@ -162,7 +162,7 @@ class AIMModel(BaseTuner):
             return AIMNorm(target)
         for block, pre_norm in found.entries.items():
             if name == pre_norm:
-                return AIMEmbedding(target, found.modules[block], clips.frames)
+                return AIMEmbedding(target, found.modules[block].width, found.entry_tokens[name], clips.frames)
         return AIMLayer(target, found.modules[name], clips.frames, found.depth(name))
 
     def _clips(self, names: PartNames) -> Clips:

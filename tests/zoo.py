@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 import transformers as tf
+from sequence_first import ClipImageTower, OwnBlock
 from torch import Tensor, nn
 
 SIZE = 32  # pixels
@@ -175,6 +176,16 @@ def torchvision_swin() -> nn.Module:
 @backbone
 def open_clip_vit() -> nn.Module:
     return open_clip_model().visual
+
+
+@backbone
+def openai_clip() -> nn.Module:
+    return ClipImageTower(SIZE, 8)
+
+
+@backbone
+def own_sequence_first() -> nn.Module:
+    return ClipImageTower(SIZE, 8, block=OwnBlock, class_token=False)
 
 
 def open_clip_model() -> nn.Module:

@@ -119,15 +119,15 @@ def positions_never_mix(build: Callable, clips: Images, temporal: str = "attenti
     """In the temporal branch, a token affects only its own spatial position, in all frames of its clip."""
     model = adapt(build(), temporal=temporal)
     for layer, tokens in zip(layers(model), _tokens(model, clips)[0], strict=True):
-        axis, groups = layer.anatomy.channels, layer.anatomy.groups
+        layout, groups = layer.anatomy.tokens, layer.anatomy.tokens.groups
         before = layer.over_time("default", FRAMES, tokens)
         reached = 0
         for frame in range(FRAMES):  # each, since one with a negligible attention weight reaches no other
-            changed = tokens.movedim(axis, -1).clone()
+            changed = layout.batch_first(tokens).clone()
             position = (frame * groups, *[size // 2 for size in changed.shape[1:-1]])  # clip 0, first patch group
             changed[position] = torch.randn(layer.anatomy.width)
-            after = layer.over_time("default", FRAMES, changed.movedim(-1, axis))
-            change = (before - after).movedim(axis, -1).abs().amax(-1).unflatten(0, (CLIPS, FRAMES, groups))
+            after = layer.over_time("default", FRAMES, layout.restored(changed))
+            change = layout.batch_first(before - after).abs().amax(-1).unflatten(0, (CLIPS, FRAMES, groups))
             here = (0, slice(None), 0, *position[1:])
             reached += int((change[here] > 0).sum()) - 1
             change[here] = 0
@@ -259,15 +259,15 @@ def by_hand(attention: nn.Module, x: Tensor) -> Tensor | None:
 def convolved_by_hand(layer: AIMLayer, tokens: Tensor) -> Tensor:
     """Compute ST-Adapter's branch of a block from its weights."""
     down, conv, up = (getattr(layer, f"aim_temporal_{name}")["default"] for name in ("down", "conv", "up"))
-    axis, groups = layer.anatomy.channels, layer.anatomy.groups
-    z = down(tokens.movedim(axis, -1)).unflatten(0, (CLIPS, FRAMES, groups))
+    layout = layer.anatomy.tokens
+    z = down(layout.batch_first(tokens)).unflatten(0, (CLIPS, FRAMES, layout.groups))
     padded = torch.nn.functional.pad(z.movedim(1, -1), (1, 1)).movedim(-1, 1)
     mixed = sum(conv.weight[:, 0, k, 0] * padded[:, k : k + FRAMES] for k in range(3)) + conv.bias
-    return up(mixed.flatten(0, 2)).movedim(-1, axis)
+    return layout.restored(up(mixed.flatten(0, 2)))
 
 
 def _tokens(model: nn.Module, clips: Images) -> tuple[list[Tensor], Tensor]:
-    """Return the input tokens of each adapted block, and the output of the last."""
+    """Return the input tokens of each adapted block, and the output of the last with the batch first."""
     given, returned, handles = [], [], []
 
     def note_input(layer: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -282,7 +282,7 @@ def _tokens(model: nn.Module, clips: Images) -> tuple[list[Tensor], Tensor]:
     run(model, clips)
     for handle in handles:
         handle.remove()
-    return given, returned[-1]
+    return given, layers(model)[-1].anatomy.tokens.batch_first(returned[-1])
 
 
 def _backward(model: nn.Module, clips: Images) -> nn.Module:

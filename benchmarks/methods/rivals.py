@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from peft_aim import AIMConfig
 from peft_aim.backbone import Anatomy, Inspection, PartNames, inspect_backbone
 from peft_aim.layers import add_temporal_embedding, from_time, initialize, to_time
-from peft_aim.tracing import first_tensor
+from peft_aim.tracing import Layout, first_tensor
 
 
 class OverFrames(nn.Module):
@@ -64,14 +65,15 @@ class Divided(nn.Module):
         enters: Whether tokens enter the model at this block, which then adds a temporal embedding, zero at the start.
 
     Raises:
-        ValueError: If the block is not pre-norm, or its tokens do not have the channels on the last axis.
+        ValueError: If the block is not pre-norm, or its tokens are not ``(B*T, *N, D)``.
     """
 
     def __init__(self, block: nn.Module, anatomy: Anatomy, frames: int, enters: bool) -> None:
         super().__init__()
-        if not anatomy.norm_first or anatomy.channels != -1 or anatomy.norm_channels != -1:
+        usual = anatomy.tokens == replace(Layout(), groups=anatomy.tokens.groups) and anatomy.norm_tokens == Layout()
+        if not (anatomy.norm_first and usual):
             raise ValueError(
-                f"{type(block).__name__} is not pre-norm, or the last axis of its tokens is not the channels. "
+                f"{type(block).__name__} is not pre-norm, or its tokens are not (B, N, D). "
                 "Use a backbone with pre-norm blocks and tokens (B, N, D)."
             )
         self.block, self.anatomy, self.frames = block, anatomy, frames
@@ -84,7 +86,7 @@ class Divided(nn.Module):
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run on tokens ``(B*T, *N, D)``; other arguments are passed to the block."""
-        groups = self.anatomy.groups
+        groups = self.anatomy.tokens.groups
         if self.embedding is not None:
             tokens = add_temporal_embedding(tokens, self.embedding, self.frames, groups)
         sequences = to_time(self.norm(tokens), self.frames, groups)  # (B*N, T, D)

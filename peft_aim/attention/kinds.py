@@ -70,6 +70,11 @@ def plain(attention: nn.Module, x: Tensor) -> Any:
     return attention.forward(x)  # without the optional spatial masks, biases and rotary embeddings
 
 
+def sequence_first(attention: nn.Module, x: Tensor) -> Tensor:
+    """its own forward on the tokens alone, with the sequence first"""  # noqa: D403, D415
+    return first_tensor(attention.forward(x.transpose(0, 1))).transpose(0, 1)
+
+
 def multihead(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """its own forward with query, key and value"""  # noqa: D403, D415
     x = x if attention.batch_first else x.transpose(0, 1)

@@ -16,22 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.attention.kinds import USERS_KINDS, Kind, OnGrid, Unrotated, in_words, multihead, plain
+from peft_aim.attention.kinds import USERS_KINDS, Kind, OnGrid, Unrotated, in_words, multihead, plain, sequence_first
 from peft_aim.attention.projected import Projected, guesses
 from peft_aim.attention.without_space import LARGE, OwnForward, same
-from peft_aim.tracing import copy_without_hooks, first_tensor, is_packed, plain_layer
+from peft_aim.tracing import Layout, copy_without_hooks, first_tensor, is_packed, plain_layer
 
+BATCH_FIRST = Layout()
 LENGTHS = (3, 5, 67)  # of the sequences that kinds are tried on; the last is longer than any window
 
 
-def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str, Any], channels: int = -1) -> Kind:
+def find_kind(
+    attention: nn.Module, shape: tuple[int, ...], arguments: dict[str, Any], layout: Layout = BATCH_FIRST
+) -> Kind:
     """Find how an attention is run as temporal attention.
 
     Args:
         attention: The attention of a block.
         shape: Shape of the tokens that the block's forward calls it on.
         arguments: Other arguments of that call, by name.
-        channels: Channel axis of these tokens, -1 or 1.
+        layout: The layout of these tokens.
 
     Returns:
         The first kind that passes :func:`check_mixes_frames`.
@@ -45,10 +48,10 @@ def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str,
         'multihead'
     """
     twin = random_twin(attention)
-    own = OwnForward(twin, shape, arguments, channels)
-    width, positions = shape[channels], math.prod(shape[1:]) // shape[channels]
+    own = OwnForward(twin, shape, arguments, layout)
+    width, positions = shape[layout.channels], math.prod(layout.positions(shape))
     observed: dict[str, None] = {}
-    for kind in _candidates(attention, shape, arguments, channels):
+    for kind in _candidates(attention, shape, arguments, layout):
         try:
             if isinstance(kind, Projected):
                 own.check_reproduced(kind)
@@ -57,21 +60,21 @@ def find_kind(attention: nn.Module, shape: tuple[int, ...], arguments: dict[str,
         except Exception as error:  # whatever a foreign module raises is what to report
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             observed[f"{in_words(kind)}: {reason}"] = None
-    tried = "; ".join(observed) or f"no kind fits tokens {shape} with channels on axis {channels}"
+    tried = "; ".join(observed) or f"no kind fits tokens {shape} with channels on axis {layout.channels}"
     raise ValueError(f"{type(attention).__name__} cannot be used as temporal attention ({tried})")
 
 
-def _candidates(attention: nn.Module, shape: tuple, arguments: dict[str, Any], channels: int) -> Iterator[Kind]:
+def _candidates(attention: nn.Module, shape: tuple, arguments: dict[str, Any], layout: Layout) -> Iterator[Kind]:
     if type(attention) in USERS_KINDS:
         yield USERS_KINDS[type(attention)]
         return
     if isinstance(attention, nn.MultiheadAttention):
         yield multihead
         return
-    if channels == -1:
-        yield plain
+    if layout.channels == -1:
+        yield sequence_first if layout.batch == 1 else plain
     if len(shape) == 4:
-        yield OnGrid(channels)
+        yield OnGrid(layout.channels)
     yield from _rotations(arguments)
     yield from guesses(attention)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.attention.projected import Projected
-from peft_aim.tracing import first_tensor, is_norm, norm_width
+from peft_aim.tracing import Layout, first_tensor, is_norm, norm_width
 
 # Layers that pool queries or keys over an image, together with norms over all channels.
 POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d)
@@ -33,13 +33,13 @@ class OwnForward:
         attention: A copy with random weights in float64; it is changed and restored.
         shape: Shape of the tokens that the block's forward calls it on.
         arguments: Other arguments of that call, by name.
-        channels: Axis of the channels in these tokens, -1 or 1.
+        layout: The layout of these tokens.
     """
 
-    def __init__(self, attention: nn.Module, shape: tuple[int, ...], arguments: dict[str, Any], channels: int) -> None:
-        self.attention, self.channels = attention, channels
-        self._calls = list(_calls(attention, shape, arguments, channels))
-        self._width = shape[channels]
+    def __init__(self, attention: nn.Module, shape: tuple[int, ...], arguments: Arguments, layout: Layout) -> None:
+        self.attention, self.layout = attention, layout
+        self._calls = list(_calls(attention, layout.positions(shape), arguments))
+        self._width = shape[layout.channels]
         self._pools = any(isinstance(module, POOLS) or _is_wide(module) for module in attention.modules())
         self._known: dict[Hashable, list[tuple[Arguments, Tensor, Tensor]]] = {}
 
@@ -62,7 +62,7 @@ class OwnForward:
 
     def __call__(self, given: Arguments, x: Tensor) -> Tensor:
         """Run the attention on tokens ``(B, *N, D)``."""
-        return first_tensor(self.attention(x.movedim(-1, self.channels), **given)).movedim(self.channels, -1)
+        return self.layout.batch_first(first_tensor(self.attention(self.layout.restored(x), **given)))
 
     def _results(self) -> Iterator[tuple[Arguments, Tensor, Tensor]]:
         """Run it on grids of all sizes that it accepts; on a large one only if it accepts no smaller one."""
@@ -103,11 +103,10 @@ class OwnForward:
 
 
 def _calls(
-    attention: nn.Module, shape: tuple, arguments: dict[str, Any], channels: int
+    attention: nn.Module, own: tuple[int, ...], arguments: Arguments
 ) -> Iterator[tuple[tuple[int, ...], Arguments]]:
     """Iterate over grids of positions, and other arguments, to call an attention on; the largest comes last."""
     given = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
-    own = shape[1:-1] if channels == -1 else shape[2:]
 
     def on(grid: tuple[int, ...], positions: tuple[int, ...]) -> tuple[tuple[int, ...], Arguments]:
         return positions, {name: grid if _is_size(value) else value for name, value in given.items()}

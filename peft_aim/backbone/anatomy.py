@@ -16,6 +16,7 @@ from peft_aim.attention import Kind, find_kind, find_output, random_twin
 from peft_aim.tracing import (
     Call,
     Handle,
+    Layout,
     acts_on_each_position,
     channel_axis,
     input_width,
@@ -27,6 +28,7 @@ from peft_aim.tracing import (
 )
 
 Kinds = dict[Hashable, tuple[Kind, str | None]]
+BATCH_FIRST = Layout()
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,10 @@ class Anatomy:
         attend: The kind of temporal attention, None if the attention cannot run over time.
         output: Name, inside the attention, of the linear layer at its end, None if there is none.
         norm_first: Whether the branches are pre-norm rather than post-norm.
-        channels: Channel axis, -1 or 1, of the tokens that the block is called on.
-        norm_channels: The same for the norm of the attention branch.
-        attention_channels: The same for the attention.
-        mlp_channels: The same for the MLP.
-        groups: Number of patch groups, each with tokens of its own, that an image is split into along the leading axis
-            (MobileViT).
+        tokens: Layout of the tokens that the block is called on.
+        norm_tokens: The same for the norm of the attention branch.
+        attention_tokens: The same for the attention.
+        mlp_tokens: The same for the MLP.
         others: Names of other parts that mix or normalize features.
     """
 
@@ -71,11 +71,10 @@ class Anatomy:
     attend: Kind | None
     output: str | None = None
     norm_first: bool = True
-    channels: int = -1
-    norm_channels: int = -1
-    attention_channels: int = -1
-    mlp_channels: int = -1
-    groups: int = 1
+    tokens: Layout = BATCH_FIRST
+    norm_tokens: Layout = BATCH_FIRST
+    attention_tokens: Layout = BATCH_FIRST
+    mlp_tokens: Layout = BATCH_FIRST
     others: tuple[str, ...] = ()
 
 
@@ -108,14 +107,15 @@ def has_attention(call: Call) -> bool:
     return any(_is_attention(part) for part in call.parts)
 
 
-def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
+def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds: Kinds) -> Anatomy:
     """Find the parts of a block from a traced call of it.
 
     The result is a guess; :func:`peft_aim.backbone.probes.misbuilt` checks it by running the block.
 
     Args:
         call: A traced call of the block.
-        images: Number of images in the traced batch. The block's leading axis has to be a multiple of it.
+        images: Number of images in the traced batch.
+        batch: The batch axis of the block's tokens, None if there is none.
         names: Names of parts to use instead of those found.
         kinds: The kinds of the attentions inspected so far, and their last layers, by traits; this one is added.
 
@@ -128,8 +128,8 @@ def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
             f"it maps tokens {shape} to {call.returned.shape}, as class attention, pooling and downsampling do",
             understood=has_attention(call),
         )
-    if shape[0] % images:
-        raise NotABlock(f"the leading axis of its tokens {shape} is not the batch of {images} images")
+    if batch is None:
+        raise NotABlock(f"no axis of its tokens {shape} is the batch of {images} images")
     attention, norm1, norm_first = _attention(call, names)
     norm2, mlp, mlp_end = _mlp(call, attention, norm1, norm_first, names)
     parts = [part for part in (norm1, attention, norm2, mlp, mlp_end) if part is not None]
@@ -148,7 +148,7 @@ def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
         axes |= {part: axes[norm1] for part in (attention, mlp) if part and part.given.shape == norm1.given.shape}
         if axes[norm1] == 1 and len(norm1.given.shape) != len(shape):
             raise NotABlock(f"its norm is called on tokens {norm1.given.shape}, the block on {shape}")
-    _check_attends_to_itself(attention, width)
+    _check_attends_to_itself(attention, width, _batch_axis(attention, call, batch))
     if None in (own, *axes.values()):
         shapes = ", ".join(str(part.given.shape) for part in (call, attention, mlp) if part)
         raise NotABlock(
@@ -156,22 +156,22 @@ def examine(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy:
             or f"the token width of its norm or attention is {width}, but block, attention and MLP are called on "
             f"{shapes}"
         )
+    layouts = {p: Layout(_batch_axis(p, call, batch), axes[p]) for p in (norm1, attention, mlp)}
     known = Anatomy(
         *(part and _inside(call, part) for part in (norm1, attention, norm2, mlp, mlp_end)),
         width=width,
         attend=None,
         norm_first=norm_first,
-        channels=own,
-        norm_channels=axes[norm1],
-        attention_channels=axes[attention],
-        mlp_channels=axes[mlp],
-        groups=shape[0] // images,
+        tokens=Layout(batch, own, groups=shape[batch] // images),
+        norm_tokens=layouts[norm1],
+        attention_tokens=layouts[attention],
+        mlp_tokens=layouts[mlp],
         others=tuple(_inside(call, other) for other in others),
     )
     if mixing:
         raise NotABlock(mixing, understood=has_attention(call), known=known)
     try:
-        attend, output = _kind(attention, axes[attention], width, kinds)
+        attend, output = _kind(attention, layouts[attention], width, kinds)
     except ValueError as reason:
         raise NotABlock(str(reason), understood=has_attention(call), known=known) from reason
     return replace(known, attend=attend, output=output)
@@ -187,12 +187,22 @@ def _mixes_positions(block: Call, norm: Call, width: int) -> str | None:
     )
 
 
-def _check_attends_to_itself(attention: Call, width: int) -> None:
+def _batch_axis(part: Call | None, block: Call, batch: int) -> int:
+    """Return the batch axis of a part's tokens: the block's, unless the part takes them transposed, or in windows."""
+    if part is None or part.given.shape == block.given.shape:
+        return batch
+    first, second, *rest = block.given.shape
+    return 1 - batch if part.given.shape == (second, first, *rest) and not rest[1:] else 0
+
+
+def _check_attends_to_itself(attention: Call, width: int, batch: int) -> None:
     for name, value in attention.arguments.items():
         tokens = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3 and not value.is_meta
-        tokens = tokens and value.shape[-1] == width and value.shape[0] == attention.given.shape[0]
+        own, positions = attention.given.shape, 1 - batch
+        tokens = tokens and value.shape[-1] == width and value.shape[batch] == own[batch]
         # Tokens of the two images are alike; those of a rotary embedding, per head, are not.
-        others = tokens and value.shape[1] != attention.given.shape[1] and torch.equal(value[0], value[-1])
+        others = tokens and value.shape[positions] != own[positions]
+        others = others and torch.equal(value.select(batch, 0), value.select(batch, -1))
         if (others or name in ("key", "value")) and Handle.of(value) != attention.given:
             raise NotABlock(
                 f"its attention also gets tokens {tuple(value.shape)} as {name}, so it attends to tokens other than "
@@ -269,10 +279,10 @@ def _width(block: Call, norm: Call | None, attention: Call) -> int:
     raise NotABlock(f"neither a norm nor its {_inside(block, attention)} has a token width")
 
 
-def _kind(attention: Call, channels: int, width: int, kinds: Kinds) -> tuple[Kind, str | None]:
-    alike = (traits(attention.module), channels)
+def _kind(attention: Call, layout: Layout, width: int, kinds: Kinds) -> tuple[Kind, str | None]:
+    alike = (traits(attention.module), layout)
     if alike not in kinds:  # most attentions are copies of each other
-        kind = find_kind(attention.module, attention.given.shape, attention.arguments, channels)
+        kind = find_kind(attention.module, attention.given.shape, attention.arguments, layout)
         kinds[alike] = kind, find_output(kind, random_twin(attention.module), width)
     return kinds[alike]
 

@@ -37,7 +37,7 @@ class Candidates:
         self.rejected: dict[str, str] = {}
         self.others: dict[str, str] = {}
         self._calls: dict[str, Call] = {}
-        self._images = 0
+        self._images, self._batches = 0, {}
         self._dropped: set[str] = set()
         self._examined: dict[Call, Anatomy | NotABlock] = {}
 
@@ -47,20 +47,22 @@ class Candidates:
         found = {**self.blocks, **self.convolved}
         return {name: (call, found[name]) for name, call in self._calls.items() if name in found}
 
-    def sort(self, calls: list[Call], images: int, names: PartNames) -> None:
+    def sort(self, calls: list[Call], images: int, batches: dict[Call, int], names: PartNames) -> None:
         """Sort the calls that resemble blocks.
 
         Args:
             calls: All calls of the traced model.
             images: Number of images in the traced batch.
+            batches: The batch axis of the tokens that they take; calls without one are left out.
             names: Names of parts inside the blocks, given by the user.
         """
-        self._images, kinds = images, {}
+        self._images, self._batches, kinds = images, batches, {}
         for call in filter(looks_like_a_block, calls):
             if within(call.name, self.blocks):
                 continue
             if call.original not in self._examined:
-                self._examined[call.original] = _examined(call.original, images, names, kinds)
+                batch = batches.get(call.original)
+                self._examined[call.original] = _examined(call.original, images, batch, names, kinds)
             anatomy = self._examined[call.original]
             self._calls[call.name] = call
             if isinstance(anatomy, Anatomy):
@@ -83,15 +85,15 @@ class Candidates:
         names = outermost({**self.skipped, **self.rejected})
         if not names and not self.blocks:
             names = _without_stages({name: self._calls[name] for name in self.others})
-        found = {name: self._known(self._calls[name]) or self._layout(name) for name in names}
+        found = {name: self._known(self._calls[name]) or self._layout(self._calls[name]) for name in names}
         return {name: anatomy for name, anatomy in found.items() if anatomy is not None}
 
     def _known(self, call: Call) -> Anatomy | None:
         """Return the parts of a block whose attention cannot run over time, if they are all that is known."""
         return self._examined[call.original].known if has_attention(call) else None
 
-    def _layout(self, name: str) -> Anatomy | None:
-        return layout(self._calls[name], self._images)
+    def _layout(self, call: Call) -> Anatomy | None:
+        return layout(call, self._images, self._batches.get(call))
 
     def reject(self, reasons: dict[str, str]) -> None:
         """Note why blocks cannot have temporal attention, of which only the layout of the tokens is certain then."""
@@ -99,7 +101,7 @@ class Candidates:
             if self.blocks.pop(name, None) is not None:
                 self.rejected[name] = reason
             self.convolved.pop(name, None)
-            anatomy = self._layout(name)
+            anatomy = self._layout(self._calls[name])
             if anatomy is not None:
                 self.convolved[name] = anatomy
 
@@ -125,9 +127,9 @@ class Candidates:
                 found[call.name] = blocks[call.name]
             elif call.name not in never and not within(call.name, blocks):
                 if call.original not in layouts:
-                    layouts[call.original] = layout(call.original, self._images)
+                    layouts[call.original] = self._layout(call.original)
                 anatomy = layouts[call.original]
-                if anatomy is not None and anatomy.groups == 1:  # groups may be scattered
+                if anatomy is not None and anatomy.tokens.groups == 1:  # groups may be scattered
                     found[call.name] = anatomy
         return found
 
@@ -158,9 +160,9 @@ def _without_stages(calls: dict[str, Call]) -> list[str]:
     return outermost([name for name in calls if not is_stage(name)])
 
 
-def _examined(call: Call, images: int, names: PartNames, kinds: Kinds) -> Anatomy | NotABlock:
+def _examined(call: Call, images: int, batch: int | None, names: PartNames, kinds: Kinds) -> Anatomy | NotABlock:
     try:
-        return examine(call, images, names, kinds)
+        return examine(call, images, batch, names, kinds)
     except NotABlock as reason:
         return reason
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from peft_aim.attention import USERS_KINDS
 from peft_aim.backbone.anatomy import Anatomy, PartNames, looks_like_a_block
+from peft_aim.backbone.batch import find_batch_axes
 from peft_aim.backbone.candidates import Candidates, within
 from peft_aim.backbone.probes import check_alike, check_positions_stay, entries, ineffective, misbuilt, scattered
-from peft_aim.tracing import Call, Handle, Images, blank_images, is_linear, is_norm, norm_width, trace, traits
+from peft_aim.tracing import Call, Handle, Images, Layout, blank_images, is_linear, is_norm, norm_width, trace, traits
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
 NO_NAMES = PartNames()
@@ -40,6 +41,7 @@ class Inspection:
         entries: The blocks with temporal attention, or without any the others, that tokens enter first, one per
             parallel trunk, each with the name of the norm between the position embedding and the block (CLIP), or
             None.
+        entry_tokens: Layout of the tokens that these norms are called on, by name.
         head: Name of the last layer, whose output is the class scores, if there is one.
         features: Input width of the head.
         final_norms: Names of the norms after the last block.
@@ -54,6 +56,7 @@ class Inspection:
     rejected: dict[str, str]
     without_attention: dict[str, str]
     entries: dict[str, str | None]
+    entry_tokens: dict[str, Layout]
     head: str | None
     features: int | None
     final_norms: list[str]
@@ -117,8 +120,8 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     calls = list(root.walk())
     for call in calls:  # names from the root of the model
         call.name = ".".join(filter(None, (tower_name, call.name)))
-    found = Candidates()
-    found.sort(calls, 2, names)
+    found, batches = Candidates(), find_batch_axes(tower, images, root)
+    found.sort(calls, len(next(iter(images.values()))), batches, names)
     first_argument = next(iter(images.values()))
     runs = first_argument.device.type != "meta"
     if found.probed:
@@ -133,6 +136,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         unknown = [name for name, (_, anatomy) in found.probed.items() if anatomy.attention is None]
         found.drop(dict.fromkeys(unknown, "its parts are not known, and on the device 'meta' nothing can be checked"))
     first = _entries(tower, images, root, found) if runs else list(found.blocks or found.probed)[:1]
+    before = {name: _pre_norm(calls, name) for name in first}
     head = _head(calls, output) if tower is model else None
     return Inspection(
         tower=tower_name,
@@ -143,7 +147,12 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         skipped=found.skipped,
         rejected=found.rejected,
         without_attention=found.without_attention(),
-        entries={name: _pre_norm(calls, name) for name in first},
+        entries={name: norm and norm.name for name, norm in before.items()},
+        entry_tokens={
+            norm.name: replace(found.probed[name][1].tokens, batch=batches[norm])
+            for name, norm in before.items()
+            if norm is not None
+        },
         head=head and head.name,
         features=head and head.given.shape[-1],
         final_norms=_final_norms(calls, {*found.probed, *found.skipped, *found.rejected}),
@@ -191,14 +200,14 @@ def _tower(model: nn.Module) -> tuple[str, nn.Module]:
     )
 
 
-def _pre_norm(calls: list[Call], first_block: str) -> str | None:
+def _pre_norm(calls: list[Call], first_block: str) -> Call | None:
     """Return the norm whose output enters the first block, unless it is part of the patch embedding."""
     first = next(call for call in calls if call.name == first_block)
     for call in calls[: calls.index(first)]:
         parent = call.name.rpartition(".")[0]
         around = not parent or first_block.startswith(f"{parent}.")
         if around and is_norm(call.module) and call.returned == first.given:
-            return call.name
+            return call
     return None
 
 

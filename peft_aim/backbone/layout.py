@@ -5,24 +5,25 @@ from __future__ import annotations
 from torch import nn
 
 from peft_aim.backbone.anatomy import Anatomy
-from peft_aim.tracing import Call, channel_axis, input_width, is_norm, mixes
+from peft_aim.tracing import Call, Layout, channel_axis, input_width, is_norm, mixes
 
 
-def layout(call: Call, images: int) -> Anatomy | None:
+def layout(call: Call, images: int, batch: int | None) -> Anatomy | None:
     """Return the layout of the tokens of any module, without its parts.
 
     Args:
         call: A traced call of the module.
         images: Number of images in the traced batch.
+        batch: The batch axis of the module's tokens, None if there is none.
 
     Returns:
-        An anatomy without parts. None if the module does not map tokens to tokens of the same shape, or if the
-        leading axis is not the batch or the channel axis is unclear.
+        An anatomy without parts. None if the module does not map tokens to tokens of the same shape, or if the batch
+        or channel axis is unclear.
     """
     if call.given is None or call.returned is None or not mixes(call.module):
         return None
     shape = call.given.shape
-    if len(shape) < 3 or call.returned.shape != shape or shape[0] % images:
+    if batch is None or call.returned.shape != shape:
         return None
     layers = [layer for layer in call.walk() if layer.given is not None and input_width(layer.module) is not None]
     own = [layer for layer in layers if layer.given == call.given and layer.given.shape == shape]
@@ -30,7 +31,7 @@ def layout(call: Call, images: int) -> Anatomy | None:
     if axis is None:
         return None
     parts = (None, None, None, None, None)
-    return Anatomy(*parts, width=shape[axis], attend=None, channels=axis, groups=shape[0] // images)
+    return Anatomy(*parts, width=shape[axis], attend=None, tokens=Layout(batch, axis, shape[batch] // images))
 
 
 def _axis_of_first(own: list[Call], shape: tuple[int, ...]) -> int | None:

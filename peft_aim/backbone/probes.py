@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.backbone.anatomy import Anatomy
-from peft_aim.backbone.skeleton import OUTPUT, Arrived, Blocks, run_skeleton
+from peft_aim.backbone.skeleton import OUTPUT, Blocks, run_skeleton, with_second_image_marked
 from peft_aim.tracing import (
     Call,
     Handle,
@@ -101,11 +101,11 @@ def scattered(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> d
         root: Its traced call.
         blocks: Its blocks.
     """
-    split = {name: anatomy.groups for name, (_, anatomy) in blocks.items() if anatomy.groups > 1}
+    split = [name for name, (_, anatomy) in blocks.items() if anatomy.tokens.groups > 1]
     if not split:
         return {}
-    arrived = _with_second_image_marked(tower, images, root, blocks)
-    wrong = [name for name, groups in split.items() if arrived[name].marked != (False,) * groups + (True,) * groups]
+    arrived = run_skeleton(tower, with_second_image_marked(images), root, blocks)
+    wrong = [name for name in split if not arrived[name].is_of_second_image(axis=0)]
     return dict.fromkeys(wrong, "the patch groups of one image are not next to each other in its tokens")
 
 
@@ -123,7 +123,7 @@ def entries(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> lis
         if name not in reached:
             found.append(name)
             arrived = run_skeleton(tower, images, root, blocks, source=name)
-            reached |= {other for other, tokens in arrived.items() if any(tokens.marked)} | {name}
+            reached |= {other for other, tokens in arrived.items() if tokens.any_marked} | {name}
     return found
 
 
@@ -137,20 +137,13 @@ def ineffective(tower: nn.Module, images: Images, root: Call, blocks: Blocks) ->
         blocks: Its blocks.
     """
     found, unknown = {}, [name for name, (_, anatomy) in blocks.items() if anatomy.attention is None]
-    arrived = _with_second_image_marked(tower, images, root, blocks) if unknown else {}
+    arrived = run_skeleton(tower, with_second_image_marked(images), root, blocks) if unknown else {}
     for name in unknown:
-        if not any(arrived[name].marked):
+        if not arrived[name].any_marked:
             found[name] = "the tokens that it takes first do not depend on the image"
-        elif not any(run_skeleton(tower, images, root, blocks, source=name)[OUTPUT].marked):
+        elif not run_skeleton(tower, images, root, blocks, source=name)[OUTPUT].any_marked:
             found[name] = "the tokens that it returns first do not reach the output of the model"
     return found
-
-
-def _with_second_image_marked(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> dict[str, Arrived]:
-    name, first = next(iter(images.items()))
-    marked = first.clone()
-    marked[1] = torch.nan
-    return run_skeleton(tower, {**images, name: marked}, root, blocks)
 
 
 def misbuilt(blocks: Blocks) -> dict[str, str]:
@@ -238,11 +231,11 @@ def _probe(call: Call, anatomy: Anatomy, loud: bool = False, training: bool = Fa
 
     norm = anatomy.norm1 and parts[anatomy.norm1]
     return _Observed(
-        given=tokens.movedim(anatomy.channels, -1),
+        given=anatomy.tokens.batch_first(tokens),
         normed=norm and _channels_last((_loud if loud else Handle.zeros)(norm.returned), norm.module, anatomy),
         attention_input=input_of(anatomy.attention),
         between=input_of(branch),
-        returned=returned.movedim(anatomy.channels, -1),
+        returned=anatomy.tokens.batch_first(returned),
     )
 
 

@@ -8,7 +8,8 @@ depends on them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,16 +42,37 @@ class Arrived:
 
     Attributes:
         shape: Shape of the tokens.
-        marked: For each entry of the leading axis, or for each returned tensor, whether it contains NaN.
+        marked: Which entries along each axis contain NaN; for what the model returns, which tensors.
     """
 
     shape: tuple[int, ...]
-    marked: tuple[bool, ...]
+    marked: tuple[tuple[bool, ...], ...]
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> Arrived:
+        """Note which tokens are marked."""
+        return cls(tuple(tokens.shape), tuple(tuple(_marked(tokens, axis).tolist()) for axis in range(tokens.ndim)))
+
+    @property
+    def any_marked(self) -> bool:
+        """Whether there is a mark at all."""
+        return any(map(any, self.marked))
+
+    def is_of_second_image(self, axis: int) -> bool:
+        """Whether exactly the second half along an axis is marked."""
+        half = self.shape[axis] // 2
+        return self.marked[axis] == (False,) * half + (True,) * half
 
 
 @torch.no_grad()
 def run_skeleton(
-    tower: nn.Module, images: Images, root: Call, blocks: Blocks, training: bool = False, source: str | None = None
+    tower: nn.Module,
+    images: Images,
+    root: Call,
+    blocks: Blocks,
+    training: bool = False,
+    source: str | None = None,
+    watched: Iterable[Call] = (),
 ) -> dict[str, Arrived]:
     """Run the skeleton of an image model on the images that it was traced on, or on others of the same shape.
 
@@ -61,20 +83,45 @@ def run_skeleton(
         blocks: Its blocks.
         training: Whether to run in training mode.
         source: Name of a block whose output is marked.
+        watched: Other calls.
 
     Returns:
-        The tokens that each block receives, by name, and under :data:`OUTPUT` what the model returns.
+        The tokens that each block or watched call receives, by name, and under :data:`OUTPUT` what the model returns.
     """
     arrived: dict[str, Arrived] = {}
     stand_ins: dict[nn.Module, Callable[..., Any]] = {
-        call.module: partial(_pass_on, call, arrived, name == source) for name, (call, _) in blocks.items()
+        call.module: partial(_pass_on, call, anatomy.tokens.batch, name == source)
+        for name, (call, anatomy) in blocks.items()
     }
     for module, calls in _layers_outside(root, {call for call, _ in blocks.values()}).items():
         stand_ins[module] = partial(_blank, calls, module.forward)
-    with running(tower, training), standing_in(stand_ins):
+    calls = [*(call for call, _ in blocks.values()), *watched]
+    with running(tower, training), standing_in(stand_ins), _noting(calls, arrived):
         output = [tensor for tensor in tensors_in(run(tower, images)) if tensor.is_floating_point()]
-    arrived[OUTPUT] = Arrived((), tuple(bool(tensor.isnan().any()) for tensor in output))
+    arrived[OUTPUT] = Arrived((), (tuple(bool(tensor.isnan().any()) for tensor in output),))
     return arrived
+
+
+def with_second_image_marked(images: Images) -> Images:
+    """Return the arguments with NaN for the second of two images."""
+    name, first = next(iter(images.items()))
+    marked = first.clone()
+    marked[1] = torch.nan
+    return {**images, name: marked}
+
+
+@contextmanager
+def _noting(calls: Iterable[Call], arrived: dict[str, Arrived]) -> Iterator[None]:
+    """Note the tokens that modules receive, by the names of their calls."""
+
+    def note(name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        arrived[name] = Arrived.of(first_tensor(first_argument(first_parameter(module), args, kwargs)))
+
+    with ExitStack() as stack:
+        for call in calls:
+            hook = call.module.register_forward_pre_hook(partial(note, call.name), with_kwargs=True)
+            stack.callback(hook.remove)
+        yield
 
 
 def _layers_outside(root: Call, blocks: set[Call]) -> dict[nn.Module, list[Call]]:
@@ -92,14 +139,14 @@ def _layers_outside(root: Call, blocks: set[Call]) -> dict[nn.Module, list[Call]
     return found
 
 
-def _pass_on(call: Call, arrived: dict[str, Arrived], is_source: bool, *args: Any, **kwargs: Any) -> Any:
+def _pass_on(call: Call, batch: int, is_source: bool, *args: Any, **kwargs: Any) -> Any:
     """Return a block's input, in the form of its output, with the marks of other tokens that it takes."""
     tokens = first_tensor(first_argument(first_parameter(call.module), args, kwargs))
     others = [other for other in tensors_in((args, kwargs)) if other is not tokens and other.is_floating_point()]
-    arrived[call.name] = Arrived(tuple(tokens.shape), tuple(_marked(tokens).tolist()) if tokens.numel() else ())
     tokens = tokens.clone(memory_format=torch.contiguous_format)
-    for marks in (_marked(other) for other in others if other.numel() and len(other) == len(tokens)):
-        tokens[marks] = torch.nan
+    for other in others:
+        if other.ndim > batch and other.shape[batch] == tokens.shape[batch]:
+            tokens.movedim(batch, 0)[_marked(other, batch)] = torch.nan
     return replace_first(call.form, tokens.fill_(torch.nan) if is_source else tokens)
 
 
@@ -111,11 +158,21 @@ def _blank(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs:
         return forward(*args, **kwargs)
     output = known.returned.zeros()
     for tensor in given:
-        marked = _marked(tensor)
-        output[marked if len(marked) == len(output) else slice(None) if marked.any() else slice(0)] = torch.nan
+        _mark(known.module, output, tensor)
     return replace_first(known.form, output)
 
 
-def _marked(tensor: Tensor) -> Tensor:
-    """Return for each entry of the leading axis whether it contains NaN."""
-    return tensor.isnan().flatten(1).any(1) if tensor.ndim > 1 else tensor.isnan()
+def _mark(layer: nn.Module, output: Tensor, given: Tensor) -> None:
+    """Mark what depends on marked input: a linear layer acts on each token, other layers on each image."""
+    if isinstance(layer, nn.Linear):
+        output[given.isnan().any(-1)] = torch.nan
+        return
+    batch = int(isinstance(layer, nn.MultiheadAttention) and not layer.batch_first)
+    marked = _marked(given, batch)
+    everywhere = slice(None) if marked.any() else slice(0)
+    output.movedim(batch, 0)[marked if len(marked) == output.shape[batch] else everywhere] = torch.nan
+
+
+def _marked(tensor: Tensor, axis: int) -> Tensor:
+    """Return for each entry along an axis whether it contains NaN."""
+    return tensor.isnan().movedim(axis, 0).flatten(1).any(1) if tensor.ndim > 1 else tensor.isnan()

@@ -170,9 +170,12 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
     """
     if tensor.ndim == 0:
         return tensor
-    if tensor.shape[0] % (clips * frames):
+    images = clips * frames
+    # Each image may be split into windows, so that the leading axis is a multiple; or the sequence comes first.
+    sequence_first = tensor.ndim == 3 and tensor.shape[0] != images and tensor.shape[1] == images
+    if tensor.shape[0] % images or sequence_first:
         raise ValueError(
-            f"The model returned a tensor {tuple(tensor.shape)} for {clips * frames} images ({clips} clips of "
+            f"The model returned a tensor {tuple(tensor.shape)} for {images} images ({clips} clips of "
             f"{frames} frames). Its leading axis is not the batch, so it cannot be averaged over frames. Use a model "
             "whose outputs all start with the batch."
         )

@@ -118,12 +118,13 @@ def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, group
     return tokens + embedding.reshape(tokens.shape[0], *axes, -1).to(tokens.dtype)
 
 
-def drop_path(branch: Tensor, rate: float) -> Tensor:
+def drop_path(branch: Tensor, rate: float, batch: int = 0) -> Tensor:
     """Drop a residual branch for randomly chosen images (stochastic depth, arXiv 1603.09382).
 
     Args:
         branch: Output of the branch, to be added to the tokens.
         rate: Probability of dropping an image's branch; the others are scaled by ``1 / (1 - rate)``.
+        batch: Axis of the images.
 
     Shape:
         ``(B*T, *) -> (B*T, *)``
@@ -134,8 +135,8 @@ def drop_path(branch: Tensor, rate: float) -> Tensor:
     """
     if rate == 0:
         return branch
-    kept = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= rate
-    return branch * kept.to(branch.dtype) / (1 - rate)
+    kept = torch.rand(branch.shape[batch], *[1] * (branch.ndim - 1), device=branch.device) >= rate
+    return branch * kept.transpose(0, batch).to(branch.dtype) / (1 - rate)
 
 
 def same_in_all_frames(features: Tensor, rate: float, frames: int) -> Tensor:

@@ -19,7 +19,14 @@ from peft_aim.layers.base import AIMTunerLayer
 from peft_aim.layers.embedding import embed, new_embedding
 from peft_aim.layers.temporal import TemporalBranch, new_bottleneck, temporal_branch
 from peft_aim.recompute import Widths, cheap_from, hidden_widths, recomputing
-from peft_aim.tracing import first_argument, first_parameter, first_tensor, replace_first, with_first_argument
+from peft_aim.tracing import (
+    Layout,
+    first_argument,
+    first_parameter,
+    first_tensor,
+    replace_first,
+    with_first_argument,
+)
 
 BRANCHES = ("temporal", "spatial", "joint")  # in the order in which they run
 TEMPORAL = "aim_temporal_"  # how the names of the temporal branch's containers begin
@@ -133,7 +140,7 @@ class AIMLayer(AIMTunerLayer):
         if adapter is None:
             return self.base_layer(*args, **kwargs)
         tokens = first_argument(self._block_input, args, kwargs)
-        frames = self.frames.of(tokens, self.anatomy.groups)
+        frames = self.frames.of(self.anatomy.tokens.batch_first(tokens), self.anatomy.tokens.groups)
         settings = self.aim_settings[adapter]
         if not torch.is_grad_enabled() or settings.recompute == "nothing":
             output = self._run(adapter, frames, *args, **kwargs)
@@ -159,7 +166,7 @@ class AIMLayer(AIMTunerLayer):
         """Run the adapters before the block, and the block."""
         tokens = first_argument(self._block_input, args, kwargs)
         if adapter in self.aim_temporal_embedding:
-            tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy)
+            tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy.tokens)
         if adapter in self.aim_temporal_up:
             tokens = tokens + self._checkpointed(partial(self.over_time, adapter, frames), tokens)
         args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
@@ -178,15 +185,15 @@ class AIMLayer(AIMTunerLayer):
         """Compute the temporal branch of an adapter, in the shape of the tokens."""
         held = {name: getattr(self, f"{TEMPORAL}{name}") for name in TEMPORAL_WEIGHTS}
         weights = {name: container[adapter] for name, container in held.items() if adapter in container}
-        x = tokens.movedim(self.anatomy.channels, -1)  # (B*T, *N, D)
-        mixed = self.aim_settings[adapter].temporal(self.base_layer, weights, x, frames)
-        return self._drop(mixed.movedim(-1, self.anatomy.channels), adapter)
+        layout = self.anatomy.tokens
+        mixed = self.aim_settings[adapter].temporal(self.base_layer, weights, layout.batch_first(tokens), frames)
+        return self._drop(layout.restored(mixed), adapter, layout)
 
     def _add_spatial(self, attention: nn.Module, args: tuple, output: Any) -> Any:
         adapter = self.current
         if adapter is None or adapter not in self.aim_spatial_up:
             return None
-        a, axis = first_tensor(output), self.anatomy.attention_channels
+        a, axis = first_tensor(output), self.anatomy.attention_tokens.channels
         a = a + bottleneck(a, self.aim_spatial_down[adapter], self.aim_spatial_up[adapter], axis)
         return replace_first(output, a)
 
@@ -203,15 +210,16 @@ class AIMLayer(AIMTunerLayer):
         else:
             h = self._mlp_input.get()
             self._mlp_input.set(None)
-        settings, axis = self.aim_settings[adapter], self.anatomy.mlp_channels
+        settings, layout = self.aim_settings[adapter], self.anatomy.mlp_tokens
         # The last output is only added, so torch stops recomputing before it, unless LayerScale follows.
         with cheap_from("pointwise"):
-            joint = settings.scale * bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], axis)
-        return replace_first(output, first_tensor(output) + self._drop(joint, adapter))
+            joint = bottleneck(h, self.aim_joint_down[adapter], self.aim_joint_up[adapter], layout.channels)
+            joint = settings.scale * joint
+        return replace_first(output, first_tensor(output) + self._drop(joint, adapter, layout))
 
-    def _drop(self, branch: Tensor, adapter: str) -> Tensor:
+    def _drop(self, branch: Tensor, adapter: str, layout: Layout) -> Tensor:
         """Apply stochastic depth in training; in evaluation the rate is not read, so that torch.compile ignores it."""
-        return drop_path(branch, self.aim_settings[adapter].drop_path) if self.training else branch
+        return drop_path(branch, self.aim_settings[adapter].drop_path, layout.batch) if self.training else branch
 
     def _checkpointed(self, function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         """Recompute a function in backward if the block itself has gradient checkpointing switched on.

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.backbone import Anatomy
 from peft_aim.clips import Frames
 from peft_aim.config import AIMConfig
 from peft_aim.layers.adapter import add_temporal_embedding
 from peft_aim.layers.base import AIMTunerLayer
+from peft_aim.tracing import Layout
 
 
 class TemporalEmbedding(nn.Module):
@@ -62,27 +62,28 @@ class AIMEmbedding(AIMTunerLayer):
 
     Args:
         norm: The norm.
-        anatomy: The parts of the first block, which receives the norm's output.
+        width: Token width D.
+        tokens: Layout of the tokens that the norm is called on.
         frames: Maps tokens to the number of frames of their clips.
     """
 
     adapter_layer_names = ("aim_temporal_embedding",)
 
-    def __init__(self, norm: nn.Module, anatomy: Anatomy, frames: Frames) -> None:
+    def __init__(self, norm: nn.Module, width: int, tokens: Layout, frames: Frames) -> None:
         super().__init__(norm)
-        self.anatomy = anatomy
+        self.width, self.tokens = width, tokens
         self.frames = frames
 
     def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module]:
         """Create a temporal embedding."""
-        return {"aim_temporal_embedding": new_embedding(config, self.anatomy.width)}
+        return {"aim_temporal_embedding": new_embedding(config, self.width)}
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Add the temporal embedding to tokens ``(B*T, *N, D)`` and normalize them."""
         adapter = self.current
         if adapter is not None:
-            frames = self.frames.of(tokens, self.anatomy.groups)
-            tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy)
+            frames = self.frames.of(self.tokens.batch_first(tokens), self.tokens.groups)
+            tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.tokens)
         return self.base_layer(tokens, *args, **kwargs)
 
 
@@ -92,14 +93,13 @@ def new_embedding(config: AIMConfig, width: int) -> TemporalEmbedding:
     return TemporalEmbedding(draw(1, config.num_frames, width))
 
 
-def embed(tokens: Tensor, embedding: nn.Module, frames: int, anatomy: Anatomy) -> Tensor:
-    """Add a temporal embedding to tokens in the layout of a block.
+def embed(tokens: Tensor, embedding: nn.Module, frames: int, layout: Layout) -> Tensor:
+    """Add a temporal embedding to tokens in any layout.
 
     Args:
-        tokens: Tokens ``(B*T, *N, D)`` or ``(B*T, D, *N)``.
+        tokens: Tokens of B clips.
         embedding: The :class:`TemporalEmbedding`.
         frames: Frames T per clip.
-        anatomy: The parts of the block.
+        layout: Their layout.
     """
-    embedded = embedding(tokens.movedim(anatomy.channels, -1), frames, anatomy.groups)
-    return embedded.movedim(-1, anatomy.channels)
+    return layout.restored(embedding(layout.batch_first(tokens), frames, layout.groups))

@@ -60,7 +60,7 @@ class TemporalAttention:
 
     def __call__(self, block: nn.Module, weights: Weights, x: Tensor, frames: int) -> Tensor:
         """Compute the branch, ``(B*T, *N, D) -> (B*T, *N, D)``."""
-        groups = self.anatomy.groups
+        groups = self.anatomy.tokens.groups
         h = self._norm(block, x) if self.anatomy.norm_first else x
         h = to_time(h, frames, groups)  # (B*N, T, D)
         if "in_up" in weights:
@@ -80,7 +80,7 @@ class TemporalAttention:
         attention = block.get_submodule(anatomy.attention)
         ending = ending_in(attention, anatomy.output, down) if anatomy.output and anatomy.norm_first else None
         mixed = first_tensor(anatomy.attend(attention if ending is None else ending, h))
-        mixed = from_time(mixed, like, anatomy.groups)
+        mixed = from_time(mixed, like, anatomy.tokens.groups)
         if ending is not None:
             return mixed
         return narrow(mixed if anatomy.norm_first else self._norm(block, mixed), down)
@@ -90,7 +90,7 @@ class TemporalAttention:
         if self.anatomy.norm1 is None:
             return tokens
         norm = block.get_submodule(self.anatomy.norm1)
-        if self.anatomy.norm_channels == -1:
+        if self.anatomy.norm_tokens.channels == -1:
             return norm(tokens)
         return norm(tokens.movedim(-1, 1)).movedim(1, -1)
 
@@ -126,7 +126,7 @@ class TemporalConvolution:
 
     def __call__(self, block: nn.Module, weights: Weights, x: Tensor, frames: int) -> Tensor:
         """Compute the branch, ``(B*T, *N, D) -> (B*T, *N, D)``."""
-        z = convolve(narrow(x, weights["down"]), weights["conv"], frames, self.anatomy.groups)
+        z = convolve(narrow(x, weights["down"]), weights["conv"], frames, self.anatomy.tokens.groups)
         with cheap_from("mlp"):
             return on_rows(weights["up"], z).to(x.dtype)
 

@@ -6,6 +6,7 @@ The lowest layer of the package: it knows nothing about attention, blocks or ada
 from peft_aim.tracing.calls import Call, Handle, running, trace
 from peft_aim.tracing.copies import traits
 from peft_aim.tracing.example import blank_images, drawn, image_size
+from peft_aim.tracing.layout import Layout
 from peft_aim.tracing.outputs import (
     Images,
     first_argument,
@@ -35,6 +36,7 @@ __all__ = [
     "Call",
     "Handle",
     "Images",
+    "Layout",
     "acts_on_each_position",
     "blank_images",
     "channel_axis",

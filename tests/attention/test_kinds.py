@@ -18,6 +18,7 @@ from peft_aim.attention.projected import Projected
 from peft_aim.attention.recognize import find_kind
 from peft_aim.backbone.anatomy import PartNames
 from peft_aim.backbone.inspection import inspect_backbone
+from peft_aim.tracing import Layout
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_cosine_similarity():
 @torch.no_grad()
 def test_channels_first_is_attention_over_the_columns_of_one_row():
     attention = timm.models.visformer.Attention(32, num_heads=2).eval()
-    kind = find_kind(attention, (2, 32, 4, 4), {}, channels=1)
+    kind = find_kind(attention, (2, 32, 4, 4), {}, Layout(channels=1))
     q, k, v = attention.qkv(X.mT[..., None])[..., 0].mT.unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
     mixed = softmax_attention(q, k, v, 16**-0.5)
     expected = attention.proj(mixed.mT[..., None])[..., 0].mT
@@ -179,7 +180,7 @@ def test_images_in_patch_groups():
     """MobileViT's tokens lead with the images' patch groups: another number of groups raises an error."""
     model = get_peft_model(catalogue.build("timm", "mobilevit_xs"), AIMConfig(num_frames=2))
     layers = [m for m in model.modules() if type(m).__name__ == "AIMLayer"]
-    assert {layer.anatomy.groups for layer in layers} == {4}
+    assert {layer.anatomy.tokens.groups for layer in layers} == {4}
     layers[0].register_forward_pre_hook(lambda module, args: (args[0][:-1], *args[1:]))
     with pytest.raises(ValueError, match="its batch is not 4 images of 4 patch groups, so frames"):
         model(torch.randn(2, 2, 3, 64, 64))

@@ -48,7 +48,11 @@ def test_one_product_scores_as_two_do(name, monkeypatch):
     model, calls, as_one = adapt(zoo.build(name)).eval(), [], product.as_one
     monkeypatch.setattr(product, "as_one", lambda *args: calls.append(1) or as_one(*args))
     assert torch.allclose(zoo.scores(model(zoo.make_clips())), in_two(model), atol=1e-5)
-    with_kernel = name in ("torchvision_vit", "open_clip_vit")  # torch's MultiheadAttention projects by itself
+    with_kernel = name in (
+        "torchvision_vit",
+        "open_clip_vit",
+        "openai_clip",
+    )  # torch's MultiheadAttention projects by itself
     assert len(calls) == (0 if with_kernel else len(layers(model)))
 
 
