@@ -57,8 +57,11 @@ def summary(model: nn.Module, adapter_name: str) -> str:
     own = {name: m for name, m in model.named_modules() if isinstance(m, AIMLayer)}
     layers = {name: model.get_submodule(name) for name in found.modules if name in {*found.blocks, *own}}
     embeddings = _embeddings(model, adapter_name)
-    lines = [_line(name, layer, found, adapter_name, layer in embeddings) for name, layer in layers.items()]
-    adapted = {line.first for line in lines if line.bottleneck}
+    lines = {name: _line(name, layer, found, adapter_name, layer in embeddings) for name, layer in layers.items()}
+    for first, second in found.pairs.items():
+        if second in lines:
+            lines[first] = _joined(lines[first], lines.pop(second))
+    adapted = {name for name, line in lines.items() if line.bottleneck}
     skipped = {name: reason for name, reason in found.left_out.items() if name not in adapted}
     others = {name: reason for name, reason in found.without_attention.items() if not within(f"{name}.", adapted)}
     others |= dict.fromkeys(others.keys() & found.modules.keys(), ASKED)
@@ -69,7 +72,7 @@ def summary(model: nn.Module, adapter_name: str) -> str:
             ["block", "parts", "width", "bottleneck", "adapters", "temporal branch"],
             [
                 [_span(line), line.parts, line.width, line.bottleneck or "-", line.adapters or "none", line.over_time]
-                for line in _rows(lines)
+                for line in _rows(lines.values())
             ],
         ),
         _table(["parameters", "count", "each", "total"], _counts(model, layers, embeddings, adapter_name)),
@@ -110,13 +113,26 @@ def _line(name: str, layer: nn.Module, found: Inspection, adapter: str, is_embed
     return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), _parts(anatomy) or "-", str(over_time))
 
 
+def _joined(first: Line, second: Line) -> Line:
+    """Return one line for the two halves of a block; siblings are told apart by the ends of their names."""
+    parent, _, last = second.first.rpartition(".")
+    name = f"{first.first} + {last if first.first.rpartition('.')[0] == parent else second.first}"
+    both = {
+        "adapters": ", ".join(filter(None, (first.adapters, second.adapters))),
+        "parts": f"{first.parts}; {second.parts}",
+        "bottleneck": first.bottleneck or second.bottleneck,
+    }
+    return replace(first, first=name, last=name, **both)
+
+
 def _parts(anatomy: Anatomy) -> str:
-    """Return the names of a block's parts, in the order in which they run."""
+    """Return the names of a block's parts, in the order in which they run; a module may be a part itself."""
     mlp = [anatomy.mlp] if anatomy.mlp == anatomy.mlp_end else [anatomy.mlp, anatomy.mlp_end]
     branches = ([anatomy.norm1, anatomy.attention], [anatomy.norm2, *mlp])
     if not anatomy.norm_first:
         branches = ([anatomy.attention, anatomy.norm1], [*mlp, anatomy.norm2])
-    return "; ".join(" ".join(filter(None, names)) for names in branches if any(names))
+    named = [[name or "itself" for name in names if name is not None] for names in branches]
+    return "; ".join(" ".join(names) for names in named if names)
 
 
 def _rows(lines: Iterable[Line]) -> list[Line]:

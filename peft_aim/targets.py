@@ -25,7 +25,7 @@ def branches(config: AIMConfig, anatomy: Anatomy, index: int) -> list[str]:
         index: Its index among the blocks that the options can adapt.
     """
     wanted = {
-        "temporal": config.temporal and _has_temporal(config.temporal_layers, index),
+        "temporal": config.temporal and not anatomy.is_mlp_half and _has_temporal(config.temporal_layers, index),
         "spatial": config.spatial and anatomy.attention is not None,
         "joint": config.joint and anatomy.mlp is not None,
     }
@@ -85,14 +85,17 @@ def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> dic
         targets = _targets(model, found, config)
     elif blocks:
         _check_all_are_adaptable(model, found, blocks)
-        targets = list(blocks)
+        targets = [*blocks, *(second for first, second in found.pairs.items() if first in blocks)]
     else:
         raise ValueError(nothing(model, found, config))
-    names = [name for name in found.modules if name in {*blocks, *targets}]
+    firsts = {found.first_half(name) for name in {*blocks, *targets}}
+    names = [name for name in found.modules if name in firsts]
+    index = {name: names.index(found.first_half(name)) for name in targets}
     _check_indices(model, len(names), config)
     layers = _indices(config.layers_to_transform) or range(len(names))
-    selected = [name for name in targets if not _matches(config.exclude_modules, name) and names.index(name) in layers]
-    wanted = {name: branches(config, found.modules[name], names.index(name)) for name in selected}
+    selected = [name for name in targets if not _matches(config.exclude_modules, name) and index[name] in layers]
+    wanted = {name: branches(config, found.modules[name], index[name]) for name in selected}
+    _say_which_halves_are_alone(found, config, selected)
     if not any(wanted.values()):
         raise ValueError(
             f"No block is left: target_modules={config.target_modules!r}, exclude_modules={config.exclude_modules!r}, "
@@ -100,6 +103,22 @@ def select_blocks(model: nn.Module, found: Inspection, config: AIMConfig) -> dic
             f"together exclude all of {as_regex(list(blocks))!r}."
         )
     return {name: has for name, has in wanted.items() if has}
+
+
+def _say_which_halves_are_alone(found: Inspection, config: AIMConfig, selected: list[str]) -> None:
+    """Warn about halves of blocks that are selected without the other half, which would have adapters as well."""
+    pairs = [pair for pair in found.pairs.items() if len({*pair} & {*selected}) == 1]
+    alone = {}
+    for half, other in (pair if pair[0] in selected else pair[::-1] for pair in pairs):
+        if branches(config, found.modules[other], 0):
+            alone[half] = f"the other half of the block, as {other}, is left out"
+    if alone:
+        warnings.warn(
+            f"AIM adapts only one half of {len(alone)} blocks:{listed(alone)}\nA block that consists of two modules, "
+            "one with attention and one with the MLP, has adapters in both. Select both in target_modules and "
+            "exclude_modules.",
+            stacklevel=3,
+        )
 
 
 def _check_all_are_adaptable(model: nn.Module, found: Inspection, blocks: dict[str, Anatomy]) -> None:
@@ -155,7 +174,7 @@ def nothing(model: nn.Module, found: Inspection, config: AIMConfig) -> str:
 def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str]:
     """Return the blocks that ``target_modules`` matches; a convolution can be asked for in any module of tokens."""
     blocks = adaptable(found, config)
-    possible = found.modules if config.may_convolve else blocks
+    possible = found.modules if config.may_convolve else {*blocks, *found.pairs.values()}
     named = _own_names(model)
     matched = [name for name in dict.fromkeys(name for name, _ in named) if _matches(config.target_modules, name)]
     wrong = [name for name in matched if name not in possible]

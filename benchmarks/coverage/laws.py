@@ -74,8 +74,9 @@ def adapt(backbone: nn.Module, **options: object) -> PeftModel:
 
 
 def layers(model: nn.Module) -> list[AIMLayer]:
-    """Return the adapted blocks of a model."""
-    return [module for module in model.modules() if isinstance(module, AIMLayer)]
+    """Return the adapted blocks of a model; for a block that consists of two modules, its attention half."""
+    found = [module for module in model.modules() if isinstance(module, AIMLayer)]
+    return [layer for layer in found if not layer.anatomy.is_mlp_half]
 
 
 def scores(output: object) -> Tensor:

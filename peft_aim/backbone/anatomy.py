@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from peft_aim.attention import Kind, find_kind, find_output, random_twin
+from peft_aim.backbone.mixing import mixers
+from peft_aim.backbone.resemblance import has_attention, holds_attention, is_attention
 from peft_aim.tracing import (
     Call,
     Handle,
@@ -43,14 +45,15 @@ class PartNames:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a block; of a block without attention, only the layout of its tokens.
+    """The parts of a block, or of the attention or MLP half of one; otherwise only the layout of its tokens.
 
     Attributes:
         norm1: Name, inside the block, of the norm of the attention branch, None if there is none.
-        attention: Name of the attention, None if there is none or if the parts are not known.
+        attention: Name of the attention, "" for the module itself, None if there is none or if parts are not known.
         norm2: Name of the norm of the MLP branch, None if there is none.
-        mlp: Name of the MLP, or of its first half if it consists of two modules; None if the block has no MLP.
-        mlp_end: Name of the second half, otherwise the same as ``mlp``.
+        mlp: Name of the MLP, "" for the module itself, or of its first part if several are called one after the other;
+            None if the block has no MLP.
+        mlp_end: Name of the last part, otherwise the same as ``mlp``.
         width: Token width D.
         attend: The kind of temporal attention, None if the attention cannot run over time.
         output: Name, inside the attention, of the linear layer at its end, None if there is none.
@@ -60,6 +63,7 @@ class Anatomy:
         attention_tokens: The same for the attention.
         mlp_tokens: The same for the MLP.
         others: Names of other parts that mix or normalize features.
+        skip_outside: Whether it is a half block without a skip connection: its caller adds its output to its input.
     """
 
     norm1: str | None
@@ -76,6 +80,19 @@ class Anatomy:
     attention_tokens: Layout = BATCH_FIRST
     mlp_tokens: Layout = BATCH_FIRST
     others: tuple[str, ...] = ()
+    skip_outside: bool = False
+
+    @property
+    def is_mlp_half(self) -> bool:
+        """Whether it is the MLP half of a block, which gets the joint adapter alone."""
+        return self.attention is None and self.mlp is not None
+
+    @property
+    def has_norm_inside_mlp(self) -> bool:
+        """Whether the MLP itself calls its norm, whose output is the input of the joint adapter."""
+        return (
+            self.norm2 is not None and self.mlp is not None and f"{self.norm2}.".startswith(f"{self.mlp}.".lstrip("."))
+        )
 
 
 class NotABlock(ValueError):  # noqa: N818 (a result rather than an error)
@@ -92,25 +109,16 @@ class NotABlock(ValueError):  # noqa: N818 (a result rather than an error)
         self.understood = understood
         self.known = known
 
-
-def looks_like_a_block(call: Call) -> bool:
-    """Whether a module maps tokens to tokens, and has attention, or a norm and two parts that mix features."""
-    if None in (call.given, call.returned) or min(len(call.given.shape), len(call.returned.shape)) < 3:
-        return False
-    parts = [part for part in call.parts if mixes(part.module)]
-    attention = any(_is_attention(part) for part in parts)
-    return attention or (len(parts) >= 2 and any(is_norm(part.module) for part in call.parts))
-
-
-def has_attention(call: Call) -> bool:
-    """Whether one of its parts, other than a nested block, is named attention."""
-    return any(_is_attention(part) for part in call.parts)
+    @property
+    def attends(self) -> bool:
+        """Whether its attention could run over time."""
+        return self.known is not None and self.known.attend is not None
 
 
 def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds: Kinds) -> Anatomy:
     """Find the parts of a block from a traced call of it.
 
-    The result is a guess; :func:`peft_aim.backbone.probes.misbuilt` checks it by running the block.
+    The result is a guess; :func:`peft_aim.backbone.probes.readings` checks it by running the block.
 
     Args:
         call: A traced call of the block.
@@ -131,16 +139,16 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
     if batch is None:
         raise NotABlock(f"no axis of its tokens {shape} is the batch of {images} images")
     attention, norm1, norm_first = _attention(call, names)
-    norm2, mlp, mlp_end = _mlp(call, attention, norm1, norm_first, names)
+    norm2, mlp, mlp_end = mlp_among(_behind(call.parts, attention if norm_first else norm1), norm_first, names)
     parts = [part for part in (norm1, attention, norm2, mlp, mlp_end) if part is not None]
     _check_own(call, parts)
     beside = [c for c in call.parts if not any(part in c.walk() for part in parts)]
     others = [c for c in beside if mixes(c.module) or is_norm(c.module)]
-    second = [c for c in others if _is_attention(c)]
+    second = [c for c in others if is_attention(c)]
     if second and not names.attention:
-        raise NotABlock(f"it calls two attentions, {_inside(call, attention)} and {_inside(call, second[0])}")
-    width = _width(call, norm1 or norm2, attention)
-    mixing = None if norm1 is None else _mixes_positions(call, norm1, width)
+        raise NotABlock(f"it calls two attentions, {inside(call, attention)} and {inside(call, second[0])}")
+    width = token_width(call, norm1 or norm2, attention)
+    mixing = None if norm1 is None else mixing_norm(call, norm1, width)
     axes = {p: -1 if p is None else channel_axis(p.module, p.given.shape, width) for p in (norm1, attention, mlp)}
     own = channel_axis(call.module, shape, width)
     if norm1 is not None:  # its axis is certain, even where D equals the height or width of the image
@@ -148,7 +156,7 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
         axes |= {part: axes[norm1] for part in (attention, mlp) if part and part.given.shape == norm1.given.shape}
         if axes[norm1] == 1 and len(norm1.given.shape) != len(shape):
             raise NotABlock(f"its norm is called on tokens {norm1.given.shape}, the block on {shape}")
-    _check_attends_to_itself(attention, width, _batch_axis(attention, call, batch))
+    check_attends_to_itself(attention, width, batch_axis(attention, call, batch))
     if None in (own, *axes.values()):
         shapes = ", ".join(str(part.given.shape) for part in (call, attention, mlp) if part)
         raise NotABlock(
@@ -156,9 +164,9 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
             or f"the token width of its norm or attention is {width}, but block, attention and MLP are called on "
             f"{shapes}"
         )
-    layouts = {p: Layout(_batch_axis(p, call, batch), axes[p]) for p in (norm1, attention, mlp)}
+    layouts = {p: Layout(batch_axis(p, call, batch), axes[p]) for p in (norm1, attention, mlp)}
     known = Anatomy(
-        *(part and _inside(call, part) for part in (norm1, attention, norm2, mlp, mlp_end)),
+        *(part and inside(call, part) for part in (norm1, attention, norm2, mlp, mlp_end)),
         width=width,
         attend=None,
         norm_first=norm_first,
@@ -166,28 +174,32 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
         norm_tokens=layouts[norm1],
         attention_tokens=layouts[attention],
         mlp_tokens=layouts[mlp],
-        others=tuple(_inside(call, other) for other in others),
+        others=tuple(inside(call, other) for other in others),
     )
     if mixing:
         raise NotABlock(mixing, understood=has_attention(call), known=known)
+    beside = mixers(call, lambda part: part is attention, {shape: own})
+    if beside:
+        other = inside(call, beside[0]) or "its own forward"
+        raise NotABlock(f"besides its attention {inside(call, attention)}, {other} mixes spatial positions")
     try:
-        attend, output = _kind(attention, layouts[attention], width, kinds)
+        attend, output = kind_over_time(attention, layouts[attention], width, kinds)
     except ValueError as reason:
         raise NotABlock(str(reason), understood=has_attention(call), known=known) from reason
     return replace(known, attend=attend, output=output)
 
 
-def _mixes_positions(block: Call, norm: Call, width: int) -> str | None:
+def mixing_norm(block: Call, norm: Call, width: int) -> str | None:
     """Return in words that a norm mixes spatial positions, None if it does not."""
     if acts_on_each_position(norm.module, norm.given.shape, width):
         return None
     return (
-        f"its norm {_inside(block, norm)}, a {type(norm.module).__name__}, normalizes over all spatial positions, so "
+        f"its norm {inside(block, norm)}, a {type(norm.module).__name__}, normalizes over all spatial positions, so "
         "temporal attention would mix them"
     )
 
 
-def _batch_axis(part: Call | None, block: Call, batch: int) -> int:
+def batch_axis(part: Call | None, block: Call, batch: int) -> int:
     """Return the batch axis of a part's tokens: the block's, unless the part takes them transposed, or in windows."""
     if part is None or part.given.shape == block.given.shape:
         return batch
@@ -195,7 +207,17 @@ def _batch_axis(part: Call | None, block: Call, batch: int) -> int:
     return 1 - batch if part.given.shape == (second, first, *rest) and not rest[1:] else 0
 
 
-def _check_attends_to_itself(attention: Call, width: int, batch: int) -> None:
+def check_attends_to_itself(attention: Call, width: int, batch: int) -> None:
+    """Check that an attention gets no tokens of its images but its own.
+
+    Args:
+        attention: Its call.
+        width: Token width D.
+        batch: Batch axis of its tokens.
+
+    Raises:
+        NotABlock: If it gets others, in cross-attention for example.
+    """
     for name, value in attention.arguments.items():
         tokens = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3 and not value.is_meta
         own, positions = attention.given.shape, 1 - batch
@@ -215,18 +237,18 @@ def _attention(block: Call, names: PartNames) -> tuple[Call, Call | None, bool]:
     """Return the attention, its norm, and whether the norm comes first."""
     parts = block.parts
     norms = [part for part in parts if is_norm(part.module)]
-    attention = _named(parts, names.attention, "attention_module") or next(filter(_is_attention, parts), None)
+    attention = _named(parts, names.attention, "attention_module") or next(filter(is_attention, parts), None)
     if attention is None:
         rest = _behind(parts, norms[0]) if norms else []
         rest = rest if sum(mixes(part.module) for part in rest) > 1 else parts
-        attention = next((part for part in rest if mixes(part.module) and not _holds_attention(part)), None)
+        attention = next((part for part in rest if mixes(part.module) and not holds_attention(part)), None)
     if attention is None or None in (attention.given, attention.returned):
         raise NotABlock("none of its parts that could be attention takes tokens as its first argument")
     if attention.given.numel != attention.returned.numel:
         raise NotABlock(
-            f"its {_inside(block, attention)} maps tokens {attention.given.shape} to {attention.returned.shape}, "
+            f"its {inside(block, attention)} maps tokens {attention.given.shape} to {attention.returned.shape}, "
             "which self-attention does not",
-            understood=_is_attention(attention),
+            understood=is_attention(attention),
         )
     position = _position(parts, attention)
     norm1 = _named(parts, names.norm1, "norm1_module")
@@ -241,11 +263,8 @@ def _attention(block: Call, names: PartNames) -> tuple[Call, Call | None, bool]:
     return attention, before[-1] if before else None, True
 
 
-def _mlp(
-    block: Call, attention: Call, norm1: Call | None, norm_first: bool, names: PartNames
-) -> tuple[Call | None, Call | None, Call | None]:
-    """Return the norm of the MLP, its first and its last module; None where there is none."""
-    tail = _behind(block.parts, attention if norm_first else norm1)
+def mlp_among(tail: list[Call], norm_first: bool, names: PartNames) -> tuple[Call | None, Call | None, Call | None]:
+    """Return the norm of the MLP, its first and its last module, among calls; None where there is none."""
     norms = [part for part in tail if is_norm(part.module)]
     mixers = [part for part in tail if mixes(part.module)]
     norm2 = _named(tail, names.norm2, "norm2_module")
@@ -264,22 +283,36 @@ def _mlp(
         if None not in (part.given, part.returned) and part.given == passed.returned:
             passed = part
             end = part if mixes(part.module) else end
+    if None not in (mlp.given, end.returned) and mlp.given.numel != end.returned.numel:  # a function in between
+        later = [part for part in _behind(tail, end) if mixes(part.module) and part.returned is not None]
+        end = next((part for part in later if part.returned.numel == mlp.given.numel), end)
     if None in (mlp.given, end.returned) or len(mlp.given.shape) < 3 or mlp.given.numel != end.returned.numel:
         raise NotABlock("no MLP that maps tokens to tokens of the same shape is called after its attention")
     return norm2, mlp, end
 
 
-def _width(block: Call, norm: Call | None, attention: Call) -> int:
+def token_width(block: Call, norm: Call | None, attention: Call) -> int:
     """Return the token width D: that of a norm, otherwise that of the first layer of the attention."""
     if norm is not None and norm_width(norm.module):
         return norm_width(norm.module)
     for module in attention.module.modules():
         if is_mixer(module):
             return input_width(module)
-    raise NotABlock(f"neither a norm nor its {_inside(block, attention)} has a token width")
+    raise NotABlock(f"neither a norm nor its {inside(block, attention)} has a token width")
 
 
-def _kind(attention: Call, layout: Layout, width: int, kinds: Kinds) -> tuple[Kind, str | None]:
+def kind_over_time(attention: Call, layout: Layout, width: int, kinds: Kinds) -> tuple[Kind, str | None]:
+    """Return the kind of temporal attention, and the name of the linear layer at the end of the attention.
+
+    Args:
+        attention: The call of the attention.
+        layout: The layout of its tokens.
+        width: Token width D.
+        kinds: See :func:`examine`.
+
+    Raises:
+        ValueError: If the attention cannot run over time.
+    """
     alike = (traits(attention.module), layout)
     if alike not in kinds:  # most attentions are copies of each other
         kind = find_kind(attention.module, attention.given.shape, attention.arguments, layout)
@@ -307,7 +340,7 @@ def _check_own(block: Call, parts: list[Call]) -> None:
         if not part.name.startswith(f"{block.name}."):
             raise NotABlock(f"it shares {part.name} with another block")
         if sum(call.module is part.module for call in block.walk()) > 1:
-            raise NotABlock(f"it calls {_inside(block, part)} more than once")
+            raise NotABlock(f"it calls {inside(block, part)} more than once")
 
 
 def _behind(parts: list[Call], part: Call) -> list[Call]:
@@ -319,20 +352,6 @@ def _position(parts: list[Call], part: Call) -> int:
     return next((i for i, call in enumerate(parts) if part in call.walk()), len(parts))
 
 
-def _inside(block: Call, part: Call) -> str:
-    return part.name.removeprefix(f"{block.name}.")
-
-
-def _is_attention(part: Call) -> bool:
-    return mixes(part.module) and _is_called_attention(part) and not _holds_attention(part)
-
-
-def _is_called_attention(part: Call) -> bool:
-    name = f"{part.name.rpartition('.')[2]} {type(part.module).__name__}".lower()
-    return "attn" in name or "attention" in name
-
-
-def _holds_attention(part: Call) -> bool:
-    """Whether a part is a nested block, with a norm and attention."""
-    inside = part.parts
-    return any(is_norm(c.module) for c in inside) and any(mixes(c.module) and _is_called_attention(c) for c in inside)
+def inside(block: Call, part: Call) -> str:
+    """Return the name of a part inside a block, "" for the block itself."""
+    return "" if part is block else part.name.removeprefix(f"{block.name}.")

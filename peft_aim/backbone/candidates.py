@@ -11,10 +11,10 @@ from peft_aim.backbone.anatomy import (
     NotABlock,
     PartNames,
     examine,
-    has_attention,
-    looks_like_a_block,
 )
+from peft_aim.backbone.halves import Halves
 from peft_aim.backbone.layout import layout
+from peft_aim.backbone.resemblance import has_attention, looks_like_a_block
 from peft_aim.tracing import Call
 
 
@@ -28,6 +28,9 @@ class Candidates:
         skipped: Why others are left out, where that is safe: class attention, downsampling.
         rejected: Why others with attention cannot have temporal attention.
         others: Why others are no such blocks; judging by their names, they have no attention.
+        seconds: The MLP halves of blocks that consist of two modules.
+        pairs: The name of the MLP half by that of the block, which is the attention half.
+        kinds: The kinds of the attentions inspected so far.
     """
 
     def __init__(self) -> None:
@@ -36,6 +39,9 @@ class Candidates:
         self.skipped: dict[str, str] = {}
         self.rejected: dict[str, str] = {}
         self.others: dict[str, str] = {}
+        self.seconds: dict[str, Anatomy] = {}
+        self.pairs: dict[str, str] = {}
+        self.kinds: Kinds = {}
         self._calls: dict[str, Call] = {}
         self._images, self._batches = 0, {}
         self._dropped: set[str] = set()
@@ -56,13 +62,13 @@ class Candidates:
             batches: The batch axis of the tokens that they take; calls without one are left out.
             names: Names of parts inside the blocks, given by the user.
         """
-        self._images, self._batches, kinds = images, batches, {}
+        self._images, self._batches = images, batches
         for call in filter(looks_like_a_block, calls):
             if within(call.name, self.blocks):
                 continue
             if call.original not in self._examined:
                 batch = batches.get(call.original)
-                self._examined[call.original] = _examined(call.original, images, batch, names, kinds)
+                self._examined[call.original] = _examined(call.original, images, batch, names, self.kinds)
             anatomy = self._examined[call.original]
             self._calls[call.name] = call
             if isinstance(anatomy, Anatomy):
@@ -71,13 +77,37 @@ class Candidates:
             kind = self.rejected if has_attention(call) else self.others
             kind = self.skipped if anatomy.understood else kind
             kind[call.name] = str(anatomy)
+
+    def note(self, readings: dict[str, Anatomy | str]) -> None:
+        """Note how blocks are built, and why others are no blocks."""
+        for kind in (self.blocks, self.convolved):
+            kind |= {name: readings[name] for name in kind if isinstance(readings.get(name), Anatomy)}
+        self.reject({name: found for name, found in readings.items() if isinstance(found, str)})
+
+    def join(self, halves: Halves) -> None:
+        """Add the halves of blocks that consist of two modules."""
+        self.seconds = {name: anatomy for name, (_, anatomy) in halves.seconds.items()}
+        self.pairs = halves.pairs
+        self.blocks |= {name: anatomy for name, (_, anatomy) in halves.firsts.items()}
+        found = {*self.blocks, *self.seconds}
+        attends = any(reason.attends for reason in halves.reasons.values())
+        if attends or self.blocks or self.skipped or self.rejected:  # not a model that mixes tokens in other ways only
+            known = {*found, *self.skipped, *self.rejected}
+            self.rejected |= {n: str(why) for n, why in halves.reasons.items() if not within(f"{n}.", known)}
+        for name in [name for name in self.others if within(f"{name}.", {*found, *self.rejected})]:
+            del self.others[name]
+
+    def settle(self, calls: list[Call]) -> None:
+        """Sort the rest, when all blocks have been found."""
+        names = [call.name for call in calls]
+        sorted_ = {*self.blocks, *self.skipped, *self.rejected, *self.others}
+        self._calls = {call.name: self._calls.get(call.name, call) for call in calls if call.name in sorted_}
         for kind in (self.skipped, self.rejected):  # stages, whose blocks are listed instead, and parts of blocks
             stages = [name for name in kind if any(within(block, [name]) for block in self.blocks)]
             for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
                 self.others[name] = kind.pop(name)
         self.convolved = self._to_convolve()
-        called = [call.name for call in calls]
-        twice = [name for name in self.blocks if called.count(name) > 1]
+        twice = [name for name in self.blocks if names.count(name) > 1]
         self.reject(dict.fromkeys(twice, "it runs more than once in a forward pass"))
 
     def _to_convolve(self) -> dict[str, Anatomy]:
@@ -90,7 +120,8 @@ class Candidates:
 
     def _known(self, call: Call) -> Anatomy | None:
         """Return the parts of a block whose attention cannot run over time, if they are all that is known."""
-        return self._examined[call.original].known if has_attention(call) else None
+        found = self._examined.get(call.original)
+        return found.known if isinstance(found, NotABlock) and has_attention(call) else None
 
     def _layout(self, call: Call) -> Anatomy | None:
         return layout(call, self._images, self._batches.get(call))
@@ -118,7 +149,7 @@ class Candidates:
 
     def modules(self, calls: list[Call]) -> dict[str, Anatomy]:
         """Return all modules that can have adapters, in the order in which they run."""
-        blocks, found = {**self.blocks, **self.convolved}, {}
+        blocks, found = {**self.blocks, **self.convolved, **self.seconds}, {}
         around = {name.rsplit(".", depth)[0] for name in blocks for depth in range(1, name.count(".") + 1)}
         never = {"", *around, *self._dropped}
         layouts: dict[Call, Anatomy | None] = {}

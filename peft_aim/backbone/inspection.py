@@ -11,10 +11,12 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from peft_aim.attention import USERS_KINDS
-from peft_aim.backbone.anatomy import Anatomy, PartNames, looks_like_a_block
+from peft_aim.backbone.anatomy import Anatomy, PartNames
 from peft_aim.backbone.batch import find_batch_axes
 from peft_aim.backbone.candidates import Candidates, within
-from peft_aim.backbone.probes import check_alike, check_positions_stay, entries, ineffective, misbuilt, scattered
+from peft_aim.backbone.halves import Search
+from peft_aim.backbone.probes import check_alike, check_positions_stay, entries, ineffective, readings, scattered
+from peft_aim.backbone.resemblance import looks_like_a_block
 from peft_aim.tracing import Call, Handle, Images, Layout, blank_images, is_linear, is_norm, norm_width, trace, traits
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
@@ -45,6 +47,8 @@ class Inspection:
         head: Name of the last layer, whose output is the class scores, if there is one.
         features: Input width of the head.
         final_norms: Names of the norms after the last block.
+        pairs: Of blocks that consist of two modules, the name of the MLP half by that of the attention half, which
+            stands for the block everywhere else.
     """
 
     tower: str
@@ -60,6 +64,7 @@ class Inspection:
     head: str | None
     features: int | None
     final_norms: list[str]
+    pairs: dict[str, str]
 
     @property
     def blocks(self) -> dict[str, Anatomy]:
@@ -83,9 +88,14 @@ class Inspection:
         apart = [n for n in others if not within(f"{n}.", blocks) and not any(within(b, [n]) for b in blocks)]
         return {name: others[name] for name in apart}
 
+    def first_half(self, name: str) -> str:
+        """Return the attention half of the block that a module is the MLP half of, otherwise the module."""
+        return next((first for first, second in self.pairs.items() if second == name), name)
+
     def depth(self, name: str) -> float:
         """Return where a module stands among the blocks, from 0 for the first to 1 for the last."""
         blocks, names = self.blocks or self.all_blocks, list(self.modules)
+        name = self.first_half(name)
         before = sum(other in blocks for other in names[: names.index(name)])
         return min(1.0, before / max(1, len(blocks) - 1))
 
@@ -124,13 +134,20 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     found.sort(calls, len(next(iter(images.values()))), batches, names)
     first_argument = next(iter(images.values()))
     runs = first_argument.device.type != "meta"
+    check_alike(model, output)
+    probes = runs and not (names.attention and names.mlp)  # otherwise the user has vouched for them
+    whole = found.probed
+    if probes:
+        found.note(readings(whole))
+    if runs and names == NO_NAMES:
+        found.join(Search(tower, images, root, batches, found.probed, found.skipped, found.kinds).run())
+    found.settle(calls)
     if found.probed:
-        check_alike(model, output)
         check_positions_stay(tower, images, root, found.probed)
     if found.probed and runs:
         found.drop(scattered(tower, images, root, found.probed))
-        if not (names.attention and names.mlp):  # the user has vouched for them
-            found.reject(misbuilt(found.probed))
+        if probes:
+            found.note(readings({name: block for name, block in found.probed.items() if name not in whole}))
         found.drop(ineffective(tower, images, root, found.probed))
     elif found.probed:
         unknown = [name for name, (_, anatomy) in found.probed.items() if anatomy.attention is None]
@@ -155,7 +172,8 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         },
         head=head and head.name,
         features=head and head.given.shape[-1],
-        final_norms=_final_norms(calls, {*found.probed, *found.skipped, *found.rejected}),
+        final_norms=_final_norms(calls, {*found.probed, *found.seconds, *found.skipped, *found.rejected}),
+        pairs=found.pairs,
     )
 
 

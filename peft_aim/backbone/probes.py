@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from peft_aim.backbone.anatomy import Anatomy
+from peft_aim.backbone.anatomy import Anatomy, inside
 from peft_aim.backbone.skeleton import OUTPUT, Blocks, run_skeleton, with_second_image_marked
 from peft_aim.tracing import (
     Call,
@@ -146,8 +146,8 @@ def ineffective(tower: nn.Module, images: Images, root: Call, blocks: Blocks) ->
     return found
 
 
-def misbuilt(blocks: Blocks) -> dict[str, str]:
-    """Find blocks that are not an attention branch followed by an MLP branch, each with a skip connection.
+def readings(blocks: Blocks) -> dict[str, Anatomy | str]:
+    """Check that blocks are an attention branch followed by an MLP branch, each with a skip connection.
 
     Blocks without known parts are left out.
 
@@ -155,11 +155,25 @@ def misbuilt(blocks: Blocks) -> dict[str, str]:
         blocks: The blocks. Of copies, one is probed.
 
     Returns:
-        What was observed, by the names of these blocks.
+        By the names of the blocks, the anatomy that holds where a norm turns out to be behind a sum,
+        ``x = norm(x + attention(x))``, otherwise what was observed; nothing for blocks that are built as supposed.
     """
-    faults = {call: _fault(call, anatomy) for call, anatomy in _originals(blocks)}
-    found = {name: faults.get(call.original) for name, (call, _) in blocks.items()}
-    return {name: fault for name, fault in found.items() if fault is not None}
+    found: dict[Call, Anatomy | str] = {}
+    for call, anatomy in _originals(blocks):
+        fault = _fault(call, anatomy)
+        if fault is not None:
+            found[call] = next((other for other in _with_norms_on_sums(anatomy) if not _fault(call, other)), fault)
+    return {name: found[call.original] for name, (call, _) in blocks.items() if call.original in found}
+
+
+def _with_norms_on_sums(anatomy: Anatomy) -> Iterator[Anatomy]:
+    """Iterate over the other ways to read a block: its second norm, or both, act on a branch plus its input."""
+    others = (*anatomy.others, *filter(None, [anatomy.norm2]))
+    if anatomy.norm_first and anatomy.norm2:
+        yield replace(anatomy, norm2=None, others=others)
+    elif not anatomy.norm_first:
+        others = (*others, anatomy.norm1)
+        yield replace(anatomy, norm1=None, norm2=None, norm_first=True, others=others)
 
 
 def _originals(blocks: Blocks) -> list[tuple[Call, Anatomy]]:
@@ -213,21 +227,23 @@ def _probe(call: Call, anatomy: Anatomy, loud: bool = False, training: bool = Fa
         call: The traced call of the block.
         anatomy: Its parts.
         loud: If True, its first norm and its attention return noise, and its other parts run. If False, both branches
-            return zeros, and its other parts return their input.
+            return zeros, and its other parts return their input. Norms outside of the branches always do.
         training: Whether to run in training mode.
     """
-    parts = {part.name.removeprefix(f"{call.name}."): part for part in call.walk()}
+    parts = {inside(call, part): part for part in call.walk()}
     stand_ins, noted = _silenced(parts, anatomy, loud), {}
     branch = anatomy.norm2 if anatomy.norm_first and anatomy.norm2 else anatomy.mlp
-    for name in filter(None, (anatomy.attention, branch)):
+    for name in {anatomy.attention, branch} - {None}:
         module = parts[name].module
         stand_ins[module] = partial(_note_input, noted, module, stand_ins.get(module, module.forward))
     tokens = _noise(call.given, seed=1)
     with running(call.module, training), standing_in(stand_ins):
         returned = first_tensor(call.again(tokens.clone()))
+    if anatomy.skip_outside:
+        returned = tokens + returned
 
     def input_of(name: str | None) -> Tensor | None:
-        return name and _channels_last(noted[parts[name].module], parts[name].module, anatomy)
+        return None if name is None else _channels_last(noted[parts[name].module], parts[name].module, anatomy)
 
     norm = anatomy.norm1 and parts[anatomy.norm1]
     return _Observed(
@@ -246,9 +262,9 @@ def _silenced(parts: dict[str, Call], anatomy: Anatomy, loud: bool) -> dict[nn.M
     if not anatomy.norm_first and anatomy.norm2:
         silent.append(parts[anatomy.norm2])
     found = {part.module: partial(_return, part, Handle.zeros) for part in silent}
-    for name in filter(None, (anatomy.norm1, anatomy.attention)):
+    for name in {anatomy.norm1, anatomy.attention} - {None}:
         found[parts[name].module] = partial(_return, parts[name], _loud if loud else Handle.zeros)
-    for other in (parts[name] for name in anatomy.others if not loud):
+    for other in (parts[name] for name in anatomy.others if not loud or is_norm(parts[name].module)):
         if other.given is not None and other.returned is not None and other.given.shape == other.returned.shape:
             found[other.module] = partial(_pass_on, other)
     return found

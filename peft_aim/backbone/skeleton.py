@@ -24,6 +24,7 @@ from peft_aim.tracing import (
     first_argument,
     first_parameter,
     first_tensor,
+    is_linear,
     is_mixer,
     replace_first,
     run,
@@ -164,7 +165,7 @@ def _blank(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs:
 
 def _mark(layer: nn.Module, output: Tensor, given: Tensor) -> None:
     """Mark what depends on marked input: a linear layer acts on each token, other layers on each image."""
-    if isinstance(layer, nn.Linear):
+    if is_linear(layer):
         output[given.isnan().any(-1)] = torch.nan
         return
     batch = int(isinstance(layer, nn.MultiheadAttention) and not layer.batch_first)
@@ -176,3 +177,66 @@ def _mark(layer: nn.Module, output: Tensor, given: Tensor) -> None:
 def _marked(tensor: Tensor, axis: int) -> Tensor:
     """Return for each entry along an axis whether it contains NaN."""
     return tensor.isnan().movedim(axis, 0).flatten(1).any(1) if tensor.ndim > 1 else tensor.isnan()
+
+
+@torch.no_grad()
+def added(tower: nn.Module, images: Images, root: Call, calls: list[Call]) -> set[Call]:
+    """Return which modules' outputs are added to their inputs: the sum is what some later module takes or returns.
+
+    Args:
+        tower: The part of the model that takes images.
+        images: Its arguments.
+        root: Its traced call.
+        calls: Calls of the modules, which map tokens to tokens of the same shape; they return noise.
+    """
+    if not calls or calls[0].given.device.type == "meta":
+        return set()
+    sums: dict[Call, Tensor] = {}
+    found: set[Call] = set()
+
+    def observe(tensor: Any) -> None:
+        if isinstance(tensor, Tensor):
+            found.update(call for call, total in sums.items() if _holds(total, tensor))
+            for call in found & sums.keys():
+                del sums[call]
+
+    def stand_in(call: Call, index: int, *args: Any, **kwargs: Any) -> Any:
+        tokens = first_tensor(first_argument(first_parameter(call.module), args, kwargs))
+        noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(index)).to(tokens)
+        sums[call] = tokens + noise
+        return replace_first(call.form, noise)
+
+    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        observe(first_tensor(first_argument(first_parameter(module), args, kwargs)))
+
+    stand_ins = {call.module: partial(stand_in, call, index) for index, call in enumerate(calls)}
+    for module, known in _layers_outside(root, {*calls}).items():
+        stand_ins[module] = partial(_noise, known, module.forward)
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in tower.modules()]
+    handles += [
+        m.register_forward_hook(lambda m, args, output: observe(first_tensor(output))) for m in tower.modules()
+    ]
+    try:
+        with running(tower, training=False), standing_in(stand_ins):
+            run(tower, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _noise(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return noise of a layer's traced output shape, so that no branch is silent."""
+    output = _blank(calls, forward, *args, **kwargs)
+    tensor = first_tensor(output)
+    return replace_first(output, torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor))
+
+
+def _holds(tokens: Tensor, seen: Tensor) -> bool:
+    """Whether a tensor is tokens, the first of each image, or their mean, bit for bit."""
+    wanted = [tokens, tokens.transpose(0, 1)]
+    if tokens.ndim == 3:  # (B, N, D) or (N, B, D)
+        wanted += [tokens[:, 0], tokens.mean(1), tokens[0], tokens.mean(0)]
+    else:
+        wanted.append(tokens.mean((2, 3)))
+    return any(w.shape == seen.shape and torch.equal(w, seen) for w in wanted)

@@ -72,6 +72,11 @@ class AIMLayer(AIMTunerLayer):
     norm) also applies to S and J. In post-norm blocks, the first line is
     :math:`x + \mathrm{DropPath}(T(\mathrm{norm}_1(\mathrm{attn}_T(x))))`.
 
+    A block that consists of two modules has a layer for each: the attention half has the first two lines, the MLP half
+    the third. Where the skip connection is outside, the caller computes :math:`x + f(x)`. Then the layer of the
+    attention half f returns :math:`t + f(x + t)` with the temporal branch t, so that the sum is
+    :math:`(x + t) + f(x + t)`.
+
     Args:
         block: The block.
         anatomy: Its parts.
@@ -95,7 +100,7 @@ class AIMLayer(AIMTunerLayer):
         attention = None if anatomy.attention is None else block.get_submodule(anatomy.attention)
         self._block_input, self._mlp_argument = first_parameter(block), ""
         self._hidden: Widths = frozenset()
-        self._mlp_input = PerThread()  # set between the calls of the halves of an MLP that consists of two
+        self._mlp_input = PerThread()  # set while an MLP runs that calls its norm itself or consists of several parts
         self._handles = []
         if isinstance(attention, nn.MultiheadAttention):  # first, so that its output is detached before S is added
             self._handles += [
@@ -108,9 +113,12 @@ class AIMLayer(AIMTunerLayer):
             mlp, end = block.get_submodule(anatomy.mlp), block.get_submodule(anatomy.mlp_end)
             self._mlp_argument = first_parameter(mlp)
             self._hidden = hidden_widths(mlp, anatomy.width)
-            self._handles.append(end.register_forward_hook(self._add_joint, with_kwargs=True))
-            if end is not mlp:
+            if anatomy.has_norm_inside_mlp:
+                norm = block.get_submodule(anatomy.norm2)
+                self._handles.append(norm.register_forward_hook(self._note_normed))
+            elif end is not mlp:
                 self._handles.append(mlp.register_forward_pre_hook(self._note_mlp_input, with_kwargs=True))
+            self._handles.append(end.register_forward_hook(self._add_joint, with_kwargs=True))
 
     @property
     def adapters(self) -> Mapping[str, BranchSettings]:
@@ -164,13 +172,16 @@ class AIMLayer(AIMTunerLayer):
 
     def _run(self, adapter: str, frames: int, *args: Any, **kwargs: Any) -> Any:
         """Run the adapters before the block, and the block."""
-        tokens = first_argument(self._block_input, args, kwargs)
+        given = tokens = first_argument(self._block_input, args, kwargs)
         if adapter in self.aim_temporal_embedding:
             tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy.tokens)
         if adapter in self.aim_temporal_up:
             tokens = tokens + self._checkpointed(partial(self.over_time, adapter, frames), tokens)
         args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
-        return self.base_layer(*args, **kwargs)
+        output = self.base_layer(*args, **kwargs)
+        if not self.anatomy.skip_outside or tokens is given:
+            return output
+        return replace_first(output, first_tensor(output) + (tokens - given))  # the caller adds only what was given
 
     def has(self, adapter_name: str, branch: str) -> bool:
         """Whether an adapter has one of the :data:`BRANCHES` here."""
@@ -201,11 +212,15 @@ class AIMLayer(AIMTunerLayer):
         if self.current in self.aim_joint_up:
             self._mlp_input.set(first_argument(self._mlp_argument, args, kwargs))
 
+    def _note_normed(self, norm: nn.Module, args: tuple, output: Any) -> None:
+        if self.current in self.aim_joint_up:
+            self._mlp_input.set(first_tensor(output))
+
     def _add_joint(self, mlp: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         adapter = self.current
         if adapter is None or adapter not in self.aim_joint_up:
             return None
-        if self.anatomy.mlp == self.anatomy.mlp_end:
+        if self.anatomy.mlp == self.anatomy.mlp_end and not self.anatomy.has_norm_inside_mlp:
             h = first_argument(self._mlp_argument, args, kwargs)
         else:
             h = self._mlp_input.get()

@@ -366,7 +366,7 @@ def test_blocks_may_have_other_parts():
         (NoResidual, "the input of its MLP branch is not the input of the block plus the output of the attention"),
         (OpenEnd, "its output is not the input of the MLP branch plus the output of that branch"),
         (Parallel, "its MLP branch runs in parallel to its attention, not after it"),
-        (Flipped, "its attention is not called on the output of its first norm"),
+        (Flipped, "besides its attention attention, its own forward mixes spatial positions"),
     ],
 )
 def test_other_residual_structures_are_rejected(block, reason):

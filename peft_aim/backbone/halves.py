@@ -1,0 +1,262 @@
+"""Finds blocks that are not one module but two, an attention half and an MLP half, called one after the other.
+
+A half either has a skip connection inside, ``x + attention(norm(x))``, or its caller adds its output to its input. The
+attention is found by running the model (:mod:`peft_aim.backbone.mixing`), whatever it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from peft_aim.backbone.anatomy import (
+    Anatomy,
+    Kinds,
+    NotABlock,
+    PartNames,
+    batch_axis,
+    check_attends_to_itself,
+    inside,
+    kind_over_time,
+    mixing_norm,
+    mlp_among,
+    token_width,
+)
+from peft_aim.backbone.mixing import maps_tokens, mixers
+from peft_aim.backbone.skeleton import Blocks, added
+from peft_aim.tracing import (
+    Call,
+    Images,
+    Layout,
+    channel_axis,
+    first_tensor,
+    is_mixer,
+    is_norm,
+    mixes,
+    replace_first,
+    running,
+    standing_in,
+)
+
+NOT_ADDED = "its caller does not add its output to its input with factor 1"
+WHY_NOT = f"{NOT_ADDED}, so it would not add a temporal branch either"
+
+
+@dataclass
+class Halves:
+    """The halves of blocks.
+
+    Attributes:
+        firsts: The attention halves, with their traced calls, by name.
+        seconds: The MLP halves.
+        pairs: The name of the MLP half that follows an attention half.
+        reasons: Why other modules that mix spatial positions, or follow an attention half, are no such halves.
+    """
+
+    firsts: dict[str, tuple[Call, Anatomy]] = field(default_factory=dict)
+    seconds: dict[str, tuple[Call, Anatomy]] = field(default_factory=dict)
+    pairs: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, NotABlock] = field(default_factory=dict)
+
+
+class Search:
+    """A search for halves outside of known blocks.
+
+    Args:
+        tower: The part of the model that takes images.
+        images: Its arguments.
+        root: Its traced call.
+        batches: The batch axis of the tokens that modules take, by call.
+        blocks: The blocks that are one module, with their traced calls, by name; those without an MLP may be attention
+            halves as well.
+        skipped: The names of those that are skipped.
+        kinds: The kinds of the attentions inspected so far.
+    """
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        images: Images,
+        root: Call,
+        batches: Mapping[Call, int],
+        blocks: Blocks,
+        skipped: Collection[str],
+        kinds: Kinds,
+    ) -> None:
+        self._model, self._batches = (tower, images, root), batches
+        self._blocks, self._known, self._kinds = blocks, {*blocks, *skipped}, kinds
+        self._parent = {child: call for call in root.walk() for child in call.children}
+        axes = {call.given.shape: anatomy.tokens.channels for call, anatomy in blocks.values()}
+        self._mixers = mixers(root, lambda call: call.name in self._known, axes)
+
+    def run(self) -> Halves:
+        """Find all halves."""
+        found = Halves()
+        chosen = {attention: list(self._around(attention)) for attention in self._mixers}
+        skipping = {a: next((c for c in chain if _has_skip(c, a)), None) for a, chain in chosen.items()}
+        outside = self._added([[*reversed(chain)] for a, chain in chosen.items() if skipping[a] is None])
+        for attention, chain in chosen.items():
+            half = skipping[attention] or next((call for call in chain if call in outside), None)
+            try:
+                if half is None:
+                    raise NotABlock(WHY_NOT, known=self._attention_half(attention, attention, True))
+                found.firsts[half.name] = half, self._attention_half(half, attention, half in outside)
+            except NotABlock as reason:
+                found.reasons[attention.name] = NotABlock(
+                    f"it mixes spatial positions, but {reason}", known=reason.known
+                )
+        alone = {name: block for name, block in self._blocks.items() if block[1].mlp is None}
+        self._find_seconds(found, {**alone, **found.firsts})
+        return found
+
+    def _around(self, attention: Call) -> Iterator[Call]:
+        """Iterate over an attention and the modules around it that have no other layers."""
+        call = attention
+        while call is not None and maps_tokens(call) and call.given.shape == attention.given.shape:
+            layers = [part for part in call.walk() if is_mixer(part.module)]
+            if not {*layers} <= {*attention.walk()}:
+                return
+            yield call
+            call = self._parent.get(call)
+
+    def _added(self, chains: list[list[Call]]) -> set[Call]:
+        """Return of each chain the outermost module whose output its caller adds to its input."""
+        found: set[Call] = set()
+        while chains:
+            now = added(*self._model, [chain[0] for chain in chains])
+            found |= now
+            chains = [chain[1:] for chain in chains if chain[0] not in now and len(chain) > 1]
+        return found
+
+    def _attention_half(self, half: Call, attention: Call, outside: bool) -> Anatomy:
+        if half.copy_of is not None:  # whose parts did not run
+            half, name = half.original, inside(half, attention)
+            attention = next(part for part in half.walk() if inside(half, part) == name)
+        norms = [part for part in half.walk() if is_norm(part.module) and part not in {*attention.walk()}]
+        before = [norm for norm in norms if norm.returned == attention.given]
+        behind = [norm for norm in norms if norm.given == attention.returned]
+        norm1 = next(iter(before or behind), None)
+        if len(norms) > 1:
+            names = ", ".join(inside(half, norm) for norm in norms)
+            raise NotABlock(f"it calls more than one norm outside of its attention: {names}")
+        width = token_width(half, norm1, attention)
+        axis = channel_axis(half.module, half.given.shape, width)
+        if axis is None:
+            raise NotABlock(f"it is called on tokens {half.given.shape}, but its token width is {width}")
+        if norm1 is not None and (mixing := mixing_norm(half, norm1, width)):
+            raise NotABlock(mixing)
+        tokens = self._layout(half, axis)
+        check_attends_to_itself(attention, width, batch_axis(attention, half, tokens.batch))
+        known = Anatomy(
+            norm1 and inside(half, norm1),
+            inside(half, attention),
+            *(None, None, None),
+            width=width,
+            attend=None,
+            norm_first=not behind or bool(before),
+            tokens=tokens,
+            norm_tokens=replace(tokens, groups=1),
+            attention_tokens=replace(tokens, batch=batch_axis(attention, half, tokens.batch), groups=1),
+            skip_outside=outside,
+        )
+        try:
+            attend, output = kind_over_time(attention, known.attention_tokens, width, self._kinds)
+        except ValueError as reason:
+            raise NotABlock(str(reason), known=known) from reason
+        return replace(known, attend=attend, output=output)
+
+    def _layout(self, half: Call, channels: int) -> Layout:
+        batch = self._batches.get(half)
+        if batch is None:
+            raise NotABlock(f"no axis of its tokens {half.given.shape} is the batch of images")
+        return Layout(batch, channels, half.given.shape[batch] // self._model[2].given.shape[0])
+
+    def _find_seconds(self, found: Halves, firsts: dict[str, tuple[Call, Anatomy]]) -> None:
+        """Find the MLP half behind each attention half: the next module with layers that its caller calls."""
+        after = {name: self._next(call) for name, (call, _) in firsts.items()}
+        after = {name: call for name, call in after.items() if call is not None}
+        inner = {call for call in after.values() if _has_skip(call, None)}
+        outside = self._added([[call] for call in after.values() if call not in inner])
+        for name, call in after.items():
+            try:
+                if call not in inner | outside:
+                    raise NotABlock(NOT_ADDED)
+                found.seconds[call.name] = call, _mlp_half(call, firsts[name][1], call in outside)
+                found.pairs[name] = call.name
+            except NotABlock as reason:
+                found.reasons[call.name] = NotABlock(f"it follows the attention {name}, but {reason}")
+
+    def _next(self, call: Call) -> Call | None:
+        behind = self._parent[call].children if call in self._parent else []
+        behind = behind[behind.index(call) + 1 :] if behind else []
+        after = next((part for part in behind if mixes(part.module)), None)
+        if after is None or not maps_tokens(after) or after.given.shape != call.given.shape:
+            return None
+        others = {*self._mixers, *(part for part in after.walk() if part.name in self._known)}
+        return after if others.isdisjoint(after.walk()) and _is_pointwise(after) else None
+
+
+def _is_pointwise(call: Call) -> bool:
+    """Whether its convolutions act on each position or on each channel alone, as those of MLPs do."""
+    layers = [part.module for part in call.walk() if isinstance(part.module, (nn.Conv1d, nn.Conv2d))]
+    return all(layer.groups == layer.in_channels or {*layer.kernel_size} == {1} for layer in layers)
+
+
+def _mlp_half(half: Call, first: Anatomy, outside: bool) -> Anatomy:
+    """Return the anatomy of an MLP half: the joint adapter gets the output of its norm, if there is one."""
+    mlp = half
+    while inner := _only_branch(mlp, half):
+        mlp = inner
+    norm2 = _called_first(half, mlp) or _called_first(mlp.original, None)
+    end = mlp
+    if mlp is half and not outside:
+        norm2, mlp, end = mlp_among(half.parts, True, PartNames())
+    axis = channel_axis(half.module, half.given.shape, first.width)
+    if mlp is None or axis is None:
+        raise NotABlock(f"it has no MLP that maps tokens of width {first.width}")
+    norm2 = norm2 and (inside(half, norm2) if norm2 in {*half.walk()} else _within(half, mlp, norm2))
+    parts = (norm2, inside(half, mlp), inside(half, end))
+    tokens = replace(first.tokens, channels=axis)
+    kept = {"width": first.width, "tokens": tokens, "mlp_tokens": replace(tokens, groups=1)}
+    return Anatomy(None, None, *parts, attend=None, skip_outside=outside, **kept)
+
+
+def _called_first(call: Call, before: Call | None) -> Call | None:
+    """Return the norm that a module, but not one of its parts, calls on the module's own input."""
+    parts = [part for part in call.walk() if before is None or part not in {*before.walk()}]
+    norms = [part for part in parts if is_norm(part.module) and part.given == call.given]
+    return next((norm for norm in norms if norm.returned and norm.returned.shape == call.given.shape), None)
+
+
+def _within(half: Call, mlp: Call, norm: Call) -> str:
+    """Return the name, inside a half, of a norm of the MLP that this one is a copy of."""
+    return ".".join(filter(None, (inside(half, mlp), inside(mlp.original, norm))))
+
+
+def _only_branch(call: Call, half: Call) -> Call | None:
+    """Return the only part with layers, if it maps tokens as the whole half does."""
+    inner = [child for child in call.children if mixes(child.module)]
+    alone = len(inner) == 1 and maps_tokens(inner[0]) and inner[0].given.shape == half.given.shape
+    return inner[0] if alone and not is_mixer(inner[0].module) else None
+
+
+@torch.no_grad()
+def _has_skip(call: Call, attention: Call | None) -> bool:
+    """Whether a module returns its input where its attention, or without one all its layers, return zeros."""
+    silent = [attention] if attention else [part for part in call.walk() if is_mixer(part.module)]
+    if call in silent or call.given.device.type == "meta":
+        return False
+
+    def zeros(part: Call) -> Callable[..., object]:
+        return lambda *args, **kwargs: replace_first(part.form, part.returned.zeros())
+
+    x = torch.randn(call.given.shape, generator=torch.Generator().manual_seed(1))
+    x = x.to(call.given.device, call.given.dtype)
+    with running(call.module, training=False), standing_in({part.module: zeros(part) for part in silent}):
+        try:
+            return torch.equal(first_tensor(call.again(x.clone())), x)
+        except Exception:  # a foreign module may not run alone
+            return False

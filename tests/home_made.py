@@ -1,0 +1,312 @@
+"""Image transformers as people write them by hand: their blocks are laid out in other ways than those of libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import zoo
+from torch import Tensor, nn
+
+D, HEADS, DEPTH = 32, 2, 3
+LAYOUTS: dict[str, Callable[[], nn.Module]] = {}
+REFUSED: dict[str, Callable[[], nn.Module]] = {}
+
+
+def layout(factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    LAYOUTS[factory.__name__] = factory
+    return factory
+
+
+def refused(factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    REFUSED[factory.__name__] = factory
+    return factory
+
+
+def build(name: str) -> nn.Module:
+    """Build a model in evaluation mode, with random weights from a fixed seed."""
+    torch.manual_seed(0)
+    model = {**LAYOUTS, **REFUSED}[name]().eval()
+    zoo.randomize(model)
+    return model
+
+
+class Net(nn.Module):
+    """Patches, a class token, a trunk of tokens (B, N, D), and a head."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.image_size = (zoo.SIZE, zoo.SIZE)
+        self.stem, self.token = nn.Conv2d(3, D, 8, 8), nn.Parameter(torch.zeros(1, 1, D))
+        self.trunk, self.norm, self.head = trunk, nn.LayerNorm(D), nn.Linear(D, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).flatten(2).mT
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.head(self.norm(self.trunk(x))[:, 0])
+
+
+class MSA(nn.Module):
+    """Self-attention without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_qkv, self.to_out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+        return self.to_out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Foo(MSA):
+    """The same under a name that says nothing, with its norm inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = nn.LayerNorm(D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.n(x))
+
+
+class Attention(Foo):
+    """The same under the usual name."""
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(D, 2 * D), nn.GELU(), nn.Linear(2 * D, D))
+
+
+def feed_forward() -> nn.Sequential:
+    """An MLP with its norm inside."""
+    return nn.Sequential(nn.LayerNorm(D), *mlp())
+
+
+class FeedForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = feed_forward()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Gated(nn.Module):
+    """A gated MLP with its norm inside, whose layers are not called one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.gate, self.down = (
+            nn.LayerNorm(D),
+            *(nn.Linear(D, 2 * D) for _ in "ab"),
+            nn.Linear(2 * D, D),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return self.down(self.up(h) * self.gate(h).sigmoid())
+
+
+class PreNorm(nn.Module):
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fn = nn.LayerNorm(D), fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(self.norm(x))
+
+
+class PostNorm(PreNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.fn(x))
+
+
+class Residual(nn.Module):
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x) + x
+
+
+class LayerScale(nn.Module):
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn, self.scale = fn, nn.Parameter(torch.full((D,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x) * self.scale
+
+
+class Pairs(nn.Module):
+    """A trunk whose blocks are pairs: ``x = x + attention(x)``, ``x = x + mlp(x)``."""
+
+    def __init__(self, attention: Callable[[], nn.Module], mlp: Callable[[], nn.Module], factor: float = 1.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList([attention(), mlp()]) for _ in range(DEPTH))
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attend, mix in self.layers:
+            x = x + self.factor * attend(x) if self.factor != 1 else attend(x) + x
+            x = mix(x) + x
+        return x
+
+
+@layout
+def pairs_of_msa() -> nn.Module:
+    return Net(Pairs(lambda: PreNorm(MSA()), lambda: PreNorm(mlp())))
+
+
+@layout
+def pairs_of_foo() -> nn.Module:
+    return Net(Pairs(Foo, FeedForward))
+
+
+@layout
+def pairs_with_gated_mlps() -> nn.Module:
+    return Net(Pairs(Attention, Gated))
+
+
+@layout
+def pairs_of_layer_scales() -> nn.Module:
+    return Net(Pairs(lambda: LayerScale(Foo()), lambda: LayerScale(FeedForward())))
+
+
+@layout
+def pairs_with_norms_behind() -> nn.Module:
+    return Net(Pairs(lambda: PostNorm(MSA()), lambda: PostNorm(mlp())))
+
+
+@layout
+def pairs_in_the_model_itself() -> nn.Module:
+    class Flat(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.stem(images).flatten(2).mT
+            for attend, mix in self.trunk.layers:
+                x = x + attend(x)
+                x = x + mix(x)
+            return self.head(x.mean(1))
+
+    return Flat(Pairs(Foo, FeedForward))
+
+
+@layout
+def residual_wrappers() -> nn.Module:
+    halves = [Residual(PreNorm(part())) for _ in range(DEPTH) for part in (MSA, mlp)]
+    return Net(nn.Sequential(*halves))
+
+
+@layout
+def blocks_of_residual_wrappers() -> nn.Module:
+    return Net(nn.Sequential(*[nn.Sequential(Residual(Foo()), Residual(feed_forward())) for _ in range(DEPTH)]))
+
+
+class ResidualAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(D), nn.MultiheadAttention(D, HEADS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return x + self.attn(h, h, h, need_weights=False)[0]
+
+
+class ResidualMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(D), nn.Linear(D, 2 * D), nn.Linear(2 * D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+@layout
+def residual_modules() -> nn.Module:
+    return Net(nn.Sequential(*[part() for _ in range(DEPTH) for part in (ResidualAttention, ResidualMLP)]))
+
+
+def _encoder(norm_first: bool) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(D, HEADS, 2 * D, 0.0, batch_first=True, norm_first=norm_first)
+    return nn.TransformerEncoder(layer, DEPTH, enable_nested_tensor=False)
+
+
+@layout
+def torch_encoder_norms_first() -> nn.Module:
+    return Net(_encoder(norm_first=True))
+
+
+@layout
+def torch_encoder_norms_last() -> nn.Module:
+    return Net(_encoder(norm_first=False))
+
+
+@layout
+def torch_encoder_layers() -> nn.Module:
+    return Net(nn.Sequential(*_encoder(norm_first=True).layers))
+
+
+class Inline(nn.Module):
+    """A block whose attention is called by a name that says nothing, with an MLP in several calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.mixer, self.up, self.gate, self.down = MSA(), *(nn.Linear(D, 2 * D) for _ in "ab"), nn.Linear(2 * D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mixer(self.a(x))
+        h = self.b(x)
+        return x + self.down(self.up(h) * self.gate(h).sigmoid())
+
+
+@layout
+def mlp_in_several_calls() -> nn.Module:
+    return Net(nn.Sequential(*[Inline() for _ in range(DEPTH)]))
+
+
+@refused
+def pairs_with_a_factor() -> nn.Module:
+    return Net(Pairs(Foo, FeedForward, factor=0.5))
+
+
+@refused
+def parallel_branches() -> nn.Module:
+    class Parallel(Pairs):
+        def forward(self, x: Tensor) -> Tensor:
+            for attend, mix in self.layers:
+                x = x + attend(x) + mix(x)
+            return x
+
+    return Net(Parallel(Foo, FeedForward))
+
+
+class TokenMLP(nn.Module):
+    """An MLP over the 17 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(17, 17)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc(x.mT).mT
+
+
+@refused
+def another_token_mixer() -> nn.Module:
+    return Net(nn.Sequential(*zoo.build("timm_vit").blocks, TokenMLP()))
+
+
+@refused
+def a_token_mixer_in_a_block() -> nn.Module:
+    class Mixing(Inline):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = TokenMLP()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.extra(x))
+
+    return Net(nn.Sequential(*[Mixing() for _ in range(DEPTH)]))
