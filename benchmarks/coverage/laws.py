@@ -74,7 +74,7 @@ def adapt(backbone: nn.Module, **options: object) -> PeftModel:
 
 
 def layers(model: nn.Module) -> list[AIMLayer]:
-    """Return the adapted blocks of a model; the attention half of a block that consists of two modules stands for it."""
+    """Return the adapted blocks of a model, without the MLP halves of those that consist of two modules."""
     found = [module for module in model.modules() if isinstance(module, AIMLayer)]
     return [layer for layer in found if not layer.anatomy.is_mlp_half]
 

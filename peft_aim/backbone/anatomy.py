@@ -47,7 +47,7 @@ class Anatomy:
 
     Attributes:
         norm1: Name, inside the block, of the norm of the attention branch, None if there is none.
-        attention: Name of the attention, "" for the module itself, None if there is none or if the parts are not known.
+        attention: Name of the attention, "" for the module itself, None if there is none or the parts are not known.
         norm2: Name of the norm of the MLP branch, None if there is none.
         mlp: Name of the MLP, "" for the module itself, or of its first part if several are called one after the other;
             None if the block has no MLP.
@@ -200,6 +200,7 @@ def mixing_norm(block: Call, norm: Call, width: int) -> str | None:
 
 
 def check_attends_to_itself(attention: Call, width: int) -> None:
+    """Raise NotABlock if an attention gets other tokens than its input, to take keys and values from."""
     for name, value in attention.arguments.items():
         tokens = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3 and not value.is_meta
         tokens = tokens and value.shape[-1] == width and value.shape[0] == attention.given.shape[0]
@@ -282,6 +283,7 @@ def token_width(block: Call, norm: Call | None, attention: Call) -> int:
 
 
 def kind_over_time(attention: Call, channels: int, width: int, kinds: Kinds) -> tuple[Kind, str | None]:
+    """Return how an attention runs over time, and the name of its last layer, from those known or by trying."""
     alike = (traits(attention.module), channels)
     if alike not in kinds:  # most attentions are copies of each other
         kind = find_kind(attention.module, attention.given.shape, attention.arguments, channels)
