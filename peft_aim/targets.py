@@ -111,7 +111,9 @@ def _say_which_halves_are_alone(found: Inspection, config: AIMConfig, selected: 
     alone = {}
     for half, other in (pair if pair[0] in selected else pair[::-1] for pair in pairs):
         if branches(config, found.modules[other], 0):
-            alone[half] = f"the other half of the block, as {other}, is left out"
+            alone[half] = f"{other}, the other half, is left out"
+    if config.target_modules is None and config.joint:
+        alone |= {half: reason for half, reason in found.alone.items() if half in selected}
     if alone:
         warnings.warn(
             f"AIM adapts only one half of {len(alone)} blocks:{listed(alone)}\nA block that consists of two modules, "

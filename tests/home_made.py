@@ -310,3 +310,18 @@ def a_token_mixer_in_a_block() -> nn.Module:
             return super().forward(self.extra(x))
 
     return Net(nn.Sequential(*[Mixing() for _ in range(DEPTH)]))
+
+
+@refused
+def an_attention_beside_blocks() -> nn.Module:
+    class Without(nn.Module):
+        """A module that replaces the tokens by attention to them, without a skip connection."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = MSA()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    return Net(nn.Sequential(*zoo.build("timm_vit").blocks, Without()))

@@ -30,6 +30,7 @@ class Candidates:
         others: Why others are no such blocks; judging by their names, they have no attention.
         seconds: The MLP halves of blocks that consist of two modules.
         pairs: The name of the MLP half by that of the block, which is the attention half.
+        alone: Why an attention half has no MLP half, where a module like one follows.
         kinds: The kinds of the attentions inspected so far.
     """
 
@@ -41,6 +42,7 @@ class Candidates:
         self.others: dict[str, str] = {}
         self.seconds: dict[str, Anatomy] = {}
         self.pairs: dict[str, str] = {}
+        self.alone: dict[str, str] = {}
         self.kinds: Kinds = {}
         self._calls: dict[str, Call] = {}
         self._images, self._batches = 0, {}
@@ -87,7 +89,7 @@ class Candidates:
     def join(self, halves: Halves) -> None:
         """Add the halves of blocks that consist of two modules."""
         self.seconds = {name: anatomy for name, (_, anatomy) in halves.seconds.items()}
-        self.pairs = halves.pairs
+        self.pairs, self.alone = halves.pairs, halves.alone
         self.blocks |= {name: anatomy for name, (_, anatomy) in halves.firsts.items()}
         found = {*self.blocks, *self.seconds}
         attends = any(reason.attends for reason in halves.reasons.values())

@@ -53,13 +53,15 @@ class Halves:
         firsts: The attention halves, with their traced calls, by name.
         seconds: The MLP halves.
         pairs: The name of the MLP half that follows an attention half.
-        reasons: Why other modules that mix spatial positions, or follow an attention half, are no such halves.
+        reasons: Why other modules that mix spatial positions are no such halves.
+        alone: Why the module behind an attention half, by the name of that, is no MLP half.
     """
 
     firsts: dict[str, tuple[Call, Anatomy]] = field(default_factory=dict)
     seconds: dict[str, tuple[Call, Anatomy]] = field(default_factory=dict)
     pairs: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, NotABlock] = field(default_factory=dict)
+    alone: dict[str, str] = field(default_factory=dict)
 
 
 class Search:
@@ -187,7 +189,7 @@ class Search:
                 found.seconds[call.name] = call, _mlp_half(call, firsts[name][1], call in outside)
                 found.pairs[name] = call.name
             except NotABlock as reason:
-                found.reasons[call.name] = NotABlock(f"it follows the attention {name}, but {reason}")
+                found.alone[name] = f"{call.name} follows, but {reason}"
 
     def _next(self, call: Call) -> Call | None:
         behind = self._parent[call].children if call in self._parent else []

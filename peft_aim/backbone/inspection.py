@@ -49,6 +49,7 @@ class Inspection:
         final_norms: Names of the norms after the last block.
         pairs: Of blocks that consist of two modules, the name of the MLP half by that of the attention half, which
             stands for the block everywhere else.
+        alone: Why an attention half has no MLP half, where a module like one follows: the reason by name.
     """
 
     tower: str
@@ -65,6 +66,7 @@ class Inspection:
     features: int | None
     final_norms: list[str]
     pairs: dict[str, str]
+    alone: dict[str, str]
 
     @property
     def blocks(self) -> dict[str, Anatomy]:
@@ -174,6 +176,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         features=head and head.given.shape[-1],
         final_norms=_final_norms(calls, {*found.probed, *found.seconds, *found.skipped, *found.rejected}),
         pairs=found.pairs,
+        alone=found.alone,
     )
 
 

@@ -167,7 +167,7 @@ def readings(blocks: Blocks) -> dict[str, Anatomy | str]:
 
 
 def _with_norms_on_sums(anatomy: Anatomy) -> Iterator[Anatomy]:
-    """Iterate over the other ways to read a block: its second norm, or both, act on a branch plus its input."""
+    """Iterate over other ways to read a block: its second norm, or both, act on the sum of a branch and its input."""
     others = (*anatomy.others, *filter(None, [anatomy.norm2]))
     if anatomy.norm_first and anatomy.norm2:
         yield replace(anatomy, norm2=None, others=others)
