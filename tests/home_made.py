@@ -273,6 +273,31 @@ def pairs_with_a_factor() -> nn.Module:
 
 
 @refused
+def one_branch_of_several_with_a_factor() -> nn.Module:
+    class First(Pairs):
+        def forward(self, x: Tensor) -> Tensor:
+            for index, (attend, mix) in enumerate(self.layers):
+                x = x + (0.5 if index == 0 else 1) * attend(x)
+                x = x + mix(x)
+            return x
+
+    return Net(First(Attention, FeedForward))
+
+
+@layout
+def parallel_attentions() -> nn.Module:
+    class Sum(nn.Module):
+        def __init__(self, part: Callable[[], nn.Module]) -> None:
+            super().__init__()
+            self.fns = nn.ModuleList([part(), part()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return sum(fn(x) for fn in self.fns)
+
+    return Net(Pairs(lambda: Sum(Attention), lambda: Sum(FeedForward)))
+
+
+@refused
 def parallel_branches() -> nn.Module:
     class Parallel(Pairs):
         def forward(self, x: Tensor) -> Tensor:

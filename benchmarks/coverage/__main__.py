@@ -33,6 +33,7 @@ TITLES = {
     "towers": "transformers, vision towers and backbones that take plain pixels",
     "torchvision": "torchvision",
     "open_clip": "open_clip, image towers",
+    "home_made": "home-made: vit-pytorch, image classifiers",
 }
 Row = dict[str, Any]
 

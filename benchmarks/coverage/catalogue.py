@@ -32,10 +32,11 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from timm.models.vitamin import MbConvStages, VitCfg
 from torch import Tensor, nn
 
+from benchmarks.coverage import home_made
 from benchmarks.coverage.shrink import SIZES, flat, small_config, smaller, words
 from peft_aim.tracing import first_parameter, run
 
-LIBRARIES = ("timm", "transformers", "towers", "torchvision", "open_clip")
+LIBRARIES = ("timm", "transformers", "towers", "torchvision", "open_clip", "home_made")
 LISTS = Path(__file__).parent / "models"
 CLASSES = 5  # of a small model
 
@@ -254,6 +255,8 @@ def names(library: str) -> list[str]:
         return (LISTS / f"{library}.txt").read_text().splitlines()
     if library == "transformers":
         return list(CLASSIFIERS)
+    if library == "home_made":
+        return list(home_made.MODELS)
     if library == "torchvision":
         return [
             name
@@ -285,6 +288,7 @@ def family(library: str, name: str) -> str:
 def build(library: str, name: str) -> nn.Module:
     """Build a small version of an entry, in evaluation mode, with random weights from a fixed seed."""
     makers = {"timm": _timm, "transformers": _classifier, "towers": _tower, "torchvision": _torchvision}
+    makers["home_made"] = home_made.build
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -4,9 +4,10 @@ Everything is found by structure and checked by running it; :func:`inspect_backb
 """
 
 from peft_aim.backbone.anatomy import Anatomy, PartNames
-from peft_aim.backbone.candidates import listed, outermost, within
+from peft_aim.backbone.candidates import listed, outermost
 from peft_aim.backbone.inspection import Inspection, inspect_backbone
 from peft_aim.backbone.names import check_known, parse
+from peft_aim.backbone.resemblance import within
 from peft_aim.backbone.untrained import build_untrained
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from peft_aim.backbone.anatomy import (
     Anatomy,
@@ -14,7 +14,7 @@ from peft_aim.backbone.anatomy import (
 )
 from peft_aim.backbone.halves import Halves
 from peft_aim.backbone.layout import layout
-from peft_aim.backbone.resemblance import has_attention, looks_like_a_block
+from peft_aim.backbone.resemblance import has_attention, looks_like_a_block, within
 from peft_aim.tracing import Call
 
 
@@ -92,6 +92,12 @@ class Candidates:
         self.pairs, self.alone = halves.pairs, halves.alone
         self.blocks |= {name: anatomy for name, (_, anatomy) in halves.firsts.items()}
         found = {*self.blocks, *self.seconds}
+        for kind in (self.skipped, self.rejected):
+            for name in [*kind]:
+                if name in found:
+                    del kind[name]
+                elif sum(within(mixer, [name]) for mixer in halves.mixers) > 1:  # whose mixers are listed instead
+                    self.others[name] = kind.pop(name)
         attends = any(reason.attends for reason in halves.reasons.values())
         if attends or self.blocks or self.skipped or self.rejected:  # not a model that mixes tokens in other ways only
             known = {*found, *self.skipped, *self.rejected}
@@ -198,16 +204,6 @@ def _examined(call: Call, images: int, batch: int | None, names: PartNames, kind
         return examine(call, images, batch, names, kinds)
     except NotABlock as reason:
         return reason
-
-
-def within(name: str, others: Iterable[str]) -> bool:
-    """Whether a module or parameter is part of one of the other modules, by their names.
-
-    Example:
-        >>> within("blocks.1.attn", ["blocks.1"]), within("blocks.10", ["blocks.1"])
-        (True, False)
-    """
-    return any(name.startswith(f"{other}.") for other in others)
 
 
 def listed(reasons: dict[str, str]) -> str:

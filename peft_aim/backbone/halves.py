@@ -26,6 +26,7 @@ from peft_aim.backbone.anatomy import (
     token_width,
 )
 from peft_aim.backbone.mixing import maps_tokens, mixers
+from peft_aim.backbone.resemblance import within
 from peft_aim.backbone.skeleton import Blocks, added
 from peft_aim.tracing import (
     Call,
@@ -55,6 +56,7 @@ class Halves:
         pairs: The name of the MLP half that follows an attention half.
         reasons: Why other modules that mix spatial positions are no such halves.
         alone: Why the module behind an attention half, by the name of that, is no MLP half.
+        mixers: The innermost modules outside of known blocks that mix spatial positions.
     """
 
     firsts: dict[str, tuple[Call, Anatomy]] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Halves:
     pairs: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, NotABlock] = field(default_factory=dict)
     alone: dict[str, str] = field(default_factory=dict)
+    mixers: list[str] = field(default_factory=list)
 
 
 class Search:
@@ -96,10 +99,24 @@ class Search:
 
     def run(self) -> Halves:
         """Find all halves."""
-        found = Halves()
-        chosen = {attention: list(self._around(attention)) for attention in self._mixers}
-        skipping = {a: next((c for c in chain if _has_skip(c, a)), None) for a, chain in chosen.items()}
-        outside = self._added([[*reversed(chain)] for a, chain in chosen.items() if skipping[a] is None])
+        found = Halves(mixers=[call.name for call in self._mixers])
+        failed = self._find_firsts(found, self._mixers)
+        around = [self._parent[call] for call in failed if call in self._parent]
+        several = [call for call in dict.fromkeys(around) if around.count(call) > 1 and maps_tokens(call)]
+        self._find_firsts(found, several)  # attentions in parallel, of which the sum is added
+        for name in [*found.reasons]:
+            if within(name, found.firsts) or name in {call.name for call in several}:
+                del found.reasons[name]
+        alone = {name: block for name, block in self._blocks.items() if block[1].mlp is None}
+        self._find_seconds(found, {**alone, **found.firsts})
+        return found
+
+    def _find_firsts(self, found: Halves, attentions: list[Call]) -> list[Call]:
+        """Find the attention halves with these attentions; return the attentions that have none."""
+        chosen = {attention: [*self._around(attention)] for attention in attentions}
+        skipping = {a: next((call for call in chain if _has_skip(call, a)), None) for a, chain in chosen.items()}
+        outside = self._added([[*reversed(chain)] for a, chain in chosen.items() if chain and not skipping[a]])
+        failed = []
         for attention, chain in chosen.items():
             half = skipping[attention] or next((call for call in chain if call in outside), None)
             try:
@@ -107,12 +124,10 @@ class Search:
                     raise NotABlock(WHY_NOT, known=self._attention_half(attention, attention, True))
                 found.firsts[half.name] = half, self._attention_half(half, attention, half in outside)
             except NotABlock as reason:
-                found.reasons[attention.name] = NotABlock(
-                    f"it mixes spatial positions, but {reason}", known=reason.known
-                )
-        alone = {name: block for name, block in self._blocks.items() if block[1].mlp is None}
-        self._find_seconds(found, {**alone, **found.firsts})
-        return found
+                why = f"it mixes spatial positions, but {reason}"
+                found.reasons[attention.name] = NotABlock(why, known=reason.known)
+                failed.append(attention)
+        return failed
 
     def _around(self, attention: Call) -> Iterator[Call]:
         """Iterate over an attention and the modules around it that have no other layers."""
@@ -247,8 +262,9 @@ def _only_branch(call: Call, half: Call) -> Call | None:
 
 @torch.no_grad()
 def _has_skip(call: Call, attention: Call | None) -> bool:
-    """Whether a module returns its input where its attention, or without one all its layers, return zeros."""
-    silent = [attention] if attention else [part for part in call.walk() if is_mixer(part.module)]
+    """Whether a module returns its input where its attention and all its layers and norms return zeros."""
+    silent = [part for part in call.walk() if is_norm(part.module) or is_mixer(part.module)]
+    silent = [part for part in (*silent, attention) if part is not None and part.returned is not None]
     if call in silent or call.given.device.type == "meta":
         return False
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from peft_aim.attention import USERS_KINDS
 from peft_aim.backbone.anatomy import Anatomy, PartNames
 from peft_aim.backbone.batch import find_batch_axes
-from peft_aim.backbone.candidates import Candidates, within
+from peft_aim.backbone.candidates import Candidates
 from peft_aim.backbone.halves import Search
 from peft_aim.backbone.probes import check_alike, check_positions_stay, entries, ineffective, readings, scattered
-from peft_aim.backbone.resemblance import looks_like_a_block
+from peft_aim.backbone.resemblance import looks_like_a_block, within
 from peft_aim.tracing import Call, Handle, Images, Layout, blank_images, is_linear, is_norm, norm_width, trace, traits
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
@@ -138,11 +138,12 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     runs = first_argument.device.type != "meta"
     check_alike(model, output)
     probes = runs and not (names.attention and names.mlp)  # otherwise the user has vouched for them
-    whole = found.probed
     if probes:
-        found.note(readings(whole))
+        found.note(readings(found.probed))
+    whole = {name: block for name, block in found.probed.items() if name in found.blocks}
     if runs and names == NO_NAMES:
-        found.join(Search(tower, images, root, batches, found.probed, found.skipped, found.kinds).run())
+        skipped = [name for name in found.skipped if not _is_trunk(name, calls)]
+        found.join(Search(tower, images, root, batches, whole, skipped, found.kinds).run())
     found.settle(calls)
     if found.probed:
         check_positions_stay(tower, images, root, found.probed)
@@ -178,6 +179,11 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         pairs=found.pairs,
         alone=found.alone,
     )
+
+
+def _is_trunk(name: str, calls: list[Call]) -> bool:
+    """Whether a module that changes the number of its tokens contains modules that resemble blocks and do not."""
+    return any(_may_be_a_block(call) for call in calls if within(call.name, [name]))
 
 
 def _entries(tower: nn.Module, images: Images, root: Call, found: Candidates) -> list[str]:

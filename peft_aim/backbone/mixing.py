@@ -20,6 +20,7 @@ from peft_aim.attention import random_twin
 from peft_aim.backbone.axes import axis_of_tokens
 from peft_aim.tracing import (
     Call,
+    Handle,
     first_argument,
     first_parameter,
     first_tensor,
@@ -80,7 +81,7 @@ class _Search:
         if self._passes(call) or not mixes(call.module):
             return []
         if is_mixer(call.module):
-            attends = isinstance(call.module, nn.MultiheadAttention)
+            attends = isinstance(call.module, nn.MultiheadAttention) and _attends_to_itself(call)
             return [call] if attends and maps_tokens(call) else []
         maps = maps_tokens(call)
         if maps and not self._spreads(call, ()):
@@ -111,6 +112,12 @@ class _Search:
             clear = {c.given.shape: axis_of_tokens(c) for c in self._root.walk() if maps_tokens(c)}
             self._axes = {shape: axis for shape, axis in clear.items() if axis is not None}
         return self._axes.get(call.given.shape) if axis is None else axis
+
+
+def _attends_to_itself(call: Call) -> bool:
+    """Whether torch's own attention gets the same tokens as query and as key, unlike in a pooling head."""
+    key = Handle.of(call.arguments.get("key"))
+    return key is not None and key == call.given
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from peft_aim.tracing import Call, is_norm, mixes
 
 
@@ -33,3 +35,13 @@ def holds_attention(part: Call) -> bool:
     """Whether a part is a nested block, with a norm and attention."""
     inside = part.parts
     return any(is_norm(c.module) for c in inside) and any(mixes(c.module) and _is_called_attention(c) for c in inside)
+
+
+def within(name: str, others: Iterable[str]) -> bool:
+    """Whether a module or parameter is part of one of the other modules, by their names.
+
+    Example:
+        >>> within("blocks.1.attn", ["blocks.1"]), within("blocks.10", ["blocks.1"])
+        (True, False)
+    """
+    return any(name.startswith(f"{other}.") for other in others)

@@ -91,15 +91,18 @@ def test_blocks_of_two_modules_compute_the_paper_s_equations(name):
     torch.testing.assert_close(seen[1], x, rtol=1e-5, atol=1e-5)
 
 
+MIXES = "it mixes spatial positions, but"
+NOT_ADDED = (
+    f"{MIXES} its caller does not add its output to its input with factor 1, so it would not add a temporal branch"
+)
+THREE = r"(?s)can adapt 3 blocks of Net, but not these:\n"
 ACCOUNT = {
-    "pairs_with_a_factor": r"trunk.layers.0.0, .* it mixes spatial positions, but its caller does not add its output to "
-    "its input with factor 1, so it would not add a temporal branch either",
-    "parallel_branches": "it mixes spatial positions, but its caller does not add its output to its input with factor 1",
-    "another_token_mixer": r"(?s)can adapt 3 blocks of Net, but not these:\n  trunk.3: it mixes spatial positions, but "
-    r"TokenMLP cannot .*pass target_modules='trunk",
-    "a_token_mixer_in_a_block": "trunk.0.extra, .* it mixes spatial positions, but TokenMLP cannot",
-    "an_attention_beside_blocks": r"(?s)can adapt 3 blocks of Net, but not these:\n  trunk.3.inner: it mixes spatial positions, "
-    "but its caller does not add its output",
+    "pairs_with_a_factor": f"trunk.layers.0.0, .* {NOT_ADDED} either",
+    "parallel_branches": f"trunk.layers.0.0, .* {NOT_ADDED} either",
+    "another_token_mixer": f"{THREE}  trunk.3: {MIXES} TokenMLP cannot .*pass target_modules='trunk",
+    "a_token_mixer_in_a_block": f"trunk.0.extra, .* {MIXES} TokenMLP cannot",
+    "an_attention_beside_blocks": f"{THREE}  trunk.3.inner: {NOT_ADDED}",
+    "one_branch_of_several_with_a_factor": f"{THREE.replace('3', '2')}  trunk.layers.0.0: {NOT_ADDED}",
 }
 
 
@@ -125,9 +128,7 @@ def test_layers_are_counted_as_blocks(capsys):
 
 
 def test_a_half_without_the_other_is_reported():
-    with pytest.warns(
-        UserWarning, match=r"only one half of 3 blocks:\n  trunk.layers.0.0: trunk.layers.0.1, "
-    ):
+    with pytest.warns(UserWarning, match=r"only one half of 3 blocks:\n  trunk.layers.0.0: trunk.layers.0.1, "):
         get_peft_model(home_made.build("pairs_of_foo"), AIMConfig(target_modules=r"trunk\.layers\.\d\.0"))
 
     class NoSkip(Pairs):
