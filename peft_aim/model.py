@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from peft_aim.backbone import PartNames, inspect_backbone
 from peft_aim.clips import Clips, mixed_batch_message
 from peft_aim.config import AIMConfig
-from peft_aim.layers import WHY_NO_MERGE, AIMEmbedding, AIMHead, AIMLayer, AIMNorm, AIMTunerLayer, saved_name
+from peft_aim.layers import (
+    WHY_NO_MERGE,
+    AIMEmbedding,
+    AIMHead,
+    AIMLayer,
+    AIMNorm,
+    AIMTunerLayer,
+    check_effect,
+    saved_name,
+)
 from peft_aim.saving import (
     adapter_weights,
     check_complete,
@@ -87,7 +96,8 @@ class AIMModel(BaseTuner):
         the one that the adapter was trained on.
 
         Raises:
-            ValueError: If the file does not contain exactly this adapter's weights.
+            ValueError: If the file does not contain exactly this adapter's weights, or if parts of the adapter have no
+                effect on the output.
         """
         config = self.peft_config[adapter_name]
         loaded = config.folder is not None or config.backbone_fingerprint is not None
@@ -96,6 +106,7 @@ class AIMModel(BaseTuner):
             config.fetch_weights()
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._check_saved_weights(adapter_name)
+            check_effect(self.model, self.model.aim_clips.inspection, adapter_name)
             self.compare_backbone(adapter_name)
         except BaseException:  # also if a download is interrupted
             self._remove_adapter(adapter_name)

@@ -15,7 +15,15 @@ from peft_aim.backbone.anatomy import Anatomy, PartNames
 from peft_aim.backbone.batch import find_batch_axes
 from peft_aim.backbone.candidates import Candidates
 from peft_aim.backbone.halves import Search
-from peft_aim.backbone.probes import check_alike, check_positions_stay, entries, ineffective, readings, scattered
+from peft_aim.backbone.probes import (
+    check_alike,
+    check_positions_stay,
+    entries,
+    ineffective,
+    reaching,
+    readings,
+    scattered,
+)
 from peft_aim.backbone.resemblance import looks_like_a_block, within
 from peft_aim.tracing import Call, Handle, Images, Layout, blank_images, is_linear, is_norm, norm_width, trace, traits
 
@@ -46,7 +54,7 @@ class Inspection:
         entry_tokens: Layout of the tokens that these norms are called on, by name.
         head: Name of the last layer, whose output is the class scores, if there is one.
         features: Input width of the head.
-        final_norms: Names of the norms after the last block.
+        final_norms: Names of the norms after the last block that the output depends on.
         pairs: Of blocks that consist of two modules, the name of the MLP half by that of the attention half, which
             stands for the block everywhere else.
         alone: Why an attention half has no MLP half, where a module like one follows: the reason by name.
@@ -158,6 +166,8 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     first = _entries(tower, images, root, found) if runs else list(found.blocks or found.probed)[:1]
     before = {name: _pre_norm(calls, name) for name in first}
     head = _head(calls, output) if tower is model else None
+    norms = _final_norms(calls, {*found.probed, *found.seconds, *found.skipped, *found.rejected})
+    norms = reaching(tower, images, root, found.probed, norms) if runs else norms
     return Inspection(
         tower=tower_name,
         image=tuple(first_argument.shape[1:]),
@@ -175,7 +185,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         },
         head=head and head.name,
         features=head and head.given.shape[-1],
-        final_norms=_final_norms(calls, {*found.probed, *found.seconds, *found.skipped, *found.rejected}),
+        final_norms=list(dict.fromkeys(norm.name for norm in norms)),
         pairs=found.pairs,
         alone=found.alone,
     )
@@ -254,8 +264,8 @@ def _scores(output: Any) -> Tensor | None:
     return output
 
 
-def _final_norms(calls: list[Call], blocks: set[str]) -> list[str]:
+def _final_norms(calls: list[Call], blocks: set[str]) -> list[Call]:
     """Return the learned norms after the last block, without those that have running statistics."""
     last = max((position for position, call in enumerate(calls) if call.name in blocks), default=len(calls))
     behind = [call for call in calls[last:] if is_norm(call.module) and not within(call.name, blocks)]
-    return [c.name for c in behind if norm_width(c.module) is not None and not hasattr(c.module, "running_mean")]
+    return [c for c in behind if norm_width(c.module) is not None and not hasattr(c.module, "running_mean")]

@@ -27,12 +27,16 @@ from peft_aim.tracing import (
     running,
     standing_in,
     tensors_in,
+    unchanged,
 )
 
 WHY_POSITIONS_MUST_STAY = (
     "so temporal attention would mix spatial positions. Build the model without dropping or masking patches "
     "(patch_drop_rate=0 in timm, patch_dropout=0 in open_clip)."
 )
+
+
+WITHOUT_PARTS = Anatomy(None, None, None, None, None, width=0, attend=None)
 
 
 def check_alike(model: nn.Module, output: Any) -> None:
@@ -70,18 +74,12 @@ def check_positions_stay(tower: nn.Module, images: Images, root: Call, blocks: B
         ValueError: If they don't: patches are dropped at random, different ones in each frame.
     """
     arrived, left = {}, {}
-    buffers = [(buffer, buffer.clone()) for buffer in tower.buffers()]
-    try:
-        with torch.random.fork_rng([p.device for p in tower.parameters() if p.is_cuda][:1]):
-            with suppress(Exception):  # a model that needs more than images in training cannot be checked
-                arrived = run_skeleton(tower, images, root, blocks, training=True)
-            for call, anatomy in _originals(blocks):
-                with suppress(Exception):  # nor can a block that fails in training
-                    left[call] = _probe(call, anatomy, training=True).returned
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+    with unchanged(tower):
+        with suppress(Exception):  # a model that needs more than images in training cannot be checked
+            arrived = run_skeleton(tower, images, root, blocks, training=True)
+        for call, anatomy in _originals(blocks):
+            with suppress(Exception):  # nor can a block that fails in training
+                left[call] = _probe(call, anatomy, training=True).returned
     for name, (call, _) in blocks.items():
         seen = arrived[name].shape if name in arrived else call.given.shape
         kept = call.original not in left or left[call.original].numel() == call.given.numel
@@ -144,6 +142,24 @@ def ineffective(tower: nn.Module, images: Images, root: Call, blocks: Blocks) ->
         elif not run_skeleton(tower, images, root, blocks, source=name)[OUTPUT].any_marked:
             found[name] = "the tokens that it returns first do not reach the output of the model"
     return found
+
+
+def reaching(tower: nn.Module, images: Images, root: Call, blocks: Blocks, norms: list[Call]) -> list[Call]:
+    """Return the norms outside of blocks whose output reaches the output of the model.
+
+    Args:
+        tower: The part of the model that takes images.
+        images: Its arguments.
+        root: Its traced call.
+        blocks: Its blocks.
+        norms: The calls of the norms.
+    """
+
+    def reaches(norm: Call) -> bool:
+        parts = {**blocks, norm.name: (norm, WITHOUT_PARTS)}
+        return run_skeleton(tower, images, root, parts, source=norm.name)[OUTPUT].any_marked
+
+    return [norm for norm in norms if reaches(norm)]
 
 
 def readings(blocks: Blocks) -> dict[str, Anatomy | str]:

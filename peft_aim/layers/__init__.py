@@ -6,6 +6,7 @@ Their computations on plain tensors are in :mod:`peft_aim.layers.adapter`.
 from peft_aim.layers.adapter import add_temporal_embedding, from_time, initialize, to_time
 from peft_aim.layers.base import WHY_NO_MERGE, AIMTunerLayer
 from peft_aim.layers.block import BRANCHES, AIMLayer
+from peft_aim.layers.effect import check_effect
 from peft_aim.layers.embedding import AIMEmbedding, saved_name
 from peft_aim.layers.head import AIMHead
 from peft_aim.layers.norm import AIMNorm
@@ -22,6 +23,7 @@ __all__ = [
     "TemporalAttention",
     "TemporalConvolution",
     "add_temporal_embedding",
+    "check_effect",
     "from_time",
     "initialize",
     "saved_name",

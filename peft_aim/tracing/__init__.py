@@ -3,9 +3,10 @@
 The lowest layer of the package: it knows nothing about attention, blocks or adapters.
 """
 
-from peft_aim.tracing.calls import Call, Handle, running, trace
+from peft_aim.tracing.calls import Call, Handle, running, trace, unchanged
 from peft_aim.tracing.copies import traits
 from peft_aim.tracing.example import blank_images, drawn, image_size
+from peft_aim.tracing.hollow import without_arithmetic, without_weights
 from peft_aim.tracing.layout import Layout
 from peft_aim.tracing.outputs import (
     Images,
@@ -65,6 +66,9 @@ __all__ = [
     "tensors_in",
     "trace",
     "traits",
+    "unchanged",
     "unknown_storage",
     "with_first_argument",
+    "without_arithmetic",
+    "without_weights",
 ]

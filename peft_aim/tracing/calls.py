@@ -226,6 +226,25 @@ class _Recorder:
 
 
 @contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore the attributes and buffers of all modules afterwards, and the state of the random number generators."""
+    attributes = [(vars(module), dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    contents = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng([p.device for p in model.parameters() if p.is_cuda][:1]):
+            yield
+    finally:
+        for now, before, buffers in attributes:
+            now["_buffers"].update(buffers)
+            for name in now.keys() - before.keys():
+                del now[name]
+            now.update(before)
+        with torch.no_grad():
+            for buffer, content in contents:
+                buffer.copy_(content)
+
+
+@contextmanager
 def running(model: nn.Module, training: bool) -> Iterator[None]:
     """Set a model to training or evaluation mode and freeze it, and restore every module and parameter afterwards.
 

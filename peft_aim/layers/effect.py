@@ -1,0 +1,193 @@
+"""Checks that every part of a new adapter runs, and has an effect on the output of the model.
+
+One image passes the adapted model without arithmetic, while autograd records which of the adapter's layers the output
+depends on; nothing is differentiated. Parts that are not reached so are tried with numbers: whether noise in their
+place changes the output.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from peft_aim.backbone import Inspection, listed
+from peft_aim.layers.base import AIMTunerLayer
+from peft_aim.tracing import (
+    Images,
+    blank_images,
+    drawn,
+    run,
+    running,
+    tensors_in,
+    unchanged,
+    without_arithmetic,
+    without_weights,
+)
+
+Part = tuple[str, str]  # the name of an adapted module, and what the adapter adds there
+WITHOUT = {"head": "num_labels=None", "norm": "final_norm=False"}  # others have an option of their name
+
+
+def check_effect(model: nn.Module, inspection: Inspection, adapter: str) -> None:
+    """Check that every part of an adapter has an effect on the output of a model.
+
+    Nothing is checked if the model is on the device "meta", or returns no tensors. The model is the same afterwards.
+
+    Args:
+        model: The adapted backbone.
+        inspection: Its structure.
+        adapter: Name of the adapter.
+
+    Raises:
+        ValueError: If some have none, with what was observed.
+    """
+    tower = model.get_submodule(inspection.tower)
+    images = _one_image(tower, inspection)
+    if next(iter(images.values())).device.type == "meta":
+        return
+    with unchanged(model), running(model, training=False):
+        _activate(model, adapter)
+        marked = _Marked(model, adapter)
+        suspects = marked.unreached(tower, images)
+        without = [part for part in suspects if not marked.changes(tower, drawn(images), part)] if suspects else []
+    if without:
+        raise ValueError(_message(model, adapter, without, marked.called))
+
+
+def _one_image(tower: nn.Module, inspection: Inspection) -> Images:
+    """Return the arguments for one blank image of the shape that the model was inspected on."""
+    for images in blank_images(tower):
+        if tuple(next(iter(images.values())).shape[1:]) == inspection.image:
+            return {name: argument[:1] for name, argument in images.items()}
+    raise AssertionError(f"no blank image has the shape {inspection.image}")
+
+
+def _activate(model: nn.Module, adapter: str) -> None:
+    """Activate an adapter without PEFT's changes of ``requires_grad``, and switch gradient checkpointing off."""
+    for module in model.modules():
+        if isinstance(module, AIMTunerLayer):
+            module._active_adapter, module._disable_adapters = adapter, False
+        if getattr(module, "grad_checkpointing", False) is True:  # timm; `running` knows that of transformers
+            module.grad_checkpointing = False
+
+
+class _Marked:
+    """The parts of an adapter, to each of whose results something can be added.
+
+    Args:
+        model: The adapted backbone.
+        adapter: Name of the adapter.
+    """
+
+    def __init__(self, model: nn.Module, adapter: str) -> None:
+        self.model, self.adapter = model, adapter
+        self.parts: dict[Part, list[nn.Module]] = defaultdict(list)
+        self.called: set[Part] = set()
+        for name, layer in model.named_modules():
+            if isinstance(layer, AIMTunerLayer):
+                for kind in layer.adapter_layer_names:
+                    container = getattr(layer, kind)
+                    if adapter in container:
+                        self.parts[name.replace("base_layer.", ""), _branch(kind)].append(container[adapter])
+
+    def unreached(self, tower: nn.Module, images: Images) -> list[Part]:
+        """Return the parts with a layer that the output does not depend on, as autograd records it."""
+        markers: dict[Part, list[Tensor]] = defaultdict(list)
+
+        def add_marker(part: Part, result: Tensor) -> Tensor:
+            markers[part].append(torch.zeros((), requires_grad=True))
+            return result + markers[part][-1]
+
+        reached: set[int] = set()
+        with suppress(Exception), torch.inference_mode(False), torch.enable_grad(), without_arithmetic(self.model):
+            with self._adding(self.parts, add_marker):
+                output = list(tensors_in(run(tower, images)))
+            if not any(tensor.is_floating_point() for tensor in output):
+                return []
+            reached = _leaves(output)
+        expected = {part: len(layers) for part, layers in self.parts.items()}
+        found = {part: sum(id(m) in reached for m in markers[part]) for part in expected}
+        return [part for part in expected if found[part] < expected[part]]
+
+    @torch.enable_grad()  # as in training, where a model may take another way
+    def changes(self, tower: nn.Module, images: Images, part: Part) -> bool:
+        """Whether noise that is added to the results of a part changes the output; True if the model cannot run."""
+
+        def add_noise(part: Part, result: Tensor) -> Tensor:
+            noise = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
+            return result + 1000 * noise.to(result)
+
+        layers = [layer for layers in self.parts.values() for layer in layers]
+        try:
+            with without_weights(layers):
+                with self._adding([], add_noise):
+                    before = list(tensors_in(run(tower, images)))
+                with self._adding([part], add_noise):
+                    after = list(tensors_in(run(tower, images)))
+        except Exception:  # nothing is known then
+            return True
+        return len(before) != len(after) or not all(map(_equal, before, after))
+
+    @contextmanager
+    def _adding(self, parts: Iterable[Part], add: Callable[[Part, Tensor], Tensor]) -> Iterator[None]:
+        """Add something to the results of the layers of some parts."""
+        with ExitStack() as stack:
+            for part in parts:
+                for layer in self.parts[part]:
+                    stack.callback(layer.register_forward_hook(partial(self._after, add, part)).remove)
+            yield
+
+    def _after(
+        self, add: Callable[[Part, Tensor], Tensor], part: Part, layer: nn.Module, args: tuple, result: Tensor
+    ) -> Tensor:
+        self.called.add(part)
+        return add(part, result)
+
+
+def _branch(container: str) -> str:
+    """Return what the weights of a container belong to.
+
+    Example:
+        >>> [_branch(name) for name in ("aim_temporal_conv", "aim_joint_up", "aim_temporal_embedding", "aim_head")]
+        ['temporal', 'joint', 'temporal_embedding', 'head']
+    """
+    name = container.removeprefix("aim_")
+    return name if name == "temporal_embedding" else name.partition("_")[0]
+
+
+def _leaves(output: Iterable[Tensor]) -> set[int]:
+    """Return the ids of the leaves of autograd's graph that tensors depend on."""
+    nodes, found = [tensor.grad_fn for tensor in output], set()
+    seen = {None}
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                found.add(id(node.variable))
+            nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=0, atol=0, equal_nan=True)
+
+
+def _message(model: nn.Module, adapter: str, parts: list[Part], called: set[Part]) -> str:
+    observed: dict[str, list[str]] = defaultdict(list)
+    for name, branch in parts:
+        what = "runs, but the output does not depend on it" if (name, branch) in called else "is never run"
+        observed[name].append(f"{branch} {what}")
+    names = list(dict.fromkeys(name for name, _ in parts))
+    options = ", ".join(dict.fromkeys(WITHOUT.get(branch, f"{branch}=False") for _, branch in parts))
+    return (
+        f"Parts of the adapter {adapter!r} have no effect on the output of {type(model).__name__} for an image, so it "
+        f"was removed again:{listed({name: '; '.join(reasons) for name, reasons in observed.items()})}\n"
+        f"To leave out these modules, pass exclude_modules={names}; to leave out these parts everywhere, pass "
+        f"{options}."
+    )

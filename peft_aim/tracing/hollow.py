@@ -1,0 +1,78 @@
+"""Runs a model without its arithmetic: control flow, hooks and autograd's graph are real, values are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from peft_aim.tracing.outputs import map_tensors, tensors_in
+from peft_aim.tracing.parts import MIXERS
+from peft_aim.tracing.stand_ins import standing_in
+
+aten = torch.ops.aten
+
+
+def _attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return q.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_zeros(q.shape[:-1])
+
+
+ZEROS: dict[Any, Callable[..., Any]] = {
+    aten.mm.default: lambda a, b: a.new_zeros(a.shape[0], b.shape[1]),
+    aten.addmm.default: lambda bias, a, b, *_: a.new_zeros(a.shape[0], b.shape[1]),
+    aten.bmm.default: lambda a, b: a.new_zeros(*a.shape[:2], b.shape[2]),
+    aten.baddbmm.default: lambda bias, a, b, *_: a.new_zeros(*a.shape[:2], b.shape[2]),
+    aten._scaled_dot_product_flash_attention_for_cpu.default: _attention_on_cpu,
+}
+
+
+class _ZeroProducts(TorchDispatchMode):
+    """Matrix products of plain tensors return zeros; other operations, and quantized or sharded tensors, run."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        zeros = ZEROS.get(func)
+        plain = all(type(t) in (Tensor, nn.Parameter) and not t.is_meta for t in args if isinstance(t, Tensor))
+        return zeros(*args) if zeros and plain else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_arithmetic(model: nn.Module) -> Iterator[None]:
+    """Run a model without arithmetic: products return zeros, and so do layers :func:`without_weights`.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> with without_arithmetic(layer):
+        ...     layer(torch.ones(1, 2)).tolist()
+        [[0.0, 0.0, 0.0]]
+    """
+    with without_weights(model.modules()), _ZeroProducts():
+        yield
+
+
+@contextmanager
+def without_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let layers whose weights are on the device "meta" return zeros that depend on their input.
+
+    If the weights are offloaded, they are not loaded then.
+    """
+    layers = [m for m in modules if isinstance(m, MIXERS) or not any(True for _ in m.children())]
+    empty = [layer for layer in layers if any(parameter.is_meta for parameter in layer.parameters())]
+    with standing_in({layer: partial(_zeros, layer) for layer in empty}):
+        yield
+
+
+def _zeros(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Return zeros in the form of a layer's output that depend on its input, as autograd records it."""
+    given = [tensor for tensor in tensors_in((args, kwargs)) if tensor.is_floating_point()]
+    args, kwargs = map_tensors(lambda t: t.detach().to("meta"), (args, kwargs))
+    with torch.no_grad():
+        shapes = type(module).forward(module, *args, **kwargs)
+    link = 0 * sum(tensor.sum() for tensor in given)
+    return map_tensors(
+        lambda t: torch.zeros(t.shape, dtype=t.dtype, device=given[0].device) + link.to(t.dtype), shapes
+    )
