@@ -7,6 +7,7 @@ from peft_aim.backbone.anatomy import Anatomy, PartNames
 from peft_aim.backbone.candidates import listed, outermost, within
 from peft_aim.backbone.inspection import Inspection, inspect_backbone
 from peft_aim.backbone.names import check_known, parse
+from peft_aim.backbone.quantized import check_gradients_pass
 from peft_aim.backbone.untrained import build_untrained
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Inspection",
     "PartNames",
     "build_untrained",
+    "check_gradients_pass",
     "check_known",
     "inspect_backbone",
     "listed",

@@ -14,6 +14,7 @@ from peft_aim.attention import USERS_KINDS
 from peft_aim.backbone.anatomy import Anatomy, PartNames, looks_like_a_block
 from peft_aim.backbone.candidates import Candidates, within
 from peft_aim.backbone.probes import check_alike, check_positions_stay, entries, ineffective, misbuilt, scattered
+from peft_aim.backbone.quantized import check_known_storage
 from peft_aim.tracing import Call, Handle, Images, blank_images, is_linear, is_norm, norm_width, trace, traits
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
@@ -117,6 +118,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     calls = list(root.walk())
     for call in calls:  # names from the root of the model
         call.name = ".".join(filter(None, (tower_name, call.name)))
+    check_known_storage(calls)
     found = Candidates()
     found.sort(calls, 2, names)
     first_argument = next(iter(images.values()))

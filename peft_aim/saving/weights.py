@@ -1,4 +1,4 @@
-"""The weights of an adapter: their names and shapes in a model and in files, and the frozen weights it relies on."""
+"""The weights of an adapter: their names and shapes in a model and in files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrap
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from peft_aim.layers import AIMHead, AIMNorm, AIMTunerLayer
+from peft_aim.layers import AIMTunerLayer
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -102,14 +102,14 @@ def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
         adapter_name: The adapter.
     """
     found = {}
-    for name, container in _containers(model):
+    for name, container in containers(model):
         if adapter_name in container:
             name = name.removesuffix(".modules_to_save")
             found |= {plain(f"{name}{key}"): tensor for key, tensor in _tensors(container[adapter_name])}
     return found
 
 
-def _containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict | nn.ParameterDict]]:
+def containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict | nn.ParameterDict]]:
     """Iterate over the containers that map names of adapters to weights, with the containers' own names."""
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -139,40 +139,20 @@ def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
     Raises:
         ValueError: If modules have the same name as another adapter.
     """
-    containers = dict(_containers(model))
-    by_adapter = {id(container) for container in containers.values()}
+    held = dict(containers(model))
+    by_adapter = {id(container) for container in held.values()}
     modules = [module for module in model.modules() if id(module) not in by_adapter]
     names = {name for module in modules for name in (*module._modules, *module._parameters, *module._buffers)}
     keys = [plain(key) for key in weights]
     parts = {part for key in weights for part in key.split(".")}
     for other in sorted(model.peft_config.keys() & names - {adapter_name}):
-        foreign = tuple(f"{plain(name)}.{other}" for name, container in containers.items() if other in container)
+        foreign = tuple(f"{plain(name)}.{other}" for name, container in held.items() if other in container)
         if other not in parts or any(key.startswith(foreign) for key in keys):
             raise ValueError(
                 f"{adapter_name!r} cannot be saved completely: another adapter is named {other!r}, as some modules "
                 "are, and PEFT tells them apart by their names. Delete that adapter, or save it and load it under "
                 f"another name, then save {adapter_name!r}."
             )
-
-
-def frozen_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Select the frozen weights that an adapter relies on: all of the backbone's, except those that it replaces.
-
-    Args:
-        model: The adapted model.
-        adapter_name: The adapter.
-        weights: The model's ``state_dict()``.
-    """
-    added = [f"{plain(name)}." for name, _ in _containers(model)]
-    replaced = [f"{plain(name)}." for name, module in model.named_modules() if _replaces(module, adapter_name)]
-    named = [(plain(name), tensor) for name, tensor in weights.items()]
-    return [(name, tensor) for name, tensor in named if not name.startswith((*added, *replaced))]
-
-
-def _replaces(module: nn.Module, adapter_name: str) -> bool:
-    if isinstance(module, ModulesToSaveWrapper):
-        return adapter_name in module.modules_to_save
-    return isinstance(module, (AIMHead, AIMNorm)) and adapter_name in module.adapters
 
 
 def in_precision(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
