@@ -22,6 +22,7 @@ from peft_aim.saving import (
     adapter_weights,
     backbone_fingerprint,
     check_complete,
+    check_not_quantized,
     check_shapes,
     in_precision,
     same_weights,
@@ -313,6 +314,7 @@ class AIMModel(BaseTuner):
         elif not config.inference_mode:
             warnings.warn(f"The adapter {adapter_name!r} {NO_FINGERPRINT}", stacklevel=4)
         weights = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
+        check_not_quantized(adapter_name, weights)
         return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
 
     @classmethod

@@ -56,8 +56,8 @@ def check_gradients_pass(model: nn.Module, blocks: Iterable[str]) -> None:
         if not passes:
             stored = type(getattr(layer, "weight", None)).__name__
             raise ValueError(
-                f"Gradients do not pass through {name.replace('base_layer.', '')}, a {type(layer).__name__} whose weight "
-                f"is a {stored}, so adapters before it would learn from wrong gradients. It quantizes its inputs as "
-                "well: to train, quantize the weights only (Int8WeightOnlyConfig in torchao). To use an adapter that is "
-                "already trained, load it with PeftModel.from_pretrained, or give inference_mode=True."
+                f"Gradients do not pass through {name.replace('base_layer.', '')}, a {type(layer).__name__} with a "
+                f"{stored} as weight, so adapters before it would learn from wrong gradients. It quantizes its "
+                "inputs, too: to train, quantize the weights only (Int8WeightOnlyConfig in torchao). For inference, load "
+                "a trained adapter with PeftModel.from_pretrained, or give inference_mode=True."
             )

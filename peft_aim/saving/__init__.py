@@ -9,6 +9,7 @@ from peft_aim.saving.hotswap import hotswap_adapter
 from peft_aim.saving.weights import (
     adapter_weights,
     check_complete,
+    check_not_quantized,
     check_shapes,
     in_precision,
     saved_shapes,
@@ -20,6 +21,7 @@ __all__ = [
     "adapter_weights",
     "backbone_fingerprint",
     "check_complete",
+    "check_not_quantized",
     "check_shapes",
     "hotswap_adapter",
     "in_precision",

@@ -9,6 +9,7 @@ import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from peft_aim.layers import AIMTunerLayer
 
@@ -152,6 +153,21 @@ def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
                 f"{adapter_name!r} cannot be saved completely: another adapter is named {other!r}, as some modules "
                 "are, and PEFT tells them apart by their names. Delete that adapter, or save it and load it under "
                 f"another name, then save {adapter_name!r}."
+            )
+
+
+def check_not_quantized(adapter_name: str, weights: Mapping[str, Tensor]) -> None:
+    """Check that an adapter has not been quantized together with its backbone, which safetensors cannot store.
+
+    Raises:
+        ValueError: If it has.
+    """
+    for name, tensor in weights.items():
+        if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, DTensor):
+            raise ValueError(
+                f"The adapter {adapter_name!r} was quantized together with its backbone: {plain(name)} is a "
+                f"{type(tensor).__name__}. Save it before quantize_(), or quantize the backbone alone, by "
+                'filter_fn=lambda module, name: isinstance(module, nn.Linear) and "aim_" not in name.'
             )
 
 
