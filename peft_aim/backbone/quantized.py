@@ -58,6 +58,6 @@ def check_gradients_pass(model: nn.Module, blocks: Iterable[str]) -> None:
             raise ValueError(
                 f"Gradients do not pass through {name.replace('base_layer.', '')}, a {type(layer).__name__} with a "
                 f"{stored} as weight, so adapters before it would learn from wrong gradients. It quantizes its "
-                "inputs, too: to train, quantize the weights only (Int8WeightOnlyConfig in torchao). For inference, load "
-                "a trained adapter with PeftModel.from_pretrained, or give inference_mode=True."
+                "inputs, too: to train, quantize the weights only (Int8WeightOnlyConfig in torchao). For inference, "
+                "load a trained adapter with PeftModel.from_pretrained, or give inference_mode=True."
             )
