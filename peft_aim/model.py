@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from peft_aim.backbone import PartNames, inspect_backbone
+from peft_aim.backbone import PartNames, check_gradients_pass, inspect_backbone
 from peft_aim.clips import Clips, mixed_batch_message
 from peft_aim.config import AIMConfig
 from peft_aim.layers import (
@@ -27,11 +27,12 @@ from peft_aim.layers import (
     saved_name,
 )
 from peft_aim.saving import (
+    NO_FINGERPRINT,
     adapter_weights,
+    backbone_fingerprint,
     check_complete,
+    check_not_quantized,
     check_shapes,
-    fingerprint_of,
-    frozen_weights,
     in_precision,
     same_weights,
     saved_shapes,
@@ -120,6 +121,8 @@ class AIMModel(BaseTuner):
         if peft_config.has_block_adapters:
             peft_config.branches = select_blocks(self.model, found, peft_config.search_anew())
             peft_config.note_targets(as_regex(list(peft_config.branches)))
+            if not peft_config.inference_mode:
+                check_gradients_pass(self.model, peft_config.branches)
         if peft_config.temporal_embedding == "input":
             entries = entries_of(found, list(peft_config.branches))
             if not entries:
@@ -294,7 +297,7 @@ class AIMModel(BaseTuner):
         trained_on = self.peft_config[adapter_name].backbone_fingerprint
         if trained_on is None:
             return
-        here = fingerprint_of(frozen_weights(self.model, adapter_name, self.model.state_dict()))
+        here = backbone_fingerprint(self.model, adapter_name)
         if here is not None and not same_weights(trained_on, here):
             warnings.warn(
                 f"The adapter {adapter_name!r} was trained on a backbone with the fingerprint {trained_on}, but this "
@@ -318,10 +321,13 @@ class AIMModel(BaseTuner):
         config.of_model = {}
         if config.has_found_targets:  # perhaps in another model that the config was used for later
             config.of_model["target_modules"] = as_regex(adapted_blocks(model, adapter_name))
-        here = None if config.inference_mode else fingerprint_of(frozen_weights(model, adapter_name, state_dict))
+        here = None if config.inference_mode else backbone_fingerprint(model, adapter_name, state_dict)
         if here is not None:
             config.of_model["backbone_fingerprint"] = here
+        elif not config.inference_mode:
+            warnings.warn(f"The adapter {adapter_name!r} {NO_FINGERPRINT}", stacklevel=4)
         weights = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
+        check_not_quantized(adapter_name, weights)
         return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
 
     @classmethod

@@ -4,6 +4,7 @@ Counts multiply-adds and saved activations, and takes times as ratios within the
 linear head, with AIM, with the reference implementation of AIM, with LoRA over averaged frames, and fully fine-tuned,
 over averaged frames and with divided space-time attention. Then it measures how AIM's cost grows, and what attaching
 and swapping adapters cost. With ``--device cuda`` it measures only what depends on the device: the rows.
+``--quantized`` measures the memory of quantized backbones alone, in a minute, and needs torchao and bitsandbytes.
 """
 
 from __future__ import annotations
@@ -21,8 +22,18 @@ from torch import Tensor, nn
 from benchmarks.cost.attach import attaching
 from benchmarks.cost.growth import growth
 from benchmarks.cost.plan import QUICK, Plan
+from benchmarks.cost.quantized import quantizing, versions
 from benchmarks.cost.swap import swapping
-from benchmarks.cost.tables import FROZEN, PLAIN, REFERENCE, SETTING, publish, publish_gpu, publish_over_time
+from benchmarks.cost.tables import (
+    FROZEN,
+    PLAIN,
+    REFERENCE,
+    SETTING,
+    publish,
+    publish_gpu,
+    publish_over_time,
+    publish_quantized,
+)
 from benchmarks.measuring.counting import cost_of_step, loss, peak_of_step
 from benchmarks.measuring.timing import in_turns, ratio, settle
 from benchmarks.methods import rivals
@@ -152,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="clips per step")
     parser.add_argument("--rounds", type=int, help="number of times that each time is taken")
     parser.add_argument("--over-time", action="store_true", help="measure attention and convolutions over time alone")
+    parser.add_argument("--quantized", action="store_true", help="measure the memory of quantized backbones alone")
     given, command = parse(parser, argv, others=("backbone",))
     plan = planned(given)
     keep_published(parser, given, [name for name in ON_GPU if getattr(plan, name) != getattr(usual(given), name)])
@@ -160,6 +172,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts["rows"] = measure(plan, (FROZEN, REFERENCE, PLAIN, *rivals.OVER_TIME))
         print(record("cost_over_time", command, 0, given.output, **facts))
         publish_over_time(given.output)
+        return
+    if given.quantized:
+        facts |= {"rows": quantizing(plan), "quantizers": versions()}
+        print(record("cost_quantized", command, 0, given.output, **facts))
+        publish_quantized(given.output)
         return
     facts["rows"] = measure(plan)
     if plan.device == "cuda":

@@ -48,6 +48,29 @@ def publish_over_time(folder: Path) -> None:
     tables.publish("cost_over_time", folder, over_time_page(found))
 
 
+def publish_quantized(folder: Path) -> None:
+    """Write the table of ``cost_quantized.json`` into the README of the benchmarks, or beside it elsewhere."""
+    found = json.loads((folder / "cost_quantized.json").read_text())
+    tables.publish("cost_quantized", folder, quantized_page(found))
+
+
+def quantized_page(found: Facts) -> str:
+    """Return the memory of a backbone in several precisions."""
+    lines = [
+        line(
+            row["row"],
+            f"{row['backbone_bytes'] / 1e6:.0f}",
+            f"{row['backbone_bytes'] / found['rows'][0]['backbone_bytes']:.2f}",
+            f"{row['parameters'] * 4 / 1e6:.0f}",
+            f"{row['drift']:.1%}" if row["drift"] else "",
+        )
+        for row in found["rows"]
+    ]
+    names = ["backbone", "frozen weights, MB", "relative to float32", "adapters and head, MB", "features change by"]
+    used = ", ".join(f"{name} {version}" for name, version in found["quantizers"].items())
+    return f"{described(found).removesuffix('.')}, {used}.\n\n{headed(names, lines)}"
+
+
 def over_time_page(found: Facts) -> str:
     """Return the counts of attention and convolutions over time."""
     lines = [
@@ -275,3 +298,4 @@ if __name__ == "__main__":
     publish(RESULTS)
     publish_gpu(RESULTS)
     publish_over_time(RESULTS)
+    publish_quantized(RESULTS)

@@ -7,6 +7,7 @@ from peft_aim.backbone.anatomy import Anatomy, PartNames
 from peft_aim.backbone.candidates import listed, outermost
 from peft_aim.backbone.inspection import Inspection, inspect_backbone
 from peft_aim.backbone.names import check_known, parse
+from peft_aim.backbone.quantized import check_gradients_pass
 from peft_aim.backbone.resemblance import within
 from peft_aim.backbone.untrained import build_untrained
 
@@ -15,6 +16,7 @@ __all__ = [
     "Inspection",
     "PartNames",
     "build_untrained",
+    "check_gradients_pass",
     "check_known",
     "inspect_backbone",
     "listed",

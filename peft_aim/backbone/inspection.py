@@ -24,6 +24,7 @@ from peft_aim.backbone.probes import (
     readings,
     scattered,
 )
+from peft_aim.backbone.quantized import check_known_storage
 from peft_aim.backbone.resemblance import looks_like_a_block, within
 from peft_aim.tracing import Call, Handle, Images, Layout, blank_images, is_linear, is_norm, norm_width, trace, traits
 
@@ -140,6 +141,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     calls = list(root.walk())
     for call in calls:  # names from the root of the model
         call.name = ".".join(filter(None, (tower_name, call.name)))
+    check_known_storage(calls)
     found, batches = Candidates(), find_batch_axes(tower, images, root)
     found.sort(calls, len(next(iter(images.values()))), batches, names)
     first_argument = next(iter(images.values()))

@@ -3,26 +3,28 @@
 Every adapter is saved with the fingerprint of the frozen weights that it was trained on.
 """
 
-from peft_aim.saving.fingerprint import fingerprint_of, same_weights
+from peft_aim.saving.fingerprint import same_weights
+from peft_aim.saving.frozen import NO_FINGERPRINT, backbone_fingerprint
 from peft_aim.saving.hotswap import hotswap_adapter
 from peft_aim.saving.peft_model import extend_peft_model
 from peft_aim.saving.weights import (
     adapter_weights,
     check_complete,
+    check_not_quantized,
     check_shapes,
-    frozen_weights,
     in_precision,
     saved_shapes,
     shapes_of,
 )
 
 __all__ = [
+    "NO_FINGERPRINT",
     "adapter_weights",
+    "backbone_fingerprint",
     "check_complete",
+    "check_not_quantized",
     "check_shapes",
     "extend_peft_model",
-    "fingerprint_of",
-    "frozen_weights",
     "hotswap_adapter",
     "in_precision",
     "same_weights",

@@ -11,11 +11,13 @@ from torch import Tensor
 CHUNK = 4096  # weights projected at a time
 PROJECTIONS = 8
 TOLERANCE = 0.004  # rounding to bfloat16 changes the projections by 0.001, a 1% change of the weights by 0.007
+COARSE = 0.25  # the tolerance for quantized weights: four bits change the projections by 0.1, other weights by 1.4
+QUANTIZED = "quantized"
 INDICES = (torch.int64, torch.int32, torch.bool)  # dtypes of buffers that are not weights
 
 
 @torch.no_grad()
-def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+def fingerprint_of(weights: Iterable[tuple[str, Tensor | None]], quantized: bool = False) -> str | None:
     """Compute the fingerprint of named weights.
 
     Fingerprints have to match after casting to half precision and back, so they consist of numbers that are compared
@@ -23,42 +25,49 @@ def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     the latter, summed over tensors.
 
     Args:
-        weights: Names and tensors, in any order, of any dtype and on any device.
+        weights: Names and tensors, in any order, of any dtype and on any device; None for one that cannot be read.
+        quantized: Whether some of them come from quantized ones. Their fingerprint is compared with more tolerance, so
+            that an adapter can move between a backbone and its quantized copies.
 
     Returns:
-        ``"<hash of names and shapes>:<projections>"``, or None if there are no weights, or if they are not plain
-        tensors in memory: on "meta", in shards, quantized.
+        ``"<hash of names and shapes>:<projections>"``, perhaps with ``":quantized"``, or None if there are no weights,
+        or if they are not plain tensors in memory: on "meta", in shards, quantized.
 
     Example:
         >>> fingerprint_of([("w", torch.ones(3))]) == fingerprint_of([("w", torch.ones(3).bfloat16())])
         True
     """
-    names = hashlib.sha256()
+    names: dict[str, str] = {}
     total = torch.zeros(PROJECTIONS, dtype=torch.float64)
-    found = [(name, tensor.detach()) for name, tensor in weights if tensor.dtype not in INDICES and tensor.numel()]
-    if not found or any(_is_elsewhere(tensor) for _, tensor in found):
-        return None
-    for name, tensor in sorted(found, key=lambda item: item[0]):
-        names.update(f"{name}{tuple(tensor.shape)}".encode())
+    for name, tensor in weights:  # one at a time: together, dequantized ones may not fit in memory
+        if tensor is not None and (tensor.dtype in INDICES or not tensor.numel()):
+            continue
+        if tensor is None or _is_elsewhere(tensor.detach()):
+            return None
+        names[name] = f"{name}{tuple(tensor.shape)}"
         # Buffers with limits may contain infinity; NaN carries no information.
-        total += _project(name, torch.nan_to_num(tensor.float(), 0.0, 0.0, 0.0).flatten())
-    total /= len(found) ** 0.5
-    return f"{names.hexdigest()[:16]}:{','.join(f'{value:.4f}' for value in total)}"
+        total += _project(name, torch.nan_to_num(tensor.detach().float(), 0.0, 0.0, 0.0).flatten())
+    if not names:
+        return None
+    total /= len(names) ** 0.5
+    digest = hashlib.sha256("".join(names[name] for name in sorted(names)).encode()).hexdigest()[:16]
+    projections = ",".join(f"{value:.4f}" for value in total)
+    return f"{digest}:{projections}:{QUANTIZED}" if quantized else f"{digest}:{projections}"
 
 
 def same_weights(one: str, other: str) -> bool:
-    """Whether two fingerprints belong to the same weights, up to rounding.
+    """Whether two fingerprints belong to the same weights, up to rounding; quantization rounds more.
 
     Example:
         >>> same_weights("ab:1.000,2.000", "ab:1.001,2.000")
         True
     """
-    (names, projections), (other_names, other_projections) = (value.split(":") for value in (one, other))
+    (names, projections, *kind), (other_names, other_projections, *other_kind) = (v.split(":") for v in (one, other))
     if names != other_names:
         return False
     pairs = zip(projections.split(","), other_projections.split(","), strict=True)
     squares = [(float(a) - float(b)) ** 2 for a, b in pairs]
-    return (sum(squares) / len(squares)) ** 0.5 <= TOLERANCE
+    return (sum(squares) / len(squares)) ** 0.5 <= (COARSE if kind or other_kind else TOLERANCE)
 
 
 def _is_elsewhere(weight: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The weights of an adapter: their names and shapes in a model and in files, and the frozen weights it relies on."""
+"""The weights of an adapter: their names and shapes in a model and in files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from peft_aim.layers import AIMHead, AIMNorm, AIMTunerLayer, saved_name
+from peft_aim.layers import AIMTunerLayer, saved_name
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -112,7 +113,7 @@ def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
         adapter_name: The adapter.
     """
     found = {}
-    for name, container in _containers(model):
+    for name, container in containers(model):
         if adapter_name in container:
             name = name.removesuffix(".modules_to_save")
             weights = container[adapter_name].state_dict(keep_vars=True)
@@ -120,7 +121,7 @@ def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     return found
 
 
-def _containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict]]:
+def containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict]]:
     """Iterate over the containers that map names of adapters to weights, with the containers' own names."""
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -141,14 +142,14 @@ def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
     Raises:
         ValueError: If modules have the same name as another adapter.
     """
-    containers = dict(_containers(model))
-    by_adapter = {id(container) for container in containers.values()}
+    held = dict(containers(model))
+    by_adapter = {id(container) for container in held.values()}
     modules = [module for module in model.modules() if id(module) not in by_adapter]
     names = {name for module in modules for name in (*module._modules, *module._parameters, *module._buffers)}
     keys = [plain(key) for key in weights]
     parts = {part for key in weights for part in key.split(".")}
     for other in sorted(model.peft_config.keys() & names - {adapter_name}):
-        foreign = tuple(f"{plain(name)}.{other}" for name, container in containers.items() if other in container)
+        foreign = tuple(f"{plain(name)}.{other}" for name, container in held.items() if other in container)
         if other not in parts or any(key.startswith(foreign) for key in keys):
             raise ValueError(
                 f"{adapter_name!r} cannot be saved completely: another adapter is named {other!r}, as some modules "
@@ -157,24 +158,19 @@ def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
             )
 
 
-def frozen_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Select the frozen weights that an adapter relies on: all of the backbone's, except those that it replaces.
+def check_not_quantized(adapter_name: str, weights: Mapping[str, Tensor]) -> None:
+    """Check that an adapter has not been quantized together with its backbone, which safetensors cannot store.
 
-    Args:
-        model: The adapted model.
-        adapter_name: The adapter.
-        weights: The model's ``state_dict()``.
+    Raises:
+        ValueError: If it has.
     """
-    added = [f"{plain(name)}." for name, _ in _containers(model)]
-    replaced = [f"{plain(name)}." for name, module in model.named_modules() if _replaces(module, adapter_name)]
-    named = [(plain(name), tensor) for name, tensor in weights.items()]
-    return [(name, tensor) for name, tensor in named if not name.startswith((*added, *replaced))]
-
-
-def _replaces(module: nn.Module, adapter_name: str) -> bool:
-    if isinstance(module, ModulesToSaveWrapper):
-        return adapter_name in module.modules_to_save
-    return isinstance(module, (AIMHead, AIMNorm)) and adapter_name in module.adapters
+    for name, tensor in weights.items():
+        if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, DTensor):
+            raise ValueError(
+                f"The adapter {adapter_name!r} was quantized together with its backbone: {plain(name)} is a "
+                f"{type(tensor).__name__}. Save it before quantize_(), or quantize the backbone alone, by "
+                'filter_fn=lambda module, name: isinstance(module, nn.Linear) and "aim_" not in name.'
+            )
 
 
 def in_precision(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
