@@ -9,9 +9,11 @@ from peft_aim.saving.peft_model import extend_peft_model
 from peft_aim.saving.weights import (
     adapter_weights,
     check_complete,
+    check_file,
     check_shapes,
     frozen_weights,
     in_precision,
+    own_shapes,
     saved_shapes,
     shapes_of,
 )
@@ -19,12 +21,14 @@ from peft_aim.saving.weights import (
 __all__ = [
     "adapter_weights",
     "check_complete",
+    "check_file",
     "check_shapes",
     "extend_peft_model",
     "fingerprint_of",
     "frozen_weights",
     "hotswap_adapter",
     "in_precision",
+    "own_shapes",
     "same_weights",
     "saved_shapes",
     "shapes_of",
