@@ -18,6 +18,7 @@ from peft_aim.clips import Clips, mixed_batch_message
 from peft_aim.config import AIMConfig
 from peft_aim.layers import (
     WHY_NO_MERGE,
+    WHY_NO_SUM,
     AIMEmbedding,
     AIMHead,
     AIMLayer,
@@ -31,17 +32,19 @@ from peft_aim.saving import (
     adapter_weights,
     backbone_fingerprint,
     check_complete,
+    check_file,
     check_not_quantized,
     check_shapes,
     in_precision,
+    own_shapes,
     same_weights,
-    saved_shapes,
     shapes_of,
 )
 from peft_aim.summary import summary
 from peft_aim.targets import (
     adapted_blocks,
     as_regex,
+    check_adapter_name,
     check_free,
     check_head,
     check_modules_to_save,
@@ -97,16 +100,17 @@ class AIMModel(BaseTuner):
         the one that the adapter was trained on.
 
         Raises:
-            ValueError: If the file does not contain exactly this adapter's weights, or if parts of the adapter have no
-                effect on the output.
+            ValueError: If an adapter cannot have this name, if the file does not contain exactly its weights, or if parts
+                of the adapter have no effect on the output.
         """
         config = self.peft_config[adapter_name]
-        loaded = config.folder is not None or config.backbone_fingerprint is not None
-        config.awaits_weights = loaded or config.inference_mode
+        config.awaits_weights = bool(config.folder or config.backbone_fingerprint or config.inference_mode)
         try:
+            check_adapter_name(adapter_name)
             config.fetch_weights()
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            self._check_saved_weights(adapter_name)
+            if config.folder is not None:
+                check_file(self.model, adapter_name, config.folder)
             check_effect(self.model, self.model.aim_clips.inspection, adapter_name)
             self.compare_backbone(adapter_name)
         except BaseException:  # also if a download is interrupted
@@ -225,6 +229,10 @@ class AIMModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise ValueError(WHY_NO_MERGE)
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Raise a ValueError: AIM adapters cannot be added up."""
+        raise ValueError(WHY_NO_SUM)
+
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         """Restore the backbone and return it; PEFT's own loop would leave wrappers inside blocks."""
         if merge:
@@ -284,14 +292,6 @@ class AIMModel(BaseTuner):
         self._delete_weights(adapter_name)
         self._unwrap(lambda module: not module._get_available_adapters())
 
-    def _check_saved_weights(self, adapter_name: str) -> None:
-        config: AIMConfig = self.peft_config[adapter_name]
-        found = config.folder and saved_shapes(config.folder)
-        if found is not None:
-            expected = shapes_of(adapter_weights(self.model, adapter_name))
-            if sorted(expected.values()) != sorted(found.values()):  # names may still change, by key_mapping
-                check_shapes(expected, found, config.folder)
-
     def compare_backbone(self, adapter_name: str) -> None:
         """Warn if the frozen weights differ from those that a loaded adapter was trained on."""
         trained_on = self.peft_config[adapter_name].backbone_fingerprint
@@ -343,7 +343,11 @@ class AIMModel(BaseTuner):
         expected = adapter_weights(model, adapter_name)
         found = {name.replace(f".modules_to_save.{adapter_name}", ""): t for name, t in state_dict.items()}
         try:
-            check_shapes(shapes_of(expected), shapes_of(found), f"The state dict for the adapter {adapter_name!r}")
+            check_shapes(
+                shapes_of(expected),
+                own_shapes(model, shapes_of(found)),
+                f"The state dict for the adapter {adapter_name!r}",
+            )
         except ValueError as error:
             if not (config.awaits_weights and isinstance(getattr(model, "base_model", None), AIMModel)):
                 raise

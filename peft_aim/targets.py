@@ -225,6 +225,30 @@ def _matches(patterns: str | set[str] | None, name: str) -> bool:
     return patterns is not None and bool(check_target_module_exists(SimpleNamespace(target_modules=patterns), name))
 
 
+def check_adapter_name(adapter_name: str) -> None:
+    """Check that torch's containers, in which adapters are kept, can hold an adapter of this name.
+
+    Raises:
+        ValueError: If they cannot.
+
+    Example:
+        >>> check_adapter_name("signs.v2")
+        Traceback (most recent call last):
+        ...
+        ValueError: An adapter cannot be named 'signs.v2': module name can't contain ".", got: signs.v2. Choose a \
+name of letters, digits, _ and -, such as 'signs_v2'.
+    """
+    try:
+        nn.ModuleDict({adapter_name: nn.Identity()})
+    except KeyError as error:
+        like = re.sub(r"[^\w-]+", "_", adapter_name)
+        like = like if like not in (adapter_name, "") else f"{like or 'my'}_adapter"
+        raise ValueError(
+            f"An adapter cannot be named {adapter_name!r}: {error.args[0]}. Choose a name of letters, digits, _ and "
+            f"-, such as {like!r}."
+        ) from None
+
+
 def check_free(model: nn.Module, adapter_name: str) -> None:
     """Check that a model has no PEFT adapters that conflict with a new AIM adapter.
 

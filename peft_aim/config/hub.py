@@ -113,8 +113,8 @@ class SavedAdapter:
             )
         if isinstance(found, RepositoryNotFoundError):
             return (
-                f"The Hub has no repository {self.name}, or it is private and you have no right to read it ({status})."
-                f" Check the name; if it is private, {LOG_IN}."
+                f"There is no folder {self.name}, and on the Hub no repository of this name, or a private one that "
+                f"you have no right to read ({status}). Check the name; if it is private, {LOG_IN}."
             )
         if isinstance(found, RevisionNotFoundError):
             return f"{self.name} on the Hub has no revision {revision!r}. {self._revisions()}"

@@ -4,7 +4,7 @@ Their computations on plain tensors are in :mod:`peft_aim.layers.adapter`.
 """
 
 from peft_aim.layers.adapter import add_temporal_embedding, from_time, initialize, to_time
-from peft_aim.layers.base import WHY_NO_MERGE, AIMTunerLayer
+from peft_aim.layers.base import WHY_NO_MERGE, WHY_NO_SUM, AIMTunerLayer
 from peft_aim.layers.block import BRANCHES, AIMLayer
 from peft_aim.layers.effect import check_effect
 from peft_aim.layers.embedding import AIMEmbedding, saved_name
@@ -15,6 +15,7 @@ from peft_aim.layers.temporal import TemporalAttention, TemporalConvolution
 __all__ = [
     "BRANCHES",
     "WHY_NO_MERGE",
+    "WHY_NO_SUM",
     "AIMEmbedding",
     "AIMHead",
     "AIMLayer",

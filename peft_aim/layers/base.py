@@ -16,6 +16,11 @@ WHY_NO_MERGE = (
     "AIM adapters cannot be merged: they are nonlinear, and the temporal one runs the attention a second time, so no "
     "change of the backbone's weights can replace them. Keep the adapter separate, or remove it with unload()."
 )
+WHY_NO_SUM = (
+    "AIM adapters cannot be combined by add_weighted_adapter: they are nonlinear, so the weighted sum of weights does "
+    "not compute the weighted sum of results. Train one adapter on all of the data, or average the scores of several: "
+    "model.set_adapter(name), then the model, for each."
+)
 
 
 class AIMTunerLayer(nn.Module, BaseTunerLayer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper
@@ -61,14 +62,25 @@ def check_shapes(expected: Shapes, found: Shapes, source: str) -> None:
         )
 
 
-def saved_shapes(folder: str) -> Shapes | None:
+def check_file(model: nn.Module, adapter_name: str, folder: str) -> None:
+    """Check that the weights in a folder are exactly those of a new adapter, before they are read.
+
+    Raises:
+        ValueError: If they are not, or there are none.
+    """
+    expected, found = shapes_of(adapter_weights(model, adapter_name)), own_shapes(model, saved_shapes(folder))
+    if sorted(expected.values()) != sorted(found.values()):  # names may still change, by key_mapping
+        check_shapes(expected, found, folder)
+
+
+def saved_shapes(folder: str) -> Shapes:
     """Read the names and shapes of the weights in an adapter's folder, without loading the weights.
 
     Args:
         folder: A folder written by ``save_pretrained``.
 
     Returns:
-        Shapes by name, None if it is not a folder on this machine.
+        Shapes by name.
 
     Raises:
         ValueError: If the folder contains no file of weights, or a broken one.
@@ -86,12 +98,10 @@ def saved_shapes(folder: str) -> Shapes | None:
             return shapes_of(torch.load(path, map_location="meta", weights_only=True))
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(_broken(path, str(error).splitlines()[0])) from error
-    if os.path.isdir(folder):
-        raise ValueError(
-            f"{folder} contains no {SAFETENSORS_WEIGHTS_NAME}, so nothing was loaded. Get the file again; to start a "
-            "new adapter from these options, pass dataclasses.replace(config, backbone_fingerprint=None)."
-        )
-    return None
+    raise ValueError(
+        f"{folder} contains no {SAFETENSORS_WEIGHTS_NAME}, so nothing was loaded. Get the file again; to start a new "
+        "adapter from these options, pass dataclasses.replace(config, backbone_fingerprint=None)."
+    )
 
 
 def _broken(path: str, why: object) -> str:
@@ -103,6 +113,24 @@ def _broken(path: str, why: object) -> str:
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
     """Return the shapes of weights by name, as in a file but without PEFT's prefix."""
     return {plain(name): tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def own_shapes(model: nn.Module, found: Shapes) -> Shapes:
+    """Leave out the backbone's embeddings, which PEFT saves beside an adapter with ``save_embedding_layers=True``.
+
+    Args:
+        model: The adapted model.
+        found: Names and shapes of saved weights.
+
+    Returns:
+        Those of the adapter.
+    """
+    embeddings = []
+    for get in (getattr(model, f"get_{side}_embeddings", None) for side in ("input", "output")):
+        with suppress(NotImplementedError, AttributeError):  # as transformers answers for models without them
+            embeddings.append(get() if get else None)
+    names = tuple(f"{plain(name)}." for name, m in model.named_modules() if any(m is e for e in embeddings))
+    return {name: shape for name, shape in found.items() if not (names and name.startswith(names))}
 
 
 def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:

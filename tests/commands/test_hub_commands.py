@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers as tf
 import zoo
 from hub import hub_of_this_process
 from peft import LoraConfig, get_peft_model
-from videos import write_classes
+from videos import write
 
 from peft_aim.__main__ import main
+from peft_aim.video.backbones import Source
+from peft_aim.video.recipe import Recipe
+from peft_aim.video.training.adapting import adapt
 
 WEIGHTS = r".*adapter_model\.safetensors"
 FAILURES = {
-    "drop": (f"GET {WEIGHTS}", "the Hub broke off (RemoteProtocolError"),
+    "drop": (f"GET {WEIGHTS}", "from the Hub broke off ("),
     "garble": (f"GET {WEIGHTS}", "adapter_model.safetensors is broken ("),
     "500": (".*", "The Hub cannot be reached for adapter_config.json of you/task (it answers with status 500)"),
     "401": (".*", "The Hub does not let you read you/task (401). Check your token: log in with"),
@@ -30,12 +34,13 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory, image_model):
-    """An adapter of peft-aim train, and the command that uses it."""
+    """An adapter as peft-aim train saves it, and the arguments of the command that uses it."""
     folder = tmp_path_factory.mktemp("task")
-    videos = write_classes(folder / "videos", val=1)
-    steps = ["--epochs", "1", "--frames", "2", "--batch-size", "2", "--workers", "0"]
-    assert main(["train", str(videos), "--model", image_model, "--output", str(folder / "task"), *steps]) == 0
-    return folder / "task", [str(next((videos / "val").rglob("*.mp4"))), "--output", str(folder / "strips")]
+    video = write(folder / "video.mp4", count=4)
+    model, description = adapt(SimpleNamespace(classes=["dark", "light"]), Source(image_model), Recipe(frames=2))
+    description.write(model.active_peft_config)
+    model.save_pretrained(folder / "task")
+    return folder / "task", [str(video), "--output", str(folder / "strips")]
 
 
 @pytest.mark.parametrize("how", FAILURES)
@@ -61,7 +66,7 @@ def test_other_failures_are_said_as_they_are(hub, task, tmp_path, capsys):
     hub.add("you/lora", tmp_path / "lora")
     hub.add("you/vit", tf.ViTConfig().save_pretrained(tmp_path / "config") or tmp_path / "config")
     for name, message in (
-        ("you/private", "or it is private and you have no right to read it (401)"),
+        ("you/private", "or a private one that you have no right to read (401)"),
         ("you/lora", "you/lora is an adapter of LORA, not of AIM. Give a saved AIM adapter."),
         ("you/vit", "you/vit on the Hub has no file adapter_config.json in revision 'main'"),
     ):

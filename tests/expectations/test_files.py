@@ -24,6 +24,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.helpers import check_if_peft_model
+from safetensors.torch import load_file
 from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -160,10 +161,38 @@ def test_key_mapping_renames_saved_keys(clips, tmp_path):
     assert torch.equal(loaded(clips), model(clips))
 
 
-def test_saved_embedding_layers_are_rejected(tmp_path):
-    adapt("hf_vit").save_pretrained(tmp_path, save_embedding_layers=True)
-    with pytest.raises(ValueError, match=r"unexpected \(2\): vit.embeddings.patch_embeddings.projection.bias"):
-        PeftModel.from_pretrained(build("hf_vit"), tmp_path)
+def test_saved_embedding_layers_are_loaded(clips, tmp_path):
+    """As with LoRA: they are the backbone's, and may have been trained by hand."""
+    model = adapt("hf_vit")
+    with torch.no_grad():
+        model.get_input_embeddings().projection.weight.mul_(1.001)
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    names = [name for name in load_file(tmp_path / "adapter_model.safetensors") if ".aim_" not in name]
+    assert [name.rpartition(".")[0] for name in names] == [
+        "base_model.model.vit.embeddings.patch_embeddings.projection"
+    ] * 2
+    loaded = PeftModel.from_pretrained(build("hf_vit"), tmp_path)
+    loaded.load_adapter(tmp_path, "other")
+    for name in ("default", "other"):
+        loaded.set_adapter(name)
+        assert torch.equal(loaded(clips).logits, model(clips).logits)
+
+
+@pytest.mark.parametrize("saved", [None, ["patch_embed"]])
+def test_state_dicts_of_the_adapter_alone_are_saved(saved, tmp_path):
+    """As a Trainer or the user passes them: of the model, of all adapters, of one, with its name or without."""
+    model = adapt(**EVERYTHING, modules_to_save=saved)
+    model.add_adapter("other", config(num_labels=3, modules_to_save=saved))
+    model.save_pretrained(tmp_path / "all")
+    every = model.state_dict()
+    adapters = {key: t for key, t in every.items() if ".aim_" in key or ".modules_to_save." in key}
+    for name, folder in (("default", ""), ("other", "other")):
+        expected = load_file(tmp_path / "all" / folder / "adapter_model.safetensors")
+        named = {key: tensor for key, tensor in every.items() if f".{name}." in f"{key}."}
+        plain = [] if saved else [get_peft_model_state_dict(model, adapter_name=name)]  # LoRA cannot either
+        for i, given in enumerate([every, adapters, named, *plain]):
+            model.save_pretrained(tmp_path / f"{name}{i}", state_dict=given, selected_adapters=[name])
+            assert same(load_file(tmp_path / f"{name}{i}" / folder / "adapter_model.safetensors"), expected)
 
 
 def test_a_given_state_dict_is_not_modified():

@@ -83,6 +83,11 @@ def test_unsupported_operations_raise_an_error(clips, tmp_path):
         for merge in (model.merge_and_unload, model.merge_adapter):
             with pytest.raises(ValueError, match="AIM adapters cannot be merged"):
                 merge(**options)
+    with pytest.raises(
+        ValueError, match=r"cannot be combined by add_weighted_adapter: .*average the scores of several"
+    ):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
+    assert list(model.peft_config) == ["default"]
     assert not model.supports_lora_conversion()
     with pytest.raises(TypeError, match="do not support LoRA conversion"):
         convert_to_lora(model, rank=4)

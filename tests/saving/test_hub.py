@@ -28,7 +28,7 @@ BROKE_OFF = f"The download of {FILE} of you/task from the Hub broke off"
 REASONS = {
     "500": rf"The Hub cannot be reached for {FILE} of you/task \(it answers with status 500\), and the cache .*hub "
     "has no copy. Check the connection and try again.",
-    "drop": rf"{BROKE_OFF} \(RemoteProtocolError: .*\), so nothing was loaded. Try again.",
+    "drop": rf"{BROKE_OFF} \(\w+: .*\), so nothing was loaded. Try again.",
     "truncate": rf"{BROKE_OFF} \(.*\), so nothing was loaded. Try again.",
     "garble": rf"{FILE} is broken \(.*\), so nothing was loaded. Delete .*blobs.*, and load it again.",
     "503": rf"The Hub failed to send {FILE} of you/task \(503\), so nothing was loaded. Try again later.",
@@ -168,10 +168,10 @@ def causes(hub: Hub, folder) -> dict[str, tuple[dict, str]]:
     return {
         "you/none": (
             {},
-            "The Hub has no repository you/none, or it is private and you have no right to read it (401).",
+            "There is no folder you/none, and on the Hub no repository of this name, or a private one that",
         ),
-        "you/private": ({}, f"to read it (401). Check the name; if it is private, {log_in}."),
-        "you/nothing": ({"token": "hf_x"}, "The Hub has no repository you/nothing, or it is private and .* (404)."),
+        "you/private": ({}, f"you have no right to read (401). Check the name; if it is private, {log_in}."),
+        "you/nothing": ({"token": "hf_x"}, "There is no folder you/nothing, and on the Hub .* (404)."),
         "you/gated": ({}, f"is gated, and you have no access to it (403). Ask for access on its page, and {log_in}."),
         "you/task": ({"revision": "v3"}, "has no revision 'v3'. Pass one of main, v2, or a commit, as revision."),
         "you/several": (
