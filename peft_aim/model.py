@@ -100,8 +100,8 @@ class AIMModel(BaseTuner):
         the one that the adapter was trained on.
 
         Raises:
-            ValueError: If an adapter cannot have this name, if the file does not contain exactly its weights, or if parts
-                of the adapter have no effect on the output.
+            ValueError: If an adapter cannot have this name, if the file does not contain exactly its weights, or if
+                parts of the adapter have no effect on the output.
         """
         config = self.peft_config[adapter_name]
         config.awaits_weights = bool(config.folder or config.backbone_fingerprint or config.inference_mode)
