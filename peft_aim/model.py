@@ -35,9 +35,9 @@ from peft_aim.saving import (
     check_file,
     check_not_quantized,
     check_shapes,
+    compare_backbone,
     in_precision,
     own_shapes,
-    same_weights,
     shapes_of,
 )
 from peft_aim.summary import summary
@@ -112,7 +112,7 @@ class AIMModel(BaseTuner):
             if config.folder is not None:
                 check_file(self.model, adapter_name, config.folder)
             check_effect(self.model, self.model.aim_clips.inspection, adapter_name)
-            self.compare_backbone(adapter_name)
+            compare_backbone(self.model, adapter_name, config.backbone_fingerprint)
         except BaseException:  # also if a download is interrupted
             self._remove_adapter(adapter_name)
             raise
@@ -291,20 +291,6 @@ class AIMModel(BaseTuner):
             return
         self._delete_weights(adapter_name)
         self._unwrap(lambda module: not module._get_available_adapters())
-
-    def compare_backbone(self, adapter_name: str) -> None:
-        """Warn if the frozen weights differ from those that a loaded adapter was trained on."""
-        trained_on = self.peft_config[adapter_name].backbone_fingerprint
-        if trained_on is None:
-            return
-        here = backbone_fingerprint(self.model, adapter_name)
-        if here is not None and not same_weights(trained_on, here):
-            warnings.warn(
-                f"The adapter {adapter_name!r} was trained on a backbone with the fingerprint {trained_on}, but this "
-                f"{type(self.model).__name__} has {here}. With other weights its results will be wrong: load the "
-                "pretrained weights into the backbone before the adapter.",
-                stacklevel=2,
-            )
 
     @classmethod
     def _get_adapter_state_dict(

@@ -3,8 +3,7 @@
 Every adapter is saved with the fingerprint of the frozen weights that it was trained on.
 """
 
-from peft_aim.saving.fingerprint import same_weights
-from peft_aim.saving.frozen import NO_FINGERPRINT, backbone_fingerprint
+from peft_aim.saving.frozen import NO_FINGERPRINT, backbone_fingerprint, compare_backbone
 from peft_aim.saving.hotswap import hotswap_adapter
 from peft_aim.saving.peft_model import extend_peft_model
 from peft_aim.saving.weights import (
@@ -27,11 +26,11 @@ __all__ = [
     "check_file",
     "check_not_quantized",
     "check_shapes",
+    "compare_backbone",
     "extend_peft_model",
     "hotswap_adapter",
     "in_precision",
     "own_shapes",
-    "same_weights",
     "saved_shapes",
     "shapes_of",
 ]

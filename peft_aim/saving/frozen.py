@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -10,7 +11,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from peft_aim.layers import AIMHead, AIMNorm
-from peft_aim.saving.fingerprint import fingerprint_of
+from peft_aim.saving.fingerprint import fingerprint_of, same_weights
 from peft_aim.saving.weights import containers, plain
 from peft_aim.tracing import is_linear, is_packed, is_plain
 
@@ -19,6 +20,24 @@ NO_FINGERPRINT = (
     "shards, on the device 'meta', or quantized in a way that neither PEFT nor AIM knows. Nobody will notice if it is "
     "loaded onto a backbone with other weights."
 )
+
+
+def compare_backbone(model: nn.Module, adapter_name: str, trained_on: str | None) -> None:
+    """Warn if the frozen weights differ from those that an adapter was trained on.
+
+    Args:
+        model: The adapted model.
+        adapter_name: The adapter.
+        trained_on: The fingerprint of the backbone that it was trained on, None if nobody knows.
+    """
+    here = None if trained_on is None else backbone_fingerprint(model, adapter_name)
+    if here is not None and not same_weights(trained_on, here):
+        warnings.warn(
+            f"The adapter {adapter_name!r} was trained on a backbone with the fingerprint {trained_on}, but this "
+            f"{type(model).__name__} has {here}. With other weights its results will be wrong: load the pretrained "
+            "weights into the backbone before the adapter.",
+            stacklevel=3,
+        )
 
 
 def backbone_fingerprint(model: nn.Module, adapter_name: str, given: Mapping[str, Tensor] | None = None) -> str | None:

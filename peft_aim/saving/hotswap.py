@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from peft_aim.config import AIMConfig
 from peft_aim.layers import AIMTunerLayer
+from peft_aim.saving.frozen import compare_backbone
 from peft_aim.saving.weights import Shapes, adapter_weights, check_shapes, plain, saved_shapes, shapes_of
 
 
@@ -82,7 +83,9 @@ def hotswap_adapter(
         if isinstance(module, AIMTunerLayer) and adapter_name in module.adapters:
             module.configure(adapter_name, config)
     if config.backbone_fingerprint != loaded.backbone_fingerprint:
-        model.base_model.compare_backbone(adapter_name)  # last, since its warning may be turned into an error
+        compare_backbone(
+            model, adapter_name, config.backbone_fingerprint
+        )  # last, since its warning may be turned into an error
 
 
 def check_fits(tensors: dict[str, Tensor], found: Shapes, source: str) -> None:
