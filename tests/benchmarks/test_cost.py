@@ -119,3 +119,12 @@ def test_attention_and_convolutions_are_compared_in_a_record_of_their_own(tmp_pa
     assert list(found) == [FROZEN, PLAIN, REFERENCE, *rivals.OVER_TIME]
     frozen, aim, conv = (found[name]["forward_gmac"] for name in (FROZEN, PLAIN, "convolution over time alone"))
     assert frozen < conv < aim
+
+
+def test_the_memory_of_quantized_backbones_is_compared(tmp_path):
+    pytest.importorskip("torchao", reason="torchao is not installed, which the benchmark quantizes with")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed, which the benchmark quantizes with")
+    main(["--quick", "--quantized", "--output", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"cost_quantized.json", "cost_quantized.md"}
+    sizes = [row["backbone_bytes"] for row in json.loads((tmp_path / "cost_quantized.json").read_text())["rows"]]
+    assert max(sizes) == sizes[0]
