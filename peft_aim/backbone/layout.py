@@ -18,7 +18,7 @@ def layout(call: Call, images: int) -> Anatomy | None:
         An anatomy without parts. None if the module does not map tokens to tokens of the same shape, or if the
         leading axis is not the batch or the channel axis is unclear.
     """
-    if call.given is None or call.returned is None or not mixes(call.module):
+    if not call.takes_tensor or call.returned is None or not mixes(call.module):
         return None
     shape = call.given.shape
     if len(shape) < 3 or call.returned.shape != shape or shape[0] % images:
