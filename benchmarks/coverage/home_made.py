@@ -59,18 +59,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "jumbo_vit": ("JumboViT", {}),
     "learnable_memory_vit": ("ViT", {}),
     "levit": ("LeViT", {"dim": (64, 64, 96), "depth": 1, "heads": (2, 2, 2), "mlp_mult": 2, "image_size": 128}),
-    "local_vit": ("LocalViT", {}),
-    "look_vit": (
-        "LookViT",
-        {
-            "patch_size": 16,
-            "highres_patch_size": 8,
-            "depth": 2,
-            "cross_attn_heads": 2,
-            "cross_attn_dim_head": 32,
-            "dropout": 0.0,
-        },
-    ),
     "looped_vit": ("LoopedViT", {"pre_loop_depth": 1, "num_looped_blocks": 1, "post_loop_depth": 1, "loop_depth": 2}),
     "max_vit": ("MaxViT", {**STAGES, "window_size": 2, "dim_head": 32}),
     "max_vit_with_registers": ("MaxViT", {**STAGES, "window_size": 2, "dim_head": 32}),
@@ -98,7 +86,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "window_size": (4, 2, None, None),
         },
     ),
-    "sep_vit": ("SepViT", {**STAGES, "heads": (1, 1, 2, 2), "window_size": 2}),
+    "sep_vit": ("SepViT", {**STAGES, "heads": (1, 1, 2, 2), "image_size": 224}),
     "simple_flash_attn_vit": ("SimpleViT", {}),
     "simple_uvit": ("SimpleUViT", {"depth": 4}),
     "simple_vit": ("SimpleViT", {}),
@@ -127,9 +115,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit_5": ("ViT", {}),
     "vit_detpool": ("ViTDetPool", {}),
     "vit_for_small_dataset": ("ViT", {}),
-    "vit_nd": ("ViTND", {"ndim": 2, "input_shape": (SIZE, SIZE)}),
-    "vit_nd_pope": ("ViTND", {"ndim": 2, "input_shape": (SIZE, SIZE)}),
-    "vit_nd_rotary": ("ViTND", {"ndim": 2, "input_shape": (SIZE, SIZE)}),
     "vit_with_decorr": ("ViT", {}),
     "vit_with_keel_post_ln": ("ViT", {}),
     "vit_with_patch_dropout": ("ViT", {"patch_dropout": 0.0}),
@@ -156,8 +141,8 @@ def build(name: str) -> nn.Module:
     model_class = getattr(importlib.import_module(f"{PACKAGE}.{name}"), class_name)
     taken = inspect.signature(model_class).parameters
     taken = {*taken, *options} if "kwargs" in taken else taken
-    options = {option: value for option, value in {**COMMON, **options}.items() if option in taken}
-    model = model_class(**options)
-    size = options.get("image_size", options.get("img_size", SIZE))
+    options = {**COMMON, **options}
+    model = model_class(**{option: value for option, value in options.items() if option in taken})
+    size = options["image_size"]
     model.image_size = tuple(size) if isinstance(size, tuple) else (size, size)
     return model

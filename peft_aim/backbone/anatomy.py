@@ -138,6 +138,8 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
         )
     if batch is None:
         raise NotABlock(f"no axis of its tokens {shape} is the batch of {images} images")
+    if not call.takes_tensor:
+        raise NotABlock("its first argument is no tensor but a list or tuple of tensors")
     attention, norm1, norm_first = _attention(call, names)
     norm2, mlp, mlp_end = mlp_among(_behind(call.parts, attention if norm_first else norm1), norm_first, names)
     parts = [part for part in (norm1, attention, norm2, mlp, mlp_end) if part is not None]

@@ -116,7 +116,7 @@ class Candidates:
                 self.others[name] = kind.pop(name)
         self.convolved = self._to_convolve()
         twice = [name for name in self.blocks if names.count(name) > 1]
-        self.reject(dict.fromkeys(twice, "it runs more than once in a forward pass"))
+        self.drop(dict.fromkeys(twice, "it runs more than once in a forward pass"))
 
     def _to_convolve(self) -> dict[str, Anatomy]:
         """Return the blocks whose attention cannot run over time; in a model without attention, all its blocks."""

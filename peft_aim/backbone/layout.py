@@ -19,7 +19,7 @@ def layout(call: Call, images: int, batch: int | None) -> Anatomy | None:
         An anatomy without parts. None if the module does not map tokens to tokens of the same shape, or if the batch
         or channel axis is unclear.
     """
-    if call.given is None or call.returned is None or not mixes(call.module):
+    if not call.takes_tensor or call.returned is None or not mixes(call.module):
         return None
     shape = call.given.shape
     if batch is None or call.returned.shape != shape:

@@ -60,10 +60,9 @@ def mixers(call: Call, passing: Passing = lambda call: False, axes: Axes | None 
 
     Example:
         >>> from peft_aim.tracing import trace
-        >>> layers = nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True))
-        >>> layers[1].forward = lambda x, own=layers[1].forward: own(x, x, x)[0]
-        >>> [call.name for call in mixers(trace(layers, {"input": torch.zeros(2, 5, 8)})[0])]
-        ['1']
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> [call.name for call in mixers(trace(layer, {"src": torch.zeros(2, 5, 8)})[0])]
+        ['self_attn']
     """
     return _Search(call, passing, axes).below(call)
 

@@ -107,6 +107,11 @@ class Call:
         """Whether it is a ``Sequential`` that starts with a norm."""
         return isinstance(self.module, nn.Sequential) and bool(self.children) and is_norm(self.children[0].module)
 
+    @property
+    def takes_tensor(self) -> bool:
+        """Whether its first argument is a tensor, not a list of tensors for example."""
+        return first_argument(first_parameter(self.module), self.args, self.kwargs) is None and self.given is not None
+
     def walk(self) -> Iterator[Call]:
         """Iterate over this call and all calls below it, in the order in which they started."""
         yield self
