@@ -19,14 +19,15 @@ from peft_aim.config import AIMConfig
 from peft_aim.layers import WHY_NO_MERGE, AIMEmbedding, AIMHead, AIMLayer, AIMNorm, AIMTunerLayer, saved_name
 from peft_aim.saving import (
     adapter_weights,
-    check_complete,
     check_shapes,
     fingerprint_of,
     frozen_weights,
     in_precision,
     same_weights,
     saved_shapes,
+    select_weights,
     shapes_of,
+    unwrapped,
 )
 from peft_aim.summary import summary
 from peft_aim.targets import (
@@ -38,6 +39,7 @@ from peft_aim.targets import (
     entries_of,
     nothing,
     select_blocks,
+    whole_classes,
 )
 
 
@@ -78,6 +80,11 @@ class AIMModel(BaseTuner):
                 configs.clear()
                 configs.update(before)
             raise
+
+    @property
+    def _no_split_modules(self) -> set[str]:
+        """The classes that the FSDP policies of accelerate and PEFT shard as a whole, and device maps do not split."""
+        return whole_classes(self.model)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to the model; if that fails, leave the model unchanged.
@@ -300,20 +307,19 @@ class AIMModel(BaseTuner):
         **kw: Any,
     ) -> dict[str, Tensor]:
         """Select an adapter's weights for saving, and record in its config which backbone they were trained on."""
-        check_complete(model, adapter_name, state_dict)
+        weights = select_weights(model, adapter_name, state_dict)
         config.of_model = {}
         if config.has_found_targets:  # perhaps in another model that the config was used for later
             config.of_model["target_modules"] = as_regex(adapted_blocks(model, adapter_name))
         here = None if config.inference_mode else fingerprint_of(frozen_weights(model, adapter_name, state_dict))
         if here is not None:
             config.of_model["backbone_fingerprint"] = here
-        weights = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
         return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Translate a weight's name in the model into that in files; PEFT also uses this to load."""
-        return saved_name(super()._remove_adapter_name_from_key(key, adapter_name))
+        return saved_name(unwrapped(super()._remove_adapter_name_from_key(key, adapter_name)))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

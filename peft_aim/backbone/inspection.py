@@ -14,7 +14,7 @@ from peft_aim.attention import USERS_KINDS
 from peft_aim.backbone.anatomy import Anatomy, PartNames, looks_like_a_block
 from peft_aim.backbone.candidates import Candidates, within
 from peft_aim.backbone.probes import check_alike, check_positions_stay, entries, ineffective, misbuilt, scattered
-from peft_aim.tracing import Call, Handle, Images, blank_images, is_norm, norm_width, trace, traits
+from peft_aim.tracing import Call, Handle, Images, blank_images, is_norm, norm_width, runs_on, trace, traits
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
 NO_NAMES = PartNames()
@@ -164,10 +164,15 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
         except Exception as error:
             errors.append((error, tuple(next(iter(images.values())).shape)))
     error, shape = errors[0]
-    size = "If its images have another size, set model.image_size = (H, W)."
+    hint = "If its images have another size, set model.image_size = (H, W)."
+    if runs_on(tower) is not None:
+        hint = (
+            "accelerate offloads its weights or has spread them over devices. If the model itself cannot run then "
+            "either, name modules whose weights are needed at once as preload_module_classes; or adapt it first."
+        )
     raise ValueError(
         f"{type(model).__name__} could not be run on a blank image {shape} to find its blocks: "
-        f"{type(error).__name__}: {error}. {'' if isinstance(error, TypeError) else size}"
+        f"{type(error).__name__}: {error}. {'' if isinstance(error, TypeError) else hint}"
     ) from error
 
 

@@ -5,19 +5,19 @@ Every adapter is saved with the fingerprint of the frozen weights that it was tr
 
 from peft_aim.saving.fingerprint import fingerprint_of, same_weights
 from peft_aim.saving.hotswap import hotswap_adapter
+from peft_aim.saving.selection import select_weights
 from peft_aim.saving.weights import (
     adapter_weights,
-    check_complete,
     check_shapes,
     frozen_weights,
     in_precision,
     saved_shapes,
     shapes_of,
+    unwrapped,
 )
 
 __all__ = [
     "adapter_weights",
-    "check_complete",
     "check_shapes",
     "fingerprint_of",
     "frozen_weights",
@@ -25,5 +25,7 @@ __all__ = [
     "in_precision",
     "same_weights",
     "saved_shapes",
+    "select_weights",
     "shapes_of",
+    "unwrapped",
 ]
