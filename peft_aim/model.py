@@ -31,14 +31,15 @@ from peft_aim.saving import (
     NO_FINGERPRINT,
     adapter_weights,
     backbone_fingerprint,
-    check_complete,
     check_file,
     check_not_quantized,
     check_shapes,
     compare_backbone,
     in_precision,
     own_shapes,
+    select_weights,
     shapes_of,
+    unwrapped,
 )
 from peft_aim.summary import summary
 from peft_aim.targets import (
@@ -51,6 +52,7 @@ from peft_aim.targets import (
     entries_of,
     nothing,
     select_blocks,
+    whole_classes,
 )
 from peft_aim.tracing import computing_weight
 
@@ -92,6 +94,11 @@ class AIMModel(BaseTuner):
                 configs.clear()
                 configs.update(before)
             raise
+
+    @property
+    def _no_split_modules(self) -> set[str]:
+        """The classes that the FSDP policies of accelerate and PEFT shard as a whole, and device maps do not split."""
+        return whole_classes(self.model)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to the model; if that fails, leave the model unchanged.
@@ -303,7 +310,7 @@ class AIMModel(BaseTuner):
         **kw: Any,
     ) -> dict[str, Tensor]:
         """Select an adapter's weights for saving, and record in its config which backbone they were trained on."""
-        check_complete(model, adapter_name, state_dict)
+        weights = select_weights(model, adapter_name, state_dict)
         config.of_model = {}
         if config.has_found_targets:  # perhaps in another model that the config was used for later
             config.of_model["target_modules"] = as_regex(adapted_blocks(model, adapter_name))
@@ -312,14 +319,13 @@ class AIMModel(BaseTuner):
             config.of_model["backbone_fingerprint"] = here
         elif not config.inference_mode:
             warnings.warn(f"The adapter {adapter_name!r} {NO_FINGERPRINT}", stacklevel=4)
-        weights = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kw)
         check_not_quantized(adapter_name, weights)
         return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Translate a weight's name in the model into that in files; PEFT also uses this to load."""
-        return saved_name(super()._remove_adapter_name_from_key(key, adapter_name))
+        return saved_name(unwrapped(super()._remove_adapter_name_from_key(key, adapter_name)))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -253,8 +253,10 @@ def check_free(model: nn.Module, adapter_name: str) -> None:
     """Check that a model has no PEFT adapters that conflict with a new AIM adapter.
 
     Raises:
-        ValueError: If it is or contains a PeftModel, has layers of another method, or has an adapter of this name.
+        ValueError: If it is or contains a PeftModel, has layers of another method, has an adapter of this name, or is
+            sharded.
     """
+    check_not_shared_out(model)
     for name, module in model.named_modules():
         if isinstance(module, (PeftModel, BaseTuner)):
             raise ValueError(
@@ -272,6 +274,29 @@ def check_free(model: nn.Module, adapter_name: str) -> None:
                 f"{type(model).__name__} has an adapter {adapter_name!r} already. Choose another adapter_name, or "
                 "call unload() on the adapted model first."
             )
+
+
+def check_not_shared_out(model: nn.Module) -> None:
+    """Check that each process has the whole model, before it has wrapped or sharded it.
+
+    Adapters that are added later would not be synchronized between processes, and a shard alone cannot be inspected.
+
+    Raises:
+        ValueError: If it is wrapped for several processes (DDP, FSDP), or if its weights are shards (FSDP 2, tensor
+            parallelism, DeepSpeed's zero.Init).
+    """
+    wrapped = [module for module in model.modules() if hasattr(module, "process_group") and hasattr(module, "module")]
+    shards = [name for name, parameter in model.named_parameters() if hasattr(parameter, "device_mesh")]
+    empty = [name for name, p in model.named_parameters() if hasattr(p, "ds_id") and not p.numel()]
+    if wrapped or shards or empty:
+        how = f"has weights that DeepSpeed has partitioned ({empty[0]} is empty: zero.Init)" if empty else ""
+        how = f"has shards as weights ({shards[0]} is a DTensor)" if shards else how
+        how = f"is wrapped in {type(wrapped[0]).__name__}" if wrapped else how
+        raise ValueError(
+            f"{type(model).__name__} {how}. Adapters that are added now would not be synchronized between processes. "
+            "Add them to the model first, then wrap or shard it: get_peft_model, then accelerator.prepare or Trainer. "
+            "For zero.Init, build the backbone before TrainingArguments or HfDeepSpeedConfig."
+        )
 
 
 def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
@@ -315,6 +340,17 @@ def check_head(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
             f"modules_to_save={config.modules_to_save} contains the head {found.head!r}, which num_labels="
             f"{config.num_labels} replaces with a new one. Leave one of the two out."
         )
+
+
+def whole_classes(model: nn.Module) -> set[str]:
+    """Return the names of the classes whose modules are to be sharded, or put on a device, as a whole.
+
+    They are those that the backbone names itself, with adapted blocks instead of blocks: adapters call a block's parts
+    while the block does not run.
+    """
+    layers = [module for module in model.modules() if isinstance(module, AIMLayer)]
+    blocks = {type(layer.base_layer).__name__ for layer in layers}
+    return {*(getattr(model, "_no_split_modules", None) or ())} - blocks | {AIMLayer.__name__ for _ in layers[:1]}
 
 
 def as_regex(names: list[str]) -> str:

@@ -26,7 +26,19 @@ from peft_aim.backbone.probes import (
 )
 from peft_aim.backbone.quantized import check_known_storage
 from peft_aim.backbone.resemblance import looks_like_a_block, within
-from peft_aim.tracing import Call, Handle, Images, Layout, blank_images, is_linear, is_norm, norm_width, trace, traits
+from peft_aim.tracing import (
+    Call,
+    Handle,
+    Images,
+    Layout,
+    blank_images,
+    is_linear,
+    is_norm,
+    norm_width,
+    runs_on,
+    trace,
+    traits,
+)
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
 NO_NAMES = PartNames()
@@ -212,10 +224,15 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
         except Exception as error:
             errors.append((error, tuple(next(iter(images.values())).shape)))
     error, shape = errors[0]
-    size = "If its images have another size, set model.image_size = (H, W)."
+    hint = "If its images have another size, set model.image_size = (H, W)."
+    if runs_on(tower) is not None:
+        hint = (
+            "accelerate offloads its weights or has spread them over devices. If the model itself cannot run then "
+            "either, name modules whose weights are needed at once as preload_module_classes; or adapt it first."
+        )
     raise ValueError(
         f"{type(model).__name__} could not be run on a blank image {shape} to find its blocks: "
-        f"{type(error).__name__}: {error}. {'' if isinstance(error, TypeError) else size}"
+        f"{type(error).__name__}: {error}. {'' if isinstance(error, TypeError) else hint}"
     ) from error
 
 

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from peft_aim.config import AIMConfig
-from peft_aim.tracing import computing_weight
+from peft_aim.tracing import computing_weight, runs_on
 
 WHY_NO_MERGE = (
     "AIM adapters cannot be merged: they are nonlinear, and the temporal one runs the attention a second time, so no "
@@ -114,12 +114,14 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
         self._move(adapter_name, self._own_weight(), device)
 
     def _move(self, adapter_name: str, like: Tensor | None, device: torch.device | None = None) -> None:
-        if like is None or (device is None and like.device.type == "meta"):
+        if device is None and like is not None:
+            device = runs_on(self.base_layer) if like.is_meta else like.device
+        if like is None or device is None:
             return
         for container in (getattr(self, name) for name in self.adapter_layer_names):
             for parameter in container[adapter_name].parameters() if adapter_name in container else ():
                 if parameter.device.type != "meta":
-                    parameter.data = parameter.data.to(device or like.device, like.dtype)
+                    parameter.data = parameter.data.to(device, like.dtype)
 
     def __getattr__(self, name: str) -> Any:
         """Look up attributes in the wrapped module, too: parents read attributes of their blocks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
 from peft_aim.config import AIMConfig
@@ -17,8 +18,13 @@ class AIMNorm(AIMTunerLayer):
     adapter_layer_names = ("aim_norm",)
 
     def new_weights(self, config: AIMConfig, branches: list[str]) -> dict[str, nn.Module]:
-        """Create a copy of the norm."""
-        return {"aim_norm": copy.deepcopy(self.base_layer)}
+        """Create a copy of the norm, with its weights even if they are offloaded."""
+        hook = getattr(self.base_layer, "_hf_hook", None)  # accelerate's
+        if hook is None:
+            return {"aim_norm": copy.deepcopy(self.base_layer)}
+        twin = copy.deepcopy(self.base_layer, {id(hook): hook})
+        hook.pre_forward(twin)  # loads the weights
+        return {"aim_norm": remove_hook_from_module(twin)}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Normalize; the arguments are the norm's own."""

@@ -6,9 +6,9 @@ Every adapter is saved with the fingerprint of the frozen weights that it was tr
 from peft_aim.saving.frozen import NO_FINGERPRINT, backbone_fingerprint, compare_backbone
 from peft_aim.saving.hotswap import hotswap_adapter
 from peft_aim.saving.peft_model import extend_peft_model
+from peft_aim.saving.selection import select_weights
 from peft_aim.saving.weights import (
     adapter_weights,
-    check_complete,
     check_file,
     check_not_quantized,
     check_shapes,
@@ -16,13 +16,13 @@ from peft_aim.saving.weights import (
     own_shapes,
     saved_shapes,
     shapes_of,
+    unwrapped,
 )
 
 __all__ = [
     "NO_FINGERPRINT",
     "adapter_weights",
     "backbone_fingerprint",
-    "check_complete",
     "check_file",
     "check_not_quantized",
     "check_shapes",
@@ -32,5 +32,7 @@ __all__ = [
     "in_precision",
     "own_shapes",
     "saved_shapes",
+    "select_weights",
     "shapes_of",
+    "unwrapped",
 ]

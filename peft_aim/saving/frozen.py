@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peft_aim.layers import AIMHead, AIMNorm
 from peft_aim.saving.fingerprint import fingerprint_of, same_weights
-from peft_aim.saving.weights import containers, plain
+from peft_aim.saving.weights import containers_in, plain
 from peft_aim.tracing import is_linear, is_packed, is_plain
 
 NO_FINGERPRINT = (
@@ -52,7 +52,7 @@ def backbone_fingerprint(model: nn.Module, adapter_name: str, given: Mapping[str
     Returns:
         See :func:`~peft_aim.saving.fingerprint.fingerprint_of`; None if some weights cannot be read.
     """
-    added = tuple(f"{plain(name)}." for name, _ in containers(model))
+    added = tuple(f"{plain(name)}." for name, _ in containers_in(model))
     replaced = tuple(f"{plain(name)}." for name, module in model.named_modules() if _replaces(module, adapter_name))
     packed = {plain(name): module for name, module in model.named_modules() if _is_unreadable(module)}
     packed = {name: module for name, module in packed.items() if not f"{name}.".startswith((*added, *replaced))}

@@ -17,8 +17,9 @@ from peft_aim.layers import AIMTunerLayer, saved_name
 
 Shapes = dict[str, tuple[int, ...]]
 
-# Parts of parameter names that wrappers add.
-WRAPPERS = ("base_model.model.", "_orig_mod.", "_fsdp_wrapped_module.", "base_layer.", "original_module.")
+# Parts of parameter names that wrappers add: torch.compile and FSDP 1; also PEFT.
+OF_TORCH = ("_orig_mod.", "_fsdp_wrapped_module.")
+WRAPPERS = ("base_model.model.", *OF_TORCH, "base_layer.", "original_module.")
 
 
 def check_shapes(expected: Shapes, found: Shapes, source: str) -> None:
@@ -141,22 +142,33 @@ def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
         adapter_name: The adapter.
     """
     found = {}
-    for name, container in containers(model):
+    for name, container in containers_in(model):
         if adapter_name in container:
             name = name.removesuffix(".modules_to_save")
-            weights = container[adapter_name].state_dict(keep_vars=True)
-            found |= {plain(f"{name}.{key}"): tensor for key, tensor in weights.items()}
+            found |= {plain(f"{name}.{key}"): tensor for key, tensor in _tensors(container[adapter_name])}
     return found
 
 
-def containers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict]]:
+def containers_in(model: nn.Module, tuner_layers_only: bool = False) -> Iterator[tuple[str, nn.ModuleDict]]:
     """Iterate over the containers that map names of adapters to weights, with the containers' own names."""
     for name, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
+        if isinstance(module, ModulesToSaveWrapper) and not tuner_layers_only:
             yield f"{name}.modules_to_save", module.modules_to_save
         elif isinstance(module, AIMTunerLayer):
             for container in module.adapter_layer_names:
                 yield f"{name}.{container}", getattr(module, container)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over what the state dict of a module has; of a sharded module, all processes would have to call that."""
+    for name, part in module.named_modules():
+        buffers = {key: buffer for key, buffer in part._buffers.items() if key not in part._non_persistent_buffers_set}
+        for key, tensor in {**part._parameters, **buffers}.items():
+            if hasattr(tensor, "_fqns"):  # the shards of all parameters together (FSDP 1)
+                for own, shape in zip(tensor._fqns, tensor._shapes, strict=True):
+                    yield f"{name}.{own}".lstrip("."), torch.empty(shape, device="meta")
+            elif tensor is not None:
+                yield f"{name}.{key}".lstrip("."), tensor
 
 
 def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> None:
@@ -170,7 +182,7 @@ def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
     Raises:
         ValueError: If modules have the same name as another adapter.
     """
-    held = dict(containers(model))
+    held = dict(containers_in(model))
     by_adapter = {id(container) for container in held.values()}
     modules = [module for module in model.modules() if id(module) not in by_adapter]
     names = {name for module in modules for name in (*module._modules, *module._parameters, *module._buffers)}
@@ -215,6 +227,18 @@ def in_precision(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]
             f"{max(weights[name].abs().max().item() for name in lost):.3g}. Use 'bfloat16' or None."
         )
     return cast
+
+
+def unwrapped(name: str) -> str:
+    """Return a name in a model of which no part is compiled or sharded.
+
+    Example:
+        >>> unwrapped("_orig_mod.blocks.0._fsdp_wrapped_module.attn.weight")
+        'blocks.0.attn.weight'
+    """
+    for wrapper in OF_TORCH:
+        name = name.replace(wrapper, "")
+    return name
 
 
 def plain(name: str) -> str:

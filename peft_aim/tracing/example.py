@@ -17,12 +17,29 @@ def blank_images(model: nn.Module) -> Iterator[Images]:
 
     Most models take ``(2, C, H, W)``; a few take patches with a mask and a grid (SigLIP 2).
     """
-    like = computing_weight(model)
+    weight = computing_weight(model)
+    like = torch.empty(0, dtype=weight.dtype, device=runs_on(model) or weight.device)
     for (height, width), channels in itertools.product(_image_sizes(model), _channels(model)):
         images = torch.zeros(2, channels, height, width, device=like.device, dtype=like.dtype)
         yield {first_parameter(model): images}
     if like.device.type != "meta":
         yield from _preprocessed(model, like)
+
+
+def runs_on(model: nn.Module) -> torch.device | None:
+    """Return the device to which accelerate moves a part of a model while it runs, None if its weights stay in place.
+
+    The weights of a model on several devices, or offloaded to memory or disk, are on the device "meta" meanwhile.
+
+    Example:
+        >>> from accelerate import cpu_offload
+        >>> runs_on(nn.Linear(1, 1)), runs_on(cpu_offload(nn.Linear(1, 1), torch.device("cpu")))
+        (None, device(type='cpu'))
+    """
+    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
+    each = [part for hook in hooks for part in getattr(hook, "hooks", [hook])]  # several in a sequence
+    devices = [getattr(hook, "execution_device", None) for hook in each]
+    return next((torch.device(device) for device in devices if device is not None), None)
 
 
 def drawn(images: Images) -> Images:

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from accelerate.hooks import ModelHook
 from torch import nn
 
 from peft_aim.tracing.packed import is_linear
@@ -92,10 +93,13 @@ def copy_without_hooks(module: nn.Module, memo: dict[int, Any] | None = None) ->
         module: The module.
         memo: Copies to use for tensors, by their id, as in ``copy.deepcopy``.
     """
-    twin = copy.deepcopy(module, memo)
+    offloading = [hook for hook in (getattr(part, "_hf_hook", None) for part in module.modules()) if hook is not None]
+    twin = copy.deepcopy(module, {**(memo or {}), **{id(hook): hook for hook in offloading}})
     for part in twin.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
+        if hasattr(part, "_hf_hook"):  # accelerate's, which holds and loads all offloaded weights
+            part._hf_hook = ModelHook()
     return twin
 
 

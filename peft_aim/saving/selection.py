@@ -1,0 +1,63 @@
+"""Selects an adapter's weights from a state dict, and checks that all of them are there before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, distributed, nn
+
+from peft_aim.saving.weights import adapter_weights, check_complete, containers_in, plain, unwrapped
+
+
+def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select an adapter's weights from a state dict, which may name them as in the model without its wrappers.
+
+    Args:
+        model: The adapted model; parts of it may be compiled or sharded (FSDP 1), which changes their names.
+        adapter_name: The adapter to save.
+        weights: The state dict.
+
+    Returns:
+        The weights in the tuner layers, without PEFT's ``modules_to_save``, by their names without wrappers.
+
+    Raises:
+        ValueError: If weights are missing, empty, or of another shape, or if modules have the name of another adapter.
+    """
+    if not weights and _is_another_process():
+        return {}
+    check_complete(model, adapter_name, weights)
+    found = {unwrapped(name): tensor for name, tensor in weights.items()}
+    _check_all_are_there(model, adapter_name, found)
+    own = tuple(f"{unwrapped(name)}." for name, _ in containers_in(model, tuner_layers_only=True))
+    bare = tuple(name.removesuffix(".") for name in own if name.endswith("embedding."))
+    return {name: tensor for name, tensor in found.items() if name.startswith(own) or name in bare}
+
+
+def _is_another_process() -> bool:
+    """Whether this is not the first process, the only one that gets the state dict of a sharded model."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0
+
+
+def _check_all_are_there(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor]) -> None:
+    def anonymous(name: str) -> str:
+        return plain(name.replace(".modules_to_save.", ".").replace(f".{adapter_name}.", "."))
+
+    given = {anonymous(name): tensor for name, tensor in found.items() if ".original_module." not in name}
+    expected = {anonymous(name): tensor for name, tensor in adapter_weights(model, adapter_name).items()}
+    wrong = {
+        "missing": [name for name in expected if name not in given],
+        "without content": [n for n in expected if n in given and (given[n].is_meta or not given[n].numel())],
+        # In the model itself, FSDP 1 flattens its shards.
+        "of another shape": [n for n, t in expected.items() if t.ndim > 1 and given.get(n, t).shape != t.shape],
+    }
+    lines = [
+        f"\n  {what} ({len(names)} of {len(expected)}): {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        for what, names in wrong.items()
+        if names
+    ]
+    if lines:
+        raise ValueError(
+            f"The state dict does not have all weights of the adapter {adapter_name!r}, so nothing was saved."
+            f"{''.join(lines)}\nPass the whole model's: if it is sharded, accelerator.get_state_dict(model), which "
+            "all processes call; if it is offloaded, accelerate.utils.modeling.get_state_dict_offloaded_model(model)."
+        )
