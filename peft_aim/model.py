@@ -28,13 +28,11 @@ from peft_aim.layers import (
     saved_name,
 )
 from peft_aim.saving import (
-    NO_FINGERPRINT,
     adapter_weights,
-    backbone_fingerprint,
     check_file,
-    check_not_quantized,
     check_shapes,
     compare_backbone,
+    fingerprint_to_save,
     in_precision,
     own_shapes,
     select_weights,
@@ -47,11 +45,7 @@ from peft_aim.targets import (
     as_regex,
     check_adapter_name,
     check_free,
-    check_head,
-    check_modules_to_save,
-    entries_of,
-    nothing,
-    select_blocks,
+    resolve_targets,
     whole_classes,
 )
 from peft_aim.tracing import computing_weight
@@ -128,24 +122,10 @@ class AIMModel(BaseTuner):
         """Resolve which modules get which adapters, from the structure of the model and the options."""
         names = {field.name: getattr(peft_config, f"{field.name}_module") for field in fields(PartNames)}
         found = self._clips(PartNames(**names)).inspection
-        peft_config.branches, peft_config.of_model = {}, {}
-        if peft_config.has_block_adapters:
-            peft_config.branches = select_blocks(self.model, found, peft_config.search_anew())
-            peft_config.note_targets(as_regex(list(peft_config.branches)))
-            if not peft_config.inference_mode:
-                check_gradients_pass(self.model, peft_config.branches)
-        if peft_config.temporal_embedding == "input":
-            entries = entries_of(found, list(peft_config.branches))
-            if not entries:
-                raise ValueError(nothing(self.model, found, peft_config))
-            for block, pre_norm in entries.items():
-                peft_config.branches.setdefault(pre_norm or block, []).append("temporal_embedding")
-        check_modules_to_save(self.model, found, peft_config)
-        if peft_config.num_labels:
-            check_head(self.model, found, peft_config)
-            peft_config.branches[found.head] = ["head"]
-        if peft_config.final_norm:
-            peft_config.branches |= {name: ["norm"] for name in found.final_norms}
+        peft_config.of_model = {}
+        resolve_targets(self.model, found, peft_config)
+        if peft_config.has_block_adapters and not peft_config.inference_mode:
+            check_gradients_pass(self.model, peft_config.branches)
         return peft_config
 
     @staticmethod
@@ -314,12 +294,9 @@ class AIMModel(BaseTuner):
         config.of_model = {}
         if config.has_found_targets:  # perhaps in another model that the config was used for later
             config.of_model["target_modules"] = as_regex(adapted_blocks(model, adapter_name))
-        here = None if config.inference_mode else backbone_fingerprint(model, adapter_name, state_dict)
+        here = None if config.inference_mode else fingerprint_to_save(model, adapter_name, state_dict)
         if here is not None:
             config.of_model["backbone_fingerprint"] = here
-        elif not config.inference_mode:
-            warnings.warn(f"The adapter {adapter_name!r} {NO_FINGERPRINT}", stacklevel=4)
-        check_not_quantized(adapter_name, weights)
         return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
 
     @classmethod

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 
-from peft_aim.backbone.anatomy import (
-    Anatomy,
-    Kinds,
-    NotABlock,
-    PartNames,
-    examine,
-)
+from peft_aim.backbone.anatomy import Anatomy, NotABlock, PartNames
 from peft_aim.backbone.halves import Halves
 from peft_aim.backbone.layout import layout
+from peft_aim.backbone.parts import Kinds, examine
 from peft_aim.backbone.resemblance import has_attention, looks_like_a_block, within
 from peft_aim.tracing import Call
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from peft_aim.backbone.anatomy import (
-    Anatomy,
+from peft_aim.backbone.anatomy import Anatomy, NotABlock, PartNames
+from peft_aim.backbone.mixing import maps_tokens, mixers
+from peft_aim.backbone.parts import (
     Kinds,
-    NotABlock,
-    PartNames,
     batch_axis,
     check_attends_to_itself,
     inside,
@@ -25,7 +24,6 @@ from peft_aim.backbone.anatomy import (
     mlp_among,
     token_width,
 )
-from peft_aim.backbone.mixing import maps_tokens, mixers
 from peft_aim.backbone.resemblance import within
 from peft_aim.backbone.skeleton import Blocks, added
 from peft_aim.tracing import (

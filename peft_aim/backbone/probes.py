@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.backbone.anatomy import Anatomy, inside
+from peft_aim.backbone.anatomy import Anatomy
+from peft_aim.backbone.parts import inside
 from peft_aim.backbone.skeleton import OUTPUT, Blocks, run_skeleton, with_second_image_marked
 from peft_aim.tracing import (
     Call,

@@ -3,14 +3,13 @@
 Every adapter is saved with the fingerprint of the frozen weights that it was trained on.
 """
 
-from peft_aim.saving.frozen import NO_FINGERPRINT, backbone_fingerprint, compare_backbone
+from peft_aim.saving.frozen import compare_backbone, fingerprint_to_save
 from peft_aim.saving.hotswap import hotswap_adapter
 from peft_aim.saving.peft_model import extend_peft_model
 from peft_aim.saving.selection import select_weights
 from peft_aim.saving.weights import (
     adapter_weights,
     check_file,
-    check_not_quantized,
     check_shapes,
     in_precision,
     own_shapes,
@@ -20,14 +19,12 @@ from peft_aim.saving.weights import (
 )
 
 __all__ = [
-    "NO_FINGERPRINT",
     "adapter_weights",
-    "backbone_fingerprint",
     "check_file",
-    "check_not_quantized",
     "check_shapes",
     "compare_backbone",
     "extend_peft_model",
+    "fingerprint_to_save",
     "hotswap_adapter",
     "in_precision",
     "own_shapes",

@@ -15,12 +15,6 @@ from peft_aim.saving.fingerprint import fingerprint_of, same_weights
 from peft_aim.saving.weights import containers_in, plain
 from peft_aim.tracing import is_linear, is_packed, is_plain
 
-NO_FINGERPRINT = (
-    "is saved without a fingerprint of its backbone, since some of the frozen weights cannot be read: they are in "
-    "shards, on the device 'meta', or quantized in a way that neither PEFT nor AIM knows. Nobody will notice if it is "
-    "loaded onto a backbone with other weights."
-)
-
 
 def compare_backbone(model: nn.Module, adapter_name: str, trained_on: str | None) -> None:
     """Warn if the frozen weights differ from those that an adapter was trained on.
@@ -38,6 +32,25 @@ def compare_backbone(model: nn.Module, adapter_name: str, trained_on: str | None
             "weights into the backbone before the adapter.",
             stacklevel=3,
         )
+
+
+def fingerprint_to_save(model: nn.Module, adapter_name: str, given: Mapping[str, Tensor]) -> str | None:
+    """Compute the fingerprint to save with an adapter, and warn if there is none.
+
+    Args:
+        model: The adapted model.
+        adapter_name: The adapter.
+        given: See :func:`backbone_fingerprint`.
+    """
+    found = backbone_fingerprint(model, adapter_name, given)
+    if found is None:
+        warnings.warn(
+            f"The adapter {adapter_name!r} is saved without a fingerprint of its backbone, since some of the frozen "
+            "weights cannot be read: they are in shards, on the device 'meta', or quantized in a way that neither "
+            "PEFT nor AIM knows. Nobody will notice if it is loaded onto a backbone with other weights.",
+            stacklevel=5,
+        )
+    return found
 
 
 def backbone_fingerprint(model: nn.Module, adapter_name: str, given: Mapping[str, Tensor] | None = None) -> str | None:

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, distributed, nn
 
-from peft_aim.saving.weights import adapter_weights, check_complete, containers_in, plain, unwrapped
+from peft_aim.saving.weights import (
+    adapter_weights,
+    check_complete,
+    check_not_quantized,
+    containers_in,
+    plain,
+    unwrapped,
+)
 
 
 def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -21,7 +28,8 @@ def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
         The weights in the tuner layers, without PEFT's ``modules_to_save``, by their names without wrappers.
 
     Raises:
-        ValueError: If weights are missing, empty, or of another shape, or if modules have the name of another adapter.
+        ValueError: If weights are missing, empty, quantized or of another shape, or if modules have the name of
+            another adapter.
     """
     if not weights and _is_another_process():
         return {}
@@ -30,7 +38,9 @@ def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
     _check_all_are_there(model, adapter_name, found)
     own = tuple(f"{unwrapped(name)}." for name, _ in containers_in(model, tuner_layers_only=True))
     bare = tuple(name.removesuffix(".") for name in own if name.endswith("embedding."))
-    return {name: tensor for name, tensor in found.items() if name.startswith(own) or name in bare}
+    selected = {name: tensor for name, tensor in found.items() if name.startswith(own) or name in bare}
+    check_not_quantized(adapter_name, selected)
+    return selected
 
 
 def _is_another_process() -> bool:

@@ -7,13 +7,43 @@ import warnings
 from collections import defaultdict
 from types import SimpleNamespace
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from peft_aim.backbone import Anatomy, Inspection, listed, outermost, within
 from peft_aim.config import AIMConfig
-from peft_aim.layers import BRANCHES, AIMLayer, AIMTunerLayer
+from peft_aim.layers import BRANCHES, AIMLayer
+from peft_aim.targets.checks import check_head, check_modules_to_save
+from peft_aim.targets.names import own_names
+
+
+def resolve_targets(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
+    """Set a config's ``branches``: which modules of a model get which adapters, by its options.
+
+    Args:
+        model: The model.
+        found: Its structure.
+        config: The options.
+
+    Raises:
+        ValueError: If the model cannot have what the options ask for.
+    """
+    config.branches = {}
+    if config.has_block_adapters:
+        config.branches = select_blocks(model, found, config.search_anew())
+        config.note_targets(as_regex(list(config.branches)))
+    if config.temporal_embedding == "input":
+        entries = entries_of(found, list(config.branches))
+        if not entries:
+            raise ValueError(nothing(model, found, config))
+        for block, pre_norm in entries.items():
+            config.branches.setdefault(pre_norm or block, []).append("temporal_embedding")
+    check_modules_to_save(model, found, config)
+    if config.num_labels:
+        check_head(model, found, config)
+        config.branches[found.head] = ["head"]
+    if config.final_norm:
+        config.branches |= {name: ["norm"] for name in found.final_norms}
 
 
 def branches(config: AIMConfig, anatomy: Anatomy, index: int) -> list[str]:
@@ -177,7 +207,7 @@ def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str
     """Return the blocks that ``target_modules`` matches; a convolution can be asked for in any module of tokens."""
     blocks = adaptable(found, config)
     possible = found.modules if config.may_convolve else {*blocks, *found.pairs.values()}
-    named = _own_names(model)
+    named = own_names(model)
     matched = [name for name in dict.fromkeys(name for name, _ in named) if _matches(config.target_modules, name)]
     wrong = [name for name in matched if name not in possible]
     if wrong or not matched:
@@ -215,131 +245,9 @@ def _check_indices(model: nn.Module, count: int, config: AIMConfig) -> None:
             )
 
 
-def _own_names(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules of a model, without itself, by the names that they have without adapters."""
-    return [(name.replace("base_layer.", ""), module) for name, module in model.named_modules() if name]
-
-
 def _matches(patterns: str | set[str] | None, name: str) -> bool:
     """Match a name against a regular expression or a set of suffixes, as PEFT does."""
     return patterns is not None and bool(check_target_module_exists(SimpleNamespace(target_modules=patterns), name))
-
-
-def check_adapter_name(adapter_name: str) -> None:
-    """Check that torch's containers, in which adapters are kept, can hold an adapter of this name.
-
-    Raises:
-        ValueError: If they cannot.
-
-    Example:
-        >>> check_adapter_name("signs.v2")
-        Traceback (most recent call last):
-        ...
-        ValueError: An adapter cannot be named 'signs.v2': module name can't contain ".", got: signs.v2. Choose a \
-name of letters, digits, _ and -, such as 'signs_v2'.
-    """
-    try:
-        nn.ModuleDict({adapter_name: nn.Identity()})
-    except KeyError as error:
-        like = re.sub(r"[^\w-]+", "_", adapter_name)
-        like = like if like not in (adapter_name, "") else f"{like or 'my'}_adapter"
-        raise ValueError(
-            f"An adapter cannot be named {adapter_name!r}: {error.args[0]}. Choose a name of letters, digits, _ and "
-            f"-, such as {like!r}."
-        ) from None
-
-
-def check_free(model: nn.Module, adapter_name: str) -> None:
-    """Check that a model has no PEFT adapters that conflict with a new AIM adapter.
-
-    Raises:
-        ValueError: If it is or contains a PeftModel, has layers of another method, has an adapter of this name, or is
-            sharded.
-    """
-    check_not_shared_out(model)
-    for name, module in model.named_modules():
-        if isinstance(module, (PeftModel, BaseTuner)):
-            raise ValueError(
-                f"The backbone {'is' if not name else f'contains, as {name!r},'} a {type(module).__name__} already. "
-                "To add another AIM adapter, call its add_adapter(name, config); otherwise pass the model that its "
-                "unload() or merge_and_unload() returns."
-            )
-        if isinstance(module, BaseTunerLayer) and not isinstance(module, AIMTunerLayer):
-            raise ValueError(
-                f"{name!r} is a {type(module).__name__} of another PEFT method, which would be trained and switched "
-                "together with AIM, but not saved. Merge or unload that adapter first: merge_and_unload()."
-            )
-        if isinstance(module, AIMTunerLayer) and adapter_name in module.adapters:
-            raise ValueError(
-                f"{type(model).__name__} has an adapter {adapter_name!r} already. Choose another adapter_name, or "
-                "call unload() on the adapted model first."
-            )
-
-
-def check_not_shared_out(model: nn.Module) -> None:
-    """Check that each process has the whole model, before it has wrapped or sharded it.
-
-    Adapters that are added later would not be synchronized between processes, and a shard alone cannot be inspected.
-
-    Raises:
-        ValueError: If it is wrapped for several processes (DDP, FSDP), or if its weights are shards (FSDP 2, tensor
-            parallelism, DeepSpeed's zero.Init).
-    """
-    wrapped = [module for module in model.modules() if hasattr(module, "process_group") and hasattr(module, "module")]
-    shards = [name for name, parameter in model.named_parameters() if hasattr(parameter, "device_mesh")]
-    empty = [name for name, p in model.named_parameters() if hasattr(p, "ds_id") and not p.numel()]
-    if wrapped or shards or empty:
-        how = f"has weights that DeepSpeed has partitioned ({empty[0]} is empty: zero.Init)" if empty else ""
-        how = f"has shards as weights ({shards[0]} is a DTensor)" if shards else how
-        how = f"is wrapped in {type(wrapped[0]).__name__}" if wrapped else how
-        raise ValueError(
-            f"{type(model).__name__} {how}. Adapters that are added now would not be synchronized between processes. "
-            "Add them to the model first, then wrap or shard it: get_peft_model, then accelerator.prepare or Trainer. "
-            "For zero.Init, build the backbone before TrainingArguments or HfDeepSpeedConfig."
-        )
-
-
-def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
-    """Check that ``modules_to_save`` exist, and that AIM has no hooks on them, since PEFT copies them.
-
-    Raises:
-        ValueError: If one does not exist, or overlaps with the modules that AIM adapts.
-    """
-    named = _own_names(model)
-    hooked = [norm for norm in found.entries.values() if norm and config.temporal_embedding == "input"]
-    hooked += found.final_norms if config.final_norm else []
-    blocks = [name for name in found.modules if name in config.branches]
-    learning = [name for name, module in named if within(name, blocks) and any(True for _ in module.parameters())]
-    hooked += [*blocks, *learning]
-    for wanted in config.modules_to_save or []:
-        matched = [name for name, _ in named if name.endswith(wanted)]  # as PEFT does
-        wrong = [name for name in matched if any(part == name or part.startswith(f"{name}.") for part in hooked)]
-        if not matched or wrong:
-            what = f"{wrong[0]}, which overlaps with the modules that AIM adapts" if wrong else "no module"
-            outside = [name for name, _ in model.named_children() if not any(within(b, [name]) for b in blocks)]
-            raise ValueError(
-                f"modules_to_save={config.modules_to_save} matches {what}. Give modules outside of adapted blocks, "
-                f"such as the final norm. At its top level, this {type(model).__name__} has {', '.join(outside)}."
-            )
-
-
-def check_head(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
-    """Check that the model has a slot for an adapter's own head.
-
-    Raises:
-        ValueError: If it has none, or if ``modules_to_save`` contains the model's head.
-    """
-    if found.head is None:
-        raise ValueError(
-            f"num_labels={config.num_labels} adds a head, but {type(model).__name__} has no slot for one: its output "
-            "is not that of a linear layer, or of an identity in its place. Use the model's variant for image "
-            f"classification, or append a head: nn.Sequential(model, nn.Linear(features, {config.num_labels}))."
-        )
-    if any(found.head.endswith(name) for name in config.modules_to_save or []):
-        raise ValueError(
-            f"modules_to_save={config.modules_to_save} contains the head {found.head!r}, which num_labels="
-            f"{config.num_labels} replaces with a new one. Leave one of the two out."
-        )
 
 
 def whole_classes(model: nn.Module) -> set[str]:
