@@ -77,7 +77,7 @@ def _activate(model: nn.Module, adapter: str) -> None:
 
 
 class _Marked:
-    """The parts of an adapter, to each of whose results something can be added.
+    """The parts of an adapter, to the results of whose layers something can be added.
 
     Args:
         model: The adapted backbone.
@@ -85,15 +85,15 @@ class _Marked:
     """
 
     def __init__(self, model: nn.Module, adapter: str) -> None:
-        self.model, self.adapter = model, adapter
-        self.parts: dict[Part, list[nn.Module]] = defaultdict(list)
+        self.model = model
         self.called: set[Part] = set()
+        self.parts: dict[Part, list[nn.Module]] = defaultdict(list)
         for name, layer in model.named_modules():
             if isinstance(layer, AIMTunerLayer):
                 for kind in layer.adapter_layer_names:
-                    container = getattr(layer, kind)
-                    if adapter in container:
-                        self.parts[name.replace("base_layer.", ""), _branch(kind)].append(container[adapter])
+                    if adapter in getattr(layer, kind):
+                        part = name.replace("base_layer.", ""), _branch(kind)
+                        self.parts[part].append(getattr(layer, kind)[adapter])
 
     def unreached(self, tower: nn.Module, images: Images) -> list[Part]:
         """Return the parts with a layer that the output does not depend on, as autograd records it."""
@@ -110,9 +110,8 @@ class _Marked:
             if not any(tensor.is_floating_point() for tensor in output):
                 return []
             reached = _leaves(output)
-        expected = {part: len(layers) for part, layers in self.parts.items()}
-        found = {part: sum(id(m) in reached for m in markers[part]) for part in expected}
-        return [part for part in expected if found[part] < expected[part]]
+        found = {part: sum(id(marker) in reached for marker in markers[part]) for part in self.parts}
+        return [part for part, layers in self.parts.items() if found[part] < len(layers)]
 
     @torch.enable_grad()  # as in training, where a model may take another way
     def changes(self, tower: nn.Module, images: Images, part: Part) -> bool:
@@ -122,11 +121,10 @@ class _Marked:
             noise = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
             return result + 1000 * noise.to(result)
 
-        layers = [layer for layers in self.parts.values() for layer in layers]
+        own = [layer for layers in self.parts.values() for layer in layers]
         try:
-            with without_weights(layers):
-                with self._adding([], add_noise):
-                    before = list(tensors_in(run(tower, images)))
+            with without_weights(own):  # those of a file that is not read yet
+                before = list(tensors_in(run(tower, images)))
                 with self._adding([part], add_noise):
                     after = list(tensors_in(run(tower, images)))
         except Exception:  # nothing is known then
@@ -136,17 +134,16 @@ class _Marked:
     @contextmanager
     def _adding(self, parts: Iterable[Part], add: Callable[[Part, Tensor], Tensor]) -> Iterator[None]:
         """Add something to the results of the layers of some parts."""
+
+        def after(part: Part, layer: nn.Module, args: tuple, result: Tensor) -> Tensor:
+            self.called.add(part)
+            return add(part, result)
+
         with ExitStack() as stack:
             for part in parts:
                 for layer in self.parts[part]:
-                    stack.callback(layer.register_forward_hook(partial(self._after, add, part)).remove)
+                    stack.callback(layer.register_forward_hook(partial(after, part)).remove)
             yield
-
-    def _after(
-        self, add: Callable[[Part, Tensor], Tensor], part: Part, layer: nn.Module, args: tuple, result: Tensor
-    ) -> Tensor:
-        self.called.add(part)
-        return add(part, result)
 
 
 def _branch(container: str) -> str:
