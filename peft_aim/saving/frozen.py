@@ -95,9 +95,9 @@ def _readable(weights: dict[str, Tensor], packed: dict[str, nn.Module]) -> Itera
     for name, layer in packed.items():
         gathered = weights.get(f"{name}.weight")
         yield f"{name}.weight", gathered if _is_weight_of(layer, gathered) else dequantized(layer)
-        bias = weights.get(f"{name}.bias")
-        if bias is not None:
-            yield f"{name}.bias", bias
+        bias = getattr(layer, "bias", None)
+        if isinstance(bias, Tensor):  # that of HQQ is in its state dict, but no parameter
+            yield f"{name}.bias", weights.get(f"{name}.bias", bias)
 
 
 @torch.no_grad()
