@@ -91,7 +91,9 @@ class Candidates:
             for name in [*kind]:
                 if name in found:
                     del kind[name]
-                elif sum(within(mixer, [name]) for mixer in halves.mixers) > 1:  # whose mixers are listed instead
+                elif any(
+                    within(half, [name]) for half in halves.firsts
+                ):  # a trunk, whose other mixers are listed instead
                     self.others[name] = kind.pop(name)
         attends = any(reason.attends for reason in halves.reasons.values())
         if attends or self.blocks or self.skipped or self.rejected:  # not a model that mixes tokens in other ways only

@@ -54,7 +54,6 @@ class Halves:
         pairs: The name of the MLP half that follows an attention half.
         reasons: Why other modules that mix spatial positions are no such halves.
         alone: Why the module behind an attention half, by the name of that, is no MLP half.
-        mixers: The innermost modules outside of known blocks that mix spatial positions.
     """
 
     firsts: dict[str, tuple[Call, Anatomy]] = field(default_factory=dict)
@@ -62,7 +61,6 @@ class Halves:
     pairs: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, NotABlock] = field(default_factory=dict)
     alone: dict[str, str] = field(default_factory=dict)
-    mixers: list[str] = field(default_factory=list)
 
 
 class Search:
@@ -97,7 +95,7 @@ class Search:
 
     def run(self) -> Halves:
         """Find all halves."""
-        found = Halves(mixers=[call.name for call in self._mixers])
+        found = Halves()
         failed = self._find_firsts(found, self._mixers)
         around = [self._parent[call] for call in failed if call in self._parent]
         several = [call for call in dict.fromkeys(around) if around.count(call) > 1 and maps_tokens(call)]
