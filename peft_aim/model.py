@@ -309,14 +309,11 @@ class AIMModel(BaseTuner):
         cls, model: nn.Module, config: AIMConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Translate saved names into the model's, after checking that they are exactly those of the adapter."""
-        expected = adapter_weights(model, adapter_name)
+        expected = shapes_of(adapter_weights(model, adapter_name))
         found = {name.replace(f".modules_to_save.{adapter_name}", ""): t for name, t in state_dict.items()}
         try:
-            check_shapes(
-                shapes_of(expected),
-                own_shapes(model, shapes_of(found)),
-                f"The state dict for the adapter {adapter_name!r}",
-            )
+            own = own_shapes(model, shapes_of(found), expected)
+            check_shapes(expected, own, f"The state dict for the adapter {adapter_name!r}")
         except ValueError as error:
             if not (config.awaits_weights and isinstance(getattr(model, "base_model", None), AIMModel)):
                 raise

@@ -34,7 +34,9 @@ from peft_aim.tracing import (
     tensors_in,
 )
 
-POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d)
+WINDOWS = (nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d)
+ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
+POOLS = (*WINDOWS, *ADAPTIVE)
 Passing = Callable[[Call], bool]
 Axes = Mapping[tuple[int, ...], int]
 

@@ -127,7 +127,9 @@ def entries(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> lis
 
 
 def ineffective(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> dict[str, str]:
-    """Find blocks without known parts for which a change of their tokens over time would be of no use.
+    """Find blocks for which a change of their tokens over time would be of no use.
+
+    Whether a change of the output of a block with known parts is of use, the check of the adapter tells later.
 
     Args:
         tower: The part of the model that takes images.
@@ -135,12 +137,13 @@ def ineffective(tower: nn.Module, images: Images, root: Call, blocks: Blocks) ->
         root: Its traced call.
         blocks: Its blocks.
     """
-    found, unknown = {}, [name for name, (_, anatomy) in blocks.items() if anatomy.attention is None]
-    arrived = run_skeleton(tower, with_second_image_marked(images), root, blocks) if unknown else {}
-    for name in unknown:
+    found, arrived = {}, run_skeleton(tower, with_second_image_marked(images), root, blocks)
+    for name, (_, anatomy) in blocks.items():
         if not arrived[name].any_marked:
             found[name] = "the tokens that it takes first do not depend on the image"
-        elif not run_skeleton(tower, images, root, blocks, source=name)[OUTPUT].any_marked:
+        elif (
+            anatomy.attention is None and not run_skeleton(tower, images, root, blocks, source=name)[OUTPUT].any_marked
+        ):
             found[name] = "the tokens that it returns first do not reach the output of the model"
     return found
 

@@ -91,8 +91,9 @@ def class_token(model: nn.Module, found: Inspection, observed: Observed) -> Tens
     if len(found.final_norms) != 1:
         raise ValueError(
             f"This {type(model).__name__} has {len(found.final_norms)} norms after its last block "
-            f"({', '.join(found.final_norms) or 'none'}), but the official model has one. Give the variant that "
-            "normalizes all tokens and uses the class token (timm: global_pool='token')."
+            f"({', '.join(found.final_norms) or 'none'}) that its output depends on, but the official model has one. "
+            "Give the variant that normalizes all tokens and uses the class token (timm: global_pool='token'; "
+            "transformers: CLIPVisionModelWithProjection)."
         )
     norm = model.get_submodule(found.final_norms[0])
     return norm(observed.returned[list(found.blocks)[-1]][:, :1])[:, 0]

@@ -6,14 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, distributed, nn
 
-from peft_aim.saving.weights import (
-    adapter_weights,
-    check_complete,
-    check_not_quantized,
-    containers_in,
-    plain,
-    unwrapped,
-)
+from peft_aim.saving.weights import check_complete, check_not_quantized, containers_in, plain, tensors_of, unwrapped
 
 
 def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -49,11 +42,15 @@ def _is_another_process() -> bool:
 
 
 def _check_all_are_there(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor]) -> None:
-    def anonymous(name: str) -> str:
-        return plain(name.replace(".modules_to_save.", ".").replace(f".{adapter_name}.", "."))
-
-    given = {anonymous(name): tensor for name, tensor in found.items() if ".original_module." not in name}
-    expected = {anonymous(name): tensor for name, tensor in adapter_weights(model, adapter_name).items()}
+    expected, given = {}, {}
+    named = {plain(name): tensor for name, tensor in found.items() if ".original_module." not in name}
+    for name, container in containers_in(model):
+        for key, tensor in tensors_of(container[adapter_name]) if adapter_name in container else ():
+            in_file = plain(f"{name.removesuffix('.modules_to_save')}.{key}")
+            in_model = plain(f"{name}.{adapter_name}.{key}")
+            expected[in_file] = tensor
+            if in_file in named or in_model in named:
+                given[in_file] = named.get(in_file, named.get(in_model))
     wrong = {
         "missing": [name for name in expected if name not in given],
         "without content": [n for n in expected if n in given and (given[n].is_meta or not given[n].numel())],

@@ -69,7 +69,8 @@ def check_file(model: nn.Module, adapter_name: str, folder: str) -> None:
     Raises:
         ValueError: If they are not, or there are none.
     """
-    expected, found = shapes_of(adapter_weights(model, adapter_name)), own_shapes(model, saved_shapes(folder))
+    expected = shapes_of(adapter_weights(model, adapter_name))
+    found = own_shapes(model, saved_shapes(folder), expected)
     if sorted(expected.values()) != sorted(found.values()):  # names may still change, by key_mapping
         check_shapes(expected, found, folder)
 
@@ -116,22 +117,23 @@ def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
     return {plain(name): tuple(tensor.shape) for name, tensor in weights.items()}
 
 
-def own_shapes(model: nn.Module, found: Shapes) -> Shapes:
+def own_shapes(model: nn.Module, found: Shapes, expected: Shapes) -> Shapes:
     """Leave out the backbone's embeddings, which PEFT saves beside an adapter with ``save_embedding_layers=True``.
 
     Args:
         model: The adapted model.
         found: Names and shapes of saved weights.
+        expected: Those of the adapter, among which embeddings may be (``modules_to_save``).
 
     Returns:
-        Those of the adapter.
+        The saved ones without embeddings of the backbone.
     """
     embeddings = []
     for get in (getattr(model, f"get_{side}_embeddings", None) for side in ("input", "output")):
         with suppress(NotImplementedError, AttributeError):  # as transformers answers for models without them
             embeddings.append(get() if get else None)
     names = tuple(f"{plain(name)}." for name, m in model.named_modules() if any(m is e for e in embeddings))
-    return {name: shape for name, shape in found.items() if not (names and name.startswith(names))}
+    return {name: shape for name, shape in found.items() if name in expected or not name.startswith(names)}
 
 
 def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
@@ -145,7 +147,7 @@ def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     for name, container in containers_in(model):
         if adapter_name in container:
             name = name.removesuffix(".modules_to_save")
-            found |= {plain(f"{name}.{key}"): tensor for key, tensor in _tensors(container[adapter_name])}
+            found |= {plain(f"{name}.{key}"): tensor for key, tensor in tensors_of(container[adapter_name])}
     return found
 
 
@@ -159,7 +161,7 @@ def containers_in(model: nn.Module, tuner_layers_only: bool = False) -> Iterator
                 yield f"{name}.{container}", getattr(module, container)
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Iterate over what the state dict of a module has; of a sharded module, all processes would have to call that."""
     for name, part in module.named_modules():
         buffers = {key: buffer for key, buffer in part._buffers.items() if key not in part._non_persistent_buffers_set}

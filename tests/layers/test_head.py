@@ -35,10 +35,10 @@ def test_each_adapter_has_its_own_final_norm(name, tmp_path):
     model = get_peft_model(backbone, AIMConfig(num_frames=zoo.FRAMES, final_norm=True)).eval()
     before = zoo.scores(model(clips))
     norms = [module for key, module in model.named_modules() if key.endswith("aim_norm.default")]
-    assert norms
+    assert norms or name == "hf_clip"  # its scores come from patches, but the norm is for the class token
     zoo.scores(model(clips)).square().sum().backward()
     used = [norm for norm in norms if norm.weight.grad is not None]
-    assert used or name == "hf_clip"  # its scores come from patches, but the norm is for the class token
+    assert used == norms
     with torch.no_grad():
         for norm in used:
             norm.weight.mul_(1.5)
