@@ -22,22 +22,41 @@ def _attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor,
     return q.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_zeros(q.shape[:-1])
 
 
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list,
+    padding: list,
+    dilation: list,
+    transposed: bool,
+    *_: Any,
+) -> Tensor | None:
+    if transposed:  # rare in image models
+        return None
+    axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    sizes = [(n + 2 * pad - d * (kernel - 1) - 1) // step + 1 for n, kernel, step, pad, d in axes]
+    return x.new_zeros(x.shape[0], weight.shape[0], *sizes)
+
+
 ZEROS: dict[Any, Callable[..., Any]] = {
     aten.mm.default: lambda a, b: a.new_zeros(a.shape[0], b.shape[1]),
     aten.addmm.default: lambda bias, a, b, *_: a.new_zeros(a.shape[0], b.shape[1]),
     aten.bmm.default: lambda a, b: a.new_zeros(*a.shape[:2], b.shape[2]),
     aten.baddbmm.default: lambda bias, a, b, *_: a.new_zeros(*a.shape[:2], b.shape[2]),
+    aten.convolution.default: _convolution,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attention_on_cpu,
 }
 
 
 class _ZeroProducts(TorchDispatchMode):
-    """Matrix products of plain tensors return zeros; other operations, and quantized or sharded tensors, run."""
+    """Products of plain tensors return zeros; other operations, and those of quantized or sharded tensors, run."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         zeros = ZEROS.get(func)
         plain = all(type(t) in (Tensor, nn.Parameter) and not t.is_meta for t in args if isinstance(t, Tensor))
-        return zeros(*args) if zeros and plain else func(*args, **(kwargs or {}))
+        result = zeros(*args) if zeros and plain else None
+        return func(*args, **(kwargs or {})) if result is None else result
 
 
 @contextmanager
