@@ -38,6 +38,7 @@ from peft_aim.targets import (
     check_modules_to_save,
     entries_of,
     nothing,
+    put_into,
     select_blocks,
     whole_classes,
 )
@@ -152,7 +153,7 @@ class AIMModel(BaseTuner):
         if not isinstance(target, AIMTunerLayer):
             layer = self._new_layer(target, current_key)
             layer.set_adapter(self.active_adapters)
-            setattr(parent, target_name, layer)
+            put_into(parent, target_name, layer)
             target = layer
         like = next(self.model.parameters())
         target.update_layer(adapter_name, peft_config, peft_config.branches[current_key], like)
@@ -235,7 +236,7 @@ class AIMModel(BaseTuner):
                     if isinstance(module, AIMTunerLayer):
                         module.detach()
                     parent, _, last = name.rpartition(".")
-                    setattr(self.model.get_submodule(parent), last, getattr(module, wrapped))
+                    put_into(self.model.get_submodule(parent), last, getattr(module, wrapped))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if it is active, the first of the others becomes active in all layers.

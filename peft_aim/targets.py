@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from types import SimpleNamespace
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from peft_aim.backbone import Anatomy, Inspection, listed, outermost, within
 from peft_aim.config import AIMConfig
 from peft_aim.layers import BRANCHES, AIMLayer, AIMTunerLayer
+from peft_aim.saving import unwrapped
 
 
 def branches(config: AIMConfig, anatomy: Anatomy, index: int) -> list[str]:
@@ -195,13 +197,18 @@ def _check_indices(model: nn.Module, count: int, config: AIMConfig) -> None:
 
 
 def _own_names(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules of a model, without itself, by the names that they have without adapters."""
-    return [(name.replace("base_layer.", ""), module) for name, module in model.named_modules() if name]
+    """Return the modules of a model, without itself, by the names that they have without adapters.
+
+    Of a compiled module, only what it compiles is named.
+    """
+    named = [(name, module) for name, module in model.named_modules() if "_orig_mod" not in module._modules]
+    return [(name.replace("base_layer.", ""), module) for name, module in named if name]
 
 
 def _matches(patterns: str | set[str] | None, name: str) -> bool:
     """Match a name against a regular expression or a set of suffixes, as PEFT does."""
-    return patterns is not None and bool(check_target_module_exists(SimpleNamespace(target_modules=patterns), name))
+    wanted = SimpleNamespace(target_modules=patterns)
+    return patterns is not None and bool(check_target_module_exists(wanted, unwrapped(name)))
 
 
 def check_free(model: nn.Module, adapter_name: str) -> None:
@@ -213,6 +220,11 @@ def check_free(model: nn.Module, adapter_name: str) -> None:
     """
     check_not_shared_out(model)
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{name or type(model).__name__!r} is compiled by torch.jit, so adapters cannot be attached to its "
+                "parts. Pass the model as it was before; torch.compile can be applied before or after."
+            )
         if isinstance(module, (PeftModel, BaseTuner)):
             raise ValueError(
                 f"The backbone {'is' if not name else f'contains, as {name!r},'} a {type(module).__name__} already. "
@@ -297,6 +309,13 @@ def check_head(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
         )
 
 
+def put_into(parent: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace a child of a module; one that was compiled by itself is compiled anew, with its adapters."""
+    setattr(parent, name, module)
+    if "_orig_mod" in parent._modules:
+        parent._initialize()  # its forward is bound to the child that it had
+
+
 def whole_classes(model: nn.Module) -> set[str]:
     """Return the names of the classes whose modules are to be sharded, or put on a device, as a whole.
 
@@ -309,9 +328,9 @@ def whole_classes(model: nn.Module) -> set[str]:
 
 
 def as_regex(names: list[str]) -> str:
-    """Return one regular expression that matches all names, grouped by their parents."""
+    """Return one regular expression that matches all names, grouped by their parents, compiled or not."""
     groups = defaultdict(list)
-    for name in names:
+    for name in map(unwrapped, names):
         parent, _, last = name.rpartition(".")
         groups[parent].append(re.escape(last))
     return "|".join(

@@ -133,7 +133,8 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         unknown = [name for name, (_, anatomy) in found.probed.items() if anatomy.attention is None]
         found.drop(dict.fromkeys(unknown, "its parts are not known, and on the device 'meta' nothing can be checked"))
     first = _entries(tower, images, root, found) if runs else list(found.blocks or found.probed)[:1]
-    head = _head(calls, output) if tower is model else None
+    whole = model._modules.get("_orig_mod", model)  # inside of torch.compile's wrapper
+    head = _head(calls, output) if tower is whole else None
     return Inspection(
         tower=tower_name,
         image=tuple(first_argument.shape[1:]),
