@@ -45,6 +45,7 @@ from peft_aim.targets import (
     as_regex,
     check_adapter_name,
     check_free,
+    put_into,
     resolve_targets,
     whole_classes,
 )
@@ -153,7 +154,7 @@ class AIMModel(BaseTuner):
         if not isinstance(target, AIMTunerLayer):
             layer = self._new_layer(target, current_key)
             layer.set_adapter(self.active_adapters)
-            setattr(parent, target_name, layer)
+            put_into(parent, target_name, layer)
             target = layer
         like = computing_weight(self.model)
         target.update_layer(adapter_name, peft_config, peft_config.branches[current_key], like)
@@ -240,7 +241,7 @@ class AIMModel(BaseTuner):
                     if isinstance(module, AIMTunerLayer):
                         module.detach()
                     parent, _, last = name.rpartition(".")
-                    setattr(self.model.get_submodule(parent), last, getattr(module, wrapped))
+                    put_into(self.model.get_submodule(parent), last, getattr(module, wrapped))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if it is active, the first of the others becomes active in all layers.

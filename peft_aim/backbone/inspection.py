@@ -162,24 +162,25 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     probes = runs and not (names.attention and names.mlp)  # otherwise the user has vouched for them
     if probes:
         found.note(readings(found.probed))
-    whole = {name: block for name, block in found.probed.items() if name in found.blocks}
+    blocks = {name: block for name, block in found.probed.items() if name in found.blocks}
     if runs and names == NO_NAMES:
         skipped = [name for name in found.skipped if not _is_trunk(name, calls)]
-        found.join(Search(tower, images, root, batches, whole, skipped, found.kinds).run())
+        found.join(Search(tower, images, root, batches, blocks, skipped, found.kinds).run())
     found.settle(calls)
     if found.probed:
         check_positions_stay(tower, images, root, found.probed)
     if found.probed and runs:
         found.drop(scattered(tower, images, root, found.probed))
         if probes:
-            found.note(readings({name: block for name, block in found.probed.items() if name not in whole}))
+            found.note(readings({name: block for name, block in found.probed.items() if name not in blocks}))
         found.drop(ineffective(tower, images, root, found.probed))
     elif found.probed:
         unknown = [name for name, (_, anatomy) in found.probed.items() if anatomy.attention is None]
         found.drop(dict.fromkeys(unknown, "its parts are not known, and on the device 'meta' nothing can be checked"))
     first = _entries(tower, images, root, found) if runs else list(found.blocks or found.probed)[:1]
     before = {name: _pre_norm(calls, name) for name in first}
-    head = _head(calls, output) if tower is model else None
+    whole = model._modules.get("_orig_mod", model)  # inside of torch.compile's wrapper
+    head = _head(calls, output) if tower is whole else None
     norms = _final_norms(calls, {*found.probed, *found.seconds, *found.skipped, *found.rejected})
     norms = reaching(tower, images, root, found.probed, norms) if runs else norms
     return Inspection(

@@ -94,7 +94,10 @@ class Clips:
         if shape is None or output is None:  # the call failed
             return None
         output = map_tensors(lambda t: per_clip(t, shape.clips, shape.frames), output)
-        return output if labels.labels is None else add_loss(model, self.inspection.head, labels, output)
+        if labels.labels is None:
+            return output
+        head = self.inspection.head and self.inspection.head.removeprefix(f"{self.inspection.tower}.")
+        return add_loss(model, head, labels, output)
 
     def _fold_further(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Fold masks and grids of patches, ``(B, T, ...)``, as the patches are folded."""

@@ -238,9 +238,7 @@ def unwrapped(name: str) -> str:
         >>> unwrapped("_orig_mod.blocks.0._fsdp_wrapped_module.attn.weight")
         'blocks.0.attn.weight'
     """
-    for wrapper in OF_TORCH:
-        name = name.replace(wrapper, "")
-    return name
+    return ".".join(part for part in name.split(".") if f"{part}." not in OF_TORCH)
 
 
 def plain(name: str) -> str:

@@ -1,6 +1,7 @@
 """Selects which modules of an inspected backbone get which adapters, after checking that the model can have them."""
 
 from peft_aim.targets.checks import check_adapter_name, check_free
+from peft_aim.targets.compiled import put_into
 from peft_aim.targets.selection import adapted_blocks, as_regex, resolve_targets, whole_classes
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "as_regex",
     "check_adapter_name",
     "check_free",
+    "put_into",
     "resolve_targets",
     "whole_classes",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
@@ -47,6 +48,11 @@ def check_free(model: nn.Module, adapter_name: str) -> None:
     """
     _check_not_shared_out(model)
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{name or type(model).__name__!r} is compiled by torch.jit, so adapters cannot be attached to its "
+                "parts. Pass the model as it was before; torch.compile can be applied before or after."
+            )
         if isinstance(module, (PeftModel, BaseTuner)):
             raise ValueError(
                 f"The backbone {'is' if not name else f'contains, as {name!r},'} a {type(module).__name__} already. "

@@ -13,6 +13,7 @@ from torch import nn
 from peft_aim.backbone import Anatomy, Inspection, listed, outermost, within
 from peft_aim.config import AIMConfig
 from peft_aim.layers import BRANCHES, AIMLayer
+from peft_aim.saving import unwrapped
 from peft_aim.targets.checks import check_head, check_modules_to_save
 from peft_aim.targets.names import own_names
 
@@ -247,7 +248,8 @@ def _check_indices(model: nn.Module, count: int, config: AIMConfig) -> None:
 
 def _matches(patterns: str | set[str] | None, name: str) -> bool:
     """Match a name against a regular expression or a set of suffixes, as PEFT does."""
-    return patterns is not None and bool(check_target_module_exists(SimpleNamespace(target_modules=patterns), name))
+    wanted = SimpleNamespace(target_modules=patterns)
+    return patterns is not None and bool(check_target_module_exists(wanted, unwrapped(name)))
 
 
 def whole_classes(model: nn.Module) -> set[str]:
@@ -262,9 +264,9 @@ def whole_classes(model: nn.Module) -> set[str]:
 
 
 def as_regex(names: list[str]) -> str:
-    """Return one regular expression that matches all names, grouped by their parents."""
+    """Return one regular expression that matches all names, grouped by their parents, compiled or not."""
     groups = defaultdict(list)
-    for name in names:
+    for name in map(unwrapped, names):
         parent, _, last = name.rpartition(".")
         groups[parent].append(re.escape(last))
     return "|".join(
