@@ -222,8 +222,29 @@ def test_the_check_needs_almost_no_arithmetic():
     model = timm.create_model("vit_tiny_patch16_224", depth=1)
     adapted = get_peft_model(model, AIMConfig(num_frames=2))
     image = gmac(lambda: model(torch.zeros(1, 3, 224, 224)))
-    assert gmac(lambda: check_effect(model, model.aim_clips.inspection, "default")) < 0.05 * image
+    assert gmac(lambda: check_effect(model, model.aim_clips.inspection, "default")) < 0.01 * image
     assert adapted.active_adapters == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), (2, 4, 9, 8)),
+        (nn.Conv2d(4, 4, 3, padding="same"), (2, 4, 9, 8)),
+        (nn.Conv1d(4, 6, 3, stride=2), (2, 4, 9)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2), (2, 4, 9, 8)),
+        (nn.Linear(4, 6), (2, 3, 4)),
+        (nn.Linear(4, 6, bias=False), (4,)),
+        (nn.MultiheadAttention(4, 2), None),
+    ],
+)
+def test_without_arithmetic_shapes_are_the_same(layer, shape):
+    given = [torch.randn(shape)] if shape else [torch.randn(5, 2, 4)] * 3
+    expected = layer(*given)
+    with without_arithmetic(layer):
+        found = layer(*given)
+    pairs = zip(expected, found, strict=True) if isinstance(expected, tuple) else [(expected, found)]
+    assert all(one.shape == other.shape and one.requires_grad == other.requires_grad for one, other in pairs)
 
 
 def test_layers_whose_weights_are_not_in_memory_are_not_loaded():
@@ -241,11 +262,12 @@ def test_offloaded_layers_are_not_loaded(monkeypatch):
     backbone = get_peft_model(Model(), AIMConfig(num_frames=2)).base_model.model
     cpu_offload(backbone, torch.device("cpu"))
     loaded, load = [], AlignDevicesHook.pre_forward
-    monkeypatch.setattr(
-        AlignDevicesHook,
-        "pre_forward",
-        lambda hook, layer, *a, **k: loaded.append(layer) or load(hook, layer, *a, **k),
-    )
+
+    def note(hook: AlignDevicesHook, layer: nn.Module, *args: object, **kwargs: object) -> object:
+        loaded.append(layer)
+        return load(hook, layer, *args, **kwargs)
+
+    monkeypatch.setattr(AlignDevicesHook, "pre_forward", note)
     check_effect(backbone, backbone.aim_clips.inspection, "default")
     assert not any(isinstance(layer, (nn.Linear, nn.Conv2d, nn.LayerNorm)) for layer in loaded)
     backbone(torch.zeros(1, 2, 3, 32, 32))
