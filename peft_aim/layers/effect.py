@@ -50,7 +50,7 @@ def check_effect(model: nn.Module, inspection: Inspection, adapter: str) -> None
     images = _one_image(tower, inspection)
     if next(iter(images.values())).device.type == "meta":
         return
-    with unchanged(model), running(model, training=False):
+    with running(model, training=False), unchanged(model):  # the former clears what a module caches in evaluation
         _activate(model, adapter)
         marked = _Marked(model, adapter)
         suspects = marked.unreached(tower, images)
