@@ -8,6 +8,7 @@ from peft_aim.backbone.candidates import listed, outermost, within
 from peft_aim.backbone.inspection import Inspection, inspect_backbone
 from peft_aim.backbone.names import check_known, parse
 from peft_aim.backbone.untrained import build_untrained
+from peft_aim.backbone.whole import check_own_code_and_weights
 
 __all__ = [
     "Anatomy",
@@ -15,6 +16,7 @@ __all__ = [
     "PartNames",
     "build_untrained",
     "check_known",
+    "check_own_code_and_weights",
     "inspect_backbone",
     "listed",
     "outermost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,16 @@ WHY_NO_MERGE = (
     "AIM adapters cannot be merged: they are nonlinear, and the temporal one runs the attention a second time, so no "
     "change of the backbone's weights can replace them. Keep the adapter separate, or remove it with unload()."
 )
+
+
+def is_decayed(name: str) -> bool:
+    """Whether weight decay applies to a parameter with several axes, judging by its name: not to temporal parts.
+
+    Example:
+        >>> is_decayed("blocks.0.aim_joint_up.default.weight"), is_decayed("blocks.0.aim_temporal_conv.default.weight")
+        (True, False)
+    """
+    return re.search(r"\baim_temporal_\w*(embedding|conv)\.", name) is None
 
 
 class AIMTunerLayer(nn.Module, BaseTunerLayer):
