@@ -45,6 +45,8 @@ from peft_aim.targets import (
     as_regex,
     check_adapter_name,
     check_free,
+    check_part_names,
+    not_decayed,
     put_into,
     resolve_targets,
     whole_classes,
@@ -94,6 +96,10 @@ class AIMModel(BaseTuner):
     def _no_split_modules(self) -> set[str]:
         """The classes that the FSDP policies of accelerate and PEFT shard as a whole, and device maps do not split."""
         return whole_classes(self.model)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names, in a PeftModel, of the parameters that timm's optimizers are not to decay."""
+        return {f"base_model.model.{name}" for name in not_decayed(self.model)}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to the model; if that fails, leave the model unchanged.
@@ -177,14 +183,7 @@ class AIMModel(BaseTuner):
         if clips is None:
             clips = self.model.aim_clips = Clips(inspect_backbone(self.model, names))
             clips.attach(self.model)
-        for part, name in vars(names).items():
-            others = {getattr(anatomy, part) or "none" for anatomy in clips.inspection.blocks.values()} - {name}
-            if name is not None and others:
-                raise ValueError(
-                    f"{part}_module={name!r} is not the module that the existing adapters use, "
-                    f"{', '.join(sorted(others))}. All adapters of a model share the parts of its blocks; leave "
-                    f"{part}_module out."
-                )
+        check_part_names(clips.inspection, names, len(self.peft_config) == 1)
         return clips
 
     def print_adapted_blocks(self, adapter_name: str | None = None) -> None:

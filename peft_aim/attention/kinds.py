@@ -96,7 +96,10 @@ def off_the_fast_path(attention: nn.MultiheadAttention, query: Tensor) -> Tensor
         return query
     if query.requires_grad or any(parameter.requires_grad for parameter in attention.parameters()):
         return query
-    return query.detach().requires_grad_()
+    try:
+        return query.detach().requires_grad_()
+    except RuntimeError:  # in a transform of torch.func, where nothing can; then, it only rounds differently
+        return query
 
 
 @dataclass(frozen=True)

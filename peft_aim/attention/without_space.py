@@ -70,7 +70,8 @@ class OwnForward:
         for positions, given in self._calls:
             if ran and math.prod(positions) > LARGE:
                 continue
-            x = torch.randn(2, *positions, self._width, generator=torch.Generator().manual_seed(1)).double()
+            generator = torch.Generator().manual_seed(1)
+            x = torch.randn(2, *positions, self._width, generator=generator, dtype=torch.float32).double()
             try:
                 own = self(given, x)
             except Exception:  # a size that it is not made for, or a layer that it cannot do without

@@ -10,6 +10,7 @@ from peft_aim.backbone.names import check_known, parse
 from peft_aim.backbone.quantized import check_gradients_pass
 from peft_aim.backbone.resemblance import within
 from peft_aim.backbone.untrained import build_untrained
+from peft_aim.backbone.whole import check_own_code_and_weights
 
 __all__ = [
     "Anatomy",
@@ -18,6 +19,7 @@ __all__ = [
     "build_untrained",
     "check_gradients_pass",
     "check_known",
+    "check_own_code_and_weights",
     "inspect_backbone",
     "listed",
     "outermost",

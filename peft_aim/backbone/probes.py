@@ -315,7 +315,7 @@ def _channels_last(tokens: Tensor, module: nn.Module, anatomy: Anatomy) -> Tenso
 
 
 def _noise(like: Handle, seed: int) -> Tensor:
-    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     return noise.to(like.device, like.dtype)
 
 

@@ -115,8 +115,8 @@ class Clips:
             self._check_patches(shape)
         else:
             self._check_images(shape)
-        if 0 in shape[:2]:
-            raise ValueError(f"Got clips {shape}, which contain no frames. Pass at least one clip of one frame.")
+        if shape[1] == 0:
+            raise ValueError(f"Got clips {shape}, which contain no frames. Pass clips of at least one frame.")
         if not clips.is_floating_point():
             raise ValueError(
                 f"Got clips of {clips.dtype}. Pass floats, normalized like the backbone's images: "
@@ -176,13 +176,13 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
     images = clips * frames
     # Each image may be split into windows, so that the leading axis is a multiple; or the sequence comes first.
     sequence_first = tensor.ndim == 3 and tensor.shape[0] != images and tensor.shape[1] == images
-    if tensor.shape[0] % images or sequence_first:
+    if sequence_first or (tensor.shape[0] % images if images else tensor.shape[0]):
         raise ValueError(
             f"The model returned a tensor {tuple(tensor.shape)} for {images} images ({clips} clips of "
             f"{frames} frames). Its leading axis is not the batch, so it cannot be averaged over frames. Use a model "
             "whose outputs all start with the batch."
         )
-    tensor = tensor.unflatten(0, (clips, -1))
+    tensor = tensor.unflatten(0, (clips, tensor.shape[0] // clips if clips else frames))
     if tensor.ndim <= 3 and tensor.is_floating_point():
         return tensor.mean(1)
     return tensor.flatten(1, 2) if tensor.ndim == 4 else tensor

@@ -98,7 +98,7 @@ class Frames:
         shape = self._running.get()
         if shape is not None:
             shape.check(tokens, groups)
-        frames = shape.frames if shape else self._of_storage.get(StorageWeakRef(tokens.untyped_storage()))
+        frames = shape.frames if shape else self._of_storage.get(_storage_of(tokens))
         if frames is None:
             frames = self._of_waiting(tokens, groups)
         self.remember(tokens, frames)
@@ -123,8 +123,9 @@ class Frames:
 
     @torch.compiler.disable
     def _remember_now(self, tokens: Tensor, frames: int) -> None:
-        if not torch.is_inference_mode_enabled():
-            self._of_storage[StorageWeakRef(tokens.untyped_storage())] = frames
+        storage = _storage_of(tokens)
+        if storage is not None and not torch.is_inference_mode_enabled():
+            self._of_storage[storage] = frames
 
     def _forget_the_dead(self) -> None:
         for storage in list(self._of_storage):  # other threads may add meanwhile
@@ -141,6 +142,14 @@ class _Waiting:
     """A call that still awaits backward."""
 
     shape: ClipShape
+
+
+def _storage_of(tokens: Tensor) -> StorageWeakRef | None:
+    """Return the memory of tokens, None for those of torch.func, which have none (nor checkpointing)."""
+    try:
+        return StorageWeakRef(tokens.untyped_storage())
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def in_backward() -> bool:

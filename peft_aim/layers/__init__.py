@@ -4,7 +4,7 @@ Their computations on plain tensors are in :mod:`peft_aim.layers.adapter`.
 """
 
 from peft_aim.layers.adapter import add_temporal_embedding, from_time, initialize, to_time
-from peft_aim.layers.base import WHY_NO_MERGE, WHY_NO_SUM, AIMTunerLayer
+from peft_aim.layers.base import WHY_NO_MERGE, WHY_NO_SUM, AIMTunerLayer, is_decayed
 from peft_aim.layers.block import BRANCHES, AIMLayer
 from peft_aim.layers.effect import check_effect
 from peft_aim.layers.embedding import AIMEmbedding, saved_name
@@ -27,6 +27,7 @@ __all__ = [
     "check_effect",
     "from_time",
     "initialize",
+    "is_decayed",
     "saved_name",
     "to_time",
 ]

@@ -70,7 +70,8 @@ def to_time(tokens: Tensor, frames: int, groups: int = 1) -> Tensor:
         >>> to_time(torch.zeros(6, 5, 8), frames=3).shape  # 2 clips, 3 frames, 5 tokens
         torch.Size([10, 3, 8])
     """
-    clips = tokens.unflatten(0, (-1, frames, groups)).flatten(2, -2)  # (B, T, G*N, D)
+    count = tokens.shape[0] // (frames * groups)  # not -1, which could be anything for no clips
+    clips = tokens.unflatten(0, (count, frames, groups)).flatten(2, -2)  # (B, T, G*N, D)
     return clips.transpose(1, 2).flatten(0, 1).contiguous()  # for one clip a view, which every projection would copy
 
 
@@ -91,7 +92,9 @@ def from_time(sequences: Tensor, like: Tensor, groups: int = 1) -> Tensor:
         True
     """
     clips = like.shape[0] // (sequences.shape[1] * groups)
-    return sequences.unflatten(0, (clips, -1)).transpose(1, 2).reshape(*like.shape[:-1], -1)
+    positions = like.shape[1:-1].numel() * groups
+    frames_first = sequences.unflatten(0, (clips, positions)).transpose(1, 2)
+    return frames_first.reshape(*like.shape[:-1], sequences.shape[-1])
 
 
 def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, groups: int = 1) -> Tensor:
@@ -114,8 +117,9 @@ def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, group
         embedding = F.interpolate(embedding.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
     axes = [1] * (tokens.ndim - 2)
     embedding = embedding.transpose(0, 1).expand(-1, groups, -1).flatten(0, 1)  # (T*G, D)
-    embedding = embedding.expand(tokens.shape[0] // (frames * groups), -1, -1)  # (B, T*G, D)
-    return tokens + embedding.reshape(tokens.shape[0], *axes, -1).to(tokens.dtype)
+    width, clips = embedding.shape[-1], tokens.shape[0] // (frames * groups)
+    embedding = embedding.expand(clips, -1, -1)  # (B, T*G, D)
+    return tokens + embedding.reshape(tokens.shape[0], *axes, width).to(tokens.dtype)
 
 
 def drop_path(branch: Tensor, rate: float, batch: int = 0) -> Tensor:
@@ -155,7 +159,7 @@ def same_in_all_frames(features: Tensor, rate: float, frames: int) -> Tensor:
         >>> torch.equal(dropped[0], dropped[2]), torch.equal(dropped[0], dropped[3])
         (True, False)
     """
-    features = features.unflatten(0, (-1, frames))  # (B, T, *, D)
+    features = features.unflatten(0, (features.shape[0] // frames, frames))  # (B, T, *, D)
     return (features * F.dropout(torch.ones_like(features[:, :1]), rate)).flatten(0, 1)
 
 

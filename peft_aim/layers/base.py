@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,16 @@ WHY_NO_SUM = (
     "not compute the weighted sum of results. Train one adapter on all of the data, or average the scores of several: "
     "model.set_adapter(name), then the model, for each."
 )
+
+
+def is_decayed(name: str) -> bool:
+    """Whether weight decay applies to a parameter with several axes, judging by its name: not to temporal parts.
+
+    Example:
+        >>> is_decayed("blocks.0.aim_joint_up.default.weight"), is_decayed("blocks.0.aim_temporal_conv.default.weight")
+        (True, False)
+    """
+    return re.search(r"\baim_temporal_\w*(embedding|conv)\.", name) is None
 
 
 class AIMTunerLayer(nn.Module, BaseTunerLayer):

@@ -47,7 +47,7 @@ def convolve(z: Tensor, convolution: nn.Module, frames: int, groups: int = 1) ->
         >>> convolve(torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1), convolution, frames=3).flatten().tolist()
         [3.0, 7.0, 6.0]
     """
-    clips = z.unflatten(0, (-1, frames, groups)).flatten(2, -2)  # (B, T, G*N, R)
+    clips = z.unflatten(0, (z.shape[0] // (frames * groups), frames, groups)).flatten(2, -2)  # (B, T, G*N, R)
     mixed = convolution(clips.permute(0, 3, 1, 2))  # (B, R, T, G*N), a view that is channels last in memory
     return mixed.permute(0, 2, 3, 1).reshape(z.shape)
 

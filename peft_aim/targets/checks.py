@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 
-import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from peft_aim.backbone import Inspection, within
+from peft_aim.backbone import Inspection, PartNames, check_own_code_and_weights, within
 from peft_aim.config import AIMConfig
 from peft_aim.layers import AIMTunerLayer
 from peft_aim.targets.names import own_names
@@ -46,13 +45,8 @@ def check_free(model: nn.Module, adapter_name: str) -> None:
         ValueError: If it is or contains a PeftModel, has layers of another method, has an adapter of this name, or is
             sharded.
     """
-    _check_not_shared_out(model)
+    check_own_code_and_weights(model)
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(
-                f"{name or type(model).__name__!r} is compiled by torch.jit, so adapters cannot be attached to its "
-                "parts. Pass the model as it was before; torch.compile can be applied before or after."
-            )
         if isinstance(module, (PeftModel, BaseTuner)):
             raise ValueError(
                 f"The backbone {'is' if not name else f'contains, as {name!r},'} a {type(module).__name__} already. "
@@ -71,27 +65,27 @@ def check_free(model: nn.Module, adapter_name: str) -> None:
             )
 
 
-def _check_not_shared_out(model: nn.Module) -> None:
-    """Check that each process has the whole model, before it has wrapped or sharded it.
+def check_part_names(found: Inspection, names: PartNames, is_first: bool) -> None:
+    """Check that the names of parts that a config gives are those of the blocks that were found.
 
-    Adapters that are added later would not be synchronized between processes, and a shard alone cannot be inspected.
+    Args:
+        found: The structure of the model.
+        names: The names that the config gives.
+        is_first: Whether the model has no other adapter.
 
     Raises:
-        ValueError: If it is wrapped for several processes (DDP, FSDP), or if its weights are shards (FSDP 2, tensor
-            parallelism, DeepSpeed's zero.Init).
+        ValueError: If the blocks have other parts.
     """
-    wrapped = [module for module in model.modules() if hasattr(module, "process_group") and hasattr(module, "module")]
-    shards = [name for name, parameter in model.named_parameters() if hasattr(parameter, "device_mesh")]
-    empty = [name for name, p in model.named_parameters() if hasattr(p, "ds_id") and not p.numel()]
-    if wrapped or shards or empty:
-        how = f"has weights that DeepSpeed has partitioned ({empty[0]} is empty: zero.Init)" if empty else ""
-        how = f"has shards as weights ({shards[0]} is a DTensor)" if shards else how
-        how = f"is wrapped in {type(wrapped[0]).__name__}" if wrapped else how
-        raise ValueError(
-            f"{type(model).__name__} {how}. Adapters that are added now would not be synchronized between processes. "
-            "Add them to the model first, then wrap or shard it: get_peft_model, then accelerator.prepare or Trainer. "
-            "For zero.Init, build the backbone before TrainingArguments or HfDeepSpeedConfig."
-        )
+    for part, name in vars(names).items():
+        others = {getattr(anatomy, part) or "none" for anatomy in found.blocks.values()} - {name}
+        if name is not None and others:
+            known = ", ".join(sorted(others))
+            raise ValueError(
+                f"{part}_module={name!r} is not what the blocks have there: {known}. Leave {part}_module out."
+                if is_first
+                else f"{part}_module={name!r} is not the module that the existing adapters use, {known}. All adapters "
+                f"of a model share the parts of its blocks; leave {part}_module out."
+            )
 
 
 def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 
 from peft_aim.backbone import Anatomy, Inspection, listed, outermost, within
 from peft_aim.config import AIMConfig
-from peft_aim.layers import BRANCHES, AIMLayer
-from peft_aim.saving import unwrapped
+from peft_aim.layers import BRANCHES, AIMLayer, is_decayed
+from peft_aim.saving import plain, unwrapped
 from peft_aim.targets.checks import check_head, check_modules_to_save
 from peft_aim.targets.names import own_names
 
@@ -261,6 +261,12 @@ def whole_classes(model: nn.Module) -> set[str]:
     layers = [module for module in model.modules() if isinstance(module, AIMLayer)]
     blocks = {type(layer.base_layer).__name__ for layer in layers}
     return {*(getattr(model, "_no_split_modules", None) or ())} - blocks | {AIMLayer.__name__ for _ in layers[:1]}
+
+
+def not_decayed(model: nn.Module) -> list[str]:
+    """Return the names of the parameters without weight decay: temporal ones, and what the backbone names itself."""
+    own = {plain(name) for name in getattr(model, "no_weight_decay", set)()}
+    return [name for name, _ in model.named_parameters() if plain(name) in own or not is_decayed(name)]
 
 
 def as_regex(names: list[str]) -> str:

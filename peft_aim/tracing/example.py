@@ -45,7 +45,7 @@ def runs_on(model: nn.Module) -> torch.device | None:
 def drawn(images: Images) -> Images:
     """Return the same arguments for random images."""
     name, first = next(iter(images.items()))
-    noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
+    noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(first)
     return {**images, name: noise}
 
 

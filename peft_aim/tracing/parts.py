@@ -167,4 +167,4 @@ def _twin_and_tokens(norm: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module
     twin = copy_without_hooks(norm).to_empty(device="cpu").float().eval()
     for tensor in (*twin.parameters(), *twin.buffers()):
         tensor.fill_(1)
-    return twin, torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(0))
+    return twin, torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float32)

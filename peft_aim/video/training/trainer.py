@@ -22,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from peft_aim.layers import is_decayed
 from peft_aim.tracing import first_parameter
 from peft_aim.video.data import IGNORED, Remarks, TrainingClips, mixed
 from peft_aim.video.evaluate import Evaluation, scores_of
@@ -188,7 +189,7 @@ class ClipTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Exclude the temporal embedding and convolution from weight decay, like biases and norms."""
         decayed = super().get_decay_parameter_names(model)
-        return [name for name in decayed if "_embedding" not in name and "_conv" not in name]
+        return list(filter(is_decayed, decayed))
 
 
 class StopIfNothingCanBeRead(TrainerCallback):
