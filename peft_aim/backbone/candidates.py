@@ -42,6 +42,7 @@ class Candidates:
         self._calls: dict[str, Call] = {}
         self._images, self._batches = 0, {}
         self._dropped: set[str] = set()
+        self._mixing: set[str] = set()
         self._examined: dict[Call, Anatomy | NotABlock] = {}
 
     @property
@@ -98,7 +99,9 @@ class Candidates:
         attends = any(reason.attends for reason in halves.reasons.values())
         if attends or self.blocks or self.skipped or self.rejected:  # not a model that mixes tokens in other ways only
             known = {*found, *self.skipped, *self.rejected}
-            self.rejected |= {n: str(why) for n, why in halves.reasons.items() if not within(f"{n}.", known)}
+            mixing = {n: str(why) for n, why in halves.reasons.items() if not within(f"{n}.", known)}
+            self.rejected |= mixing
+            self._mixing = {*mixing}
         for name in [name for name in self.others if within(f"{name}.", {*found, *self.rejected})]:
             del self.others[name]
 
@@ -108,7 +111,8 @@ class Candidates:
         sorted_ = {*self.blocks, *self.skipped, *self.rejected, *self.others}
         self._calls = {call.name: self._calls.get(call.name, call) for call in calls if call.name in sorted_}
         for kind in (self.skipped, self.rejected):  # stages, whose blocks are listed instead, and parts of blocks
-            stages = [name for name in kind if any(within(block, [name]) for block in self.blocks)]
+            around = [name for name in kind if any(within(block, [name]) for block in self.blocks)]
+            stages = [name for name in around if name not in self._mixing]  # those that mix positions themselves stay
             for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
                 self.others[name] = kind.pop(name)
         self.convolved = self._to_convolve()
@@ -117,8 +121,9 @@ class Candidates:
 
     def _to_convolve(self) -> dict[str, Anatomy]:
         """Return the blocks whose attention cannot run over time; in a model without attention, all its blocks."""
-        names = outermost({**self.skipped, **self.rejected})
-        if not names and not self.blocks:
+        left_out = {**self.skipped, **self.rejected}
+        names = outermost([name for name in left_out if not any(within(block, [name]) for block in self.blocks)])
+        if not left_out and not self.blocks:
             names = _without_stages({name: self._calls[name] for name in self.others})
         found = {name: self._known(self._calls[name]) or self._layout(self._calls[name]) for name in names}
         return {name: anatomy for name, anatomy in found.items() if anatomy is not None}

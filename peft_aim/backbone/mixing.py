@@ -36,7 +36,6 @@ from peft_aim.tracing import (
 
 WINDOWS = (nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d)
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
-POOLS = (*WINDOWS, *ADAPTIVE)
 Passing = Callable[[Call], bool]
 Axes = Mapping[tuple[int, ...], int]
 
@@ -141,8 +140,10 @@ def _stand_ins(call: Call, passing: Passing) -> dict[nn.Module, Callable[..., An
 
     def collect(part: Call) -> None:
         module = part.module
-        if passing(part) or is_norm(module) or isinstance(module, POOLS):
+        if passing(part) or _is_norm_of_channels(module) or isinstance(module, WINDOWS):
             found[module] = partial(_pass_on, part, module.forward)
+        elif isinstance(module, ADAPTIVE):
+            found[module] = partial(_pool, part, module.forward)
         elif is_mixer(module):
             found[module] = partial(_blank, part, module.forward)
         else:
@@ -160,6 +161,17 @@ def _pass_on(part: Call, forward: Callable[..., Any], *args: Any, **kwargs: Any)
     if part.returned is None or part.returned.numel != tokens.numel():
         return forward(*args, **kwargs)
     return replace_first(part.form, tokens.reshape(part.returned.shape))
+
+
+def _is_norm_of_channels(module: nn.Module) -> bool:
+    """Whether a module is a norm with a scale and shift per channel, not attention that is named after a norm."""
+    return is_norm(module) and all(p.numel() == max(p.shape, default=1) for p in module.parameters())
+
+
+def _pool(part: Call, forward: Callable[..., Any], tokens: Tensor) -> Any:
+    """Pool tokens into a fixed grid, without the marks: a decoder may resize it again, which is no attention."""
+    changes = part.returned is None or part.returned.shape != tokens.shape
+    return forward(tokens.nan_to_num(1.0)) if changes else _pass_on(part, forward, tokens)
 
 
 def _blank(part: Call, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -98,8 +98,8 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
     )
     if mixing:
         raise NotABlock(mixing, understood=has_attention(call), known=known)
-    beside = mixers(call, lambda part: part is attention, {shape: own})
-    if beside:
+    beside = [] if names.attention else mixers(call, lambda part: part is attention, {shape: own})
+    if beside:  # otherwise the user has chosen among several
         other = inside(call, beside[0]) or "its own forward"
         raise NotABlock(f"besides its attention {inside(call, attention)}, {other} mixes spatial positions")
     try:

@@ -35,6 +35,7 @@ from peft_aim.tracing import (
 
 Blocks = dict[str, tuple[Call, Anatomy]]
 OUTPUT = ""  # the model's own name
+FIRST_SEED = 1000  # of the noise that modules return; that of the layers around them is another
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def added(tower: nn.Module, images: Images, root: Call, calls: list[Call]) -> se
 
     def stand_in(call: Call, index: int, *args: Any, **kwargs: Any) -> Any:
         tokens = first_tensor(first_argument(first_parameter(call.module), args, kwargs))
-        noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(index)).to(tokens)
+        noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(FIRST_SEED + index)).to(tokens)
         sums[call] = tokens + noise
         return replace_first(call.form, noise)
 

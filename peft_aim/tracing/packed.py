@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer: it has the interface of ``nn.Linear``, and no parts with parameters.
+    """Whether a module is a linear layer: ``nn.Linear``, or packed, with its interface and no parts with parameters.
+
+    A layer of another class with plain matrices may do anything with them, such as attention over a graph, so it is
+    none.
 
     Example:
         >>> is_linear(nn.Linear(4, 2)), is_linear(nn.Conv1d(4, 2, 1))
@@ -23,9 +26,10 @@ def is_linear(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear):
         return True
     widths = (getattr(module, name, None) for name in ("in_features", "out_features"))
-    return all(type(width) is int for width in widths) and not any(
-        True for c in module.children() for _ in c.parameters()
-    )
+    if not all(type(width) is int for width in widths) or any(True for c in module.children() for _ in c.parameters()):
+        return False
+    own = list(module.parameters(recurse=False))
+    return not (any(p.ndim > 1 for p in own) and all(map(is_plain, own)))
 
 
 def is_plain(weight: Any) -> bool:
@@ -49,8 +53,7 @@ def is_packed(module: nn.Module) -> bool:
         weight = module._parameters.get("weight")  # a parametrized one is another attribute, computed when it is read
         fits = weight is None or (is_plain(weight) and weight.shape == (module.out_features, module.in_features))
         return not fits
-    own = list(module.parameters(recurse=False))
-    return is_linear(module) and not (any(p.ndim > 1 for p in own) and all(map(is_plain, own)))
+    return is_linear(module)
 
 
 def plain_layer(packed: nn.Module) -> nn.Linear:
