@@ -7,12 +7,14 @@ its method is unknown, so why that failed is said for all methods.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -23,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from peft_aim.card import write_card
 from peft_aim.config import AIMConfig, NotDownloaded, SavedAdapter
+from peft_aim.layers import EMBEDDING
 
 in_from_pretrained: ContextVar[bool] = ContextVar("in_from_pretrained", default=False)
 warned: set[str] = set()  # names of adapters
@@ -35,6 +38,9 @@ def extend_peft_model() -> None:
     extend(PeftModel, "save_pretrained", _warning_of_trainer)
     extend(PeftModel, "_upload_modified_files", _with_card)
     extend(PeftConfig, "_get_peft_type", _with_reason)
+    with suppress(ImportError):  # transformers 4 loads through PEFT
+        conversion = importlib.import_module("peft.utils.transformers_weight_conversion")
+        extend(conversion, "build_peft_weight_mapping", _with_names)
 
 
 def extend(owner: Any, name: str, extension: Callable[[Callable], Callable]) -> None:
@@ -141,3 +147,22 @@ def _with_card(upload: Callable) -> Callable:
         return upload(self, working_dir, repo_id, *args, **kwargs)
 
     return upload_with_card
+
+
+def _with_names(renamings: Callable) -> Callable:
+    """Have transformers' own ``load_adapter`` rename weights of AIM, as PEFT's loaders do.
+
+    It asks neither the tuner nor its layers for the names of weights, but this function of PEFT's, in which only a
+    prefix can be registered.
+    """
+
+    @wraps(renamings)
+    def with_names(*args: Any, **kwargs: Any) -> Any:
+        found = renamings(*args, **kwargs)
+        config = inspect.signature(renamings).bind(*args, **kwargs).arguments.get("peft_config")
+        if not found or not isinstance(config, AIMConfig):
+            return found
+        renaming = importlib.import_module(renamings.__module__).WeightRenaming
+        return [*found, renaming(rf"({EMBEDDING}\.[^.]+)$", r"\1.weight")]
+
+    return with_names

@@ -184,3 +184,22 @@ def test_the_warning_of_trainer_comes_once_for_each_name(tmp_path, monkeypatch):
     assert len(found) == 1
     with pytest.warns(UserWarning, match="of the adapter 'words'"):
         adapt("words").save_pretrained(tmp_path / "checkpoint-1")
+
+
+@pytest.mark.parametrize("as_keyword", [True, False])
+def test_transformers_may_ask_for_names_in_any_way(as_keyword, monkeypatch):
+    conversion = pytest.importorskip("peft.utils.transformers_weight_conversion", reason="transformers 4 needs none")
+
+    def with_more(weight_conversions, adapter_name, peft_config=None, more=None):
+        return [more]
+
+    with_more.__module__ = conversion.__name__
+    monkeypatch.setattr(conversion, "build_peft_weight_mapping", with_more)
+    extend_peft_model()
+    ours = conversion.build_peft_weight_mapping
+    extend_peft_model()
+    assert conversion.build_peft_weight_mapping is ours
+    config = AIMConfig(num_frames=2)
+    found = ours([], "a", peft_config=config, more=1) if as_keyword else ours([], "a", config, 1)
+    assert found[0] == 1 and len(found) == 2
+    assert ours([], "a", LoraConfig(), 1) == [1]
