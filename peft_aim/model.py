@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -112,7 +111,6 @@ class AIMModel(BaseTuner):
                 parts of the adapter have no effect on the output.
         """
         config = self.peft_config[adapter_name]
-        config.awaits_weights = bool(config.folder or config.backbone_fingerprint or config.inference_mode)
         try:
             check_adapter_name(adapter_name)
             config.fetch_weights()
@@ -311,15 +309,8 @@ class AIMModel(BaseTuner):
         """Translate saved names into the model's, after checking that they are exactly those of the adapter."""
         expected = shapes_of(adapter_weights(model, adapter_name))
         found = {name.replace(f".modules_to_save.{adapter_name}", ""): t for name, t in state_dict.items()}
-        try:
-            own = own_shapes(model, shapes_of(found), expected)
-            check_shapes(expected, own, f"The state dict for the adapter {adapter_name!r}")
-        except ValueError as error:
-            if not (config.awaits_weights and isinstance(getattr(model, "base_model", None), AIMModel)):
-                raise
-            model.base_model._remove_adapter(adapter_name)  # it was added only to be loaded
-            raise ValueError(f"{error} The adapter was removed from the model again.") from None
-        config.awaits_weights = False
+        own = own_shapes(model, shapes_of(found), expected)
+        check_shapes(expected, own, f"The state dict for the adapter {adapter_name!r}")
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     @contextmanager
@@ -327,7 +318,4 @@ class AIMModel(BaseTuner):
         """Reject ``adapter_names``, which PEFT would ignore silently."""
         if kwargs.get("adapter_names") is not None:
             raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
-        if not torch.compiler.is_compiling():
-            for config in self.peft_config.values():
-                config.awaits_weights = False  # the adapter is used as it is
         yield

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from functools import wraps
-from typing import Any
-
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
@@ -43,29 +39,3 @@ def register(config_cls: type, model_cls: type) -> None:
     """Register the method with PEFT; a second call, for example after ``importlib.reload``, changes nothing."""
     if PEFT_TYPE_TO_CONFIG_MAPPING.get(add_peft_type()) is not config_cls:
         register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix="aim_")
-        _let_transformers_load(r"(aim_\w*embedding\.[^.]+)$", r"\1.weight")
-
-
-def _let_transformers_load(saved: str, own: str) -> None:
-    """Have transformers' own ``load_adapter`` rename weights of AIM, as PEFT's loaders do.
-
-    It asks neither the tuner nor its layers for the names of weights, but this function of PEFT's, in which only a
-    prefix can be registered.
-
-    Args:
-        saved: A regular expression for the name of a weight in a file, after PEFT has inserted the adapter's name.
-        own: Its name in the model.
-    """
-    try:
-        conversion = importlib.import_module("peft.utils.transformers_weight_conversion")
-    except ImportError:  # transformers 4 loads through PEFT
-        return
-    renamings = conversion.build_peft_weight_mapping
-
-    @wraps(renamings)
-    def with_own(weight_conversions: Any, adapter_name: str, peft_config: Any = None) -> Any:
-        found = renamings(weight_conversions, adapter_name, peft_config=peft_config)
-        is_ours = found and getattr(peft_config, "peft_type", None) == PeftType[NAME]
-        return [*found, conversion.WeightRenaming(saved, own)] if is_ours else found
-
-    conversion.build_peft_weight_mapping = with_own

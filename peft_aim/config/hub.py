@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 LOG_IN = "log in with `hf auth login`, or pass token="
 
 
-class NotDownloaded(ValueError):  # noqa: N818 (what it says, to users who see the type)
+class NotDownloaded(ValueError):  # noqa: N818 (users see the name, and it tells what happened)
     """Raised if a file of an adapter cannot be downloaded, with the reason and what to do."""
 
 
@@ -92,12 +91,19 @@ class SavedAdapter:
             )
             raise NotDownloaded(what) from error
 
-    def why(self, error: BaseException, file: str = CONFIG_NAME) -> str | None:
-        """Return why a file could not be downloaded, and what to do; None if the error is another, or says so."""
-        if isinstance(error, NotDownloaded):
-            return None
-        found = next((e for e in _chain(error) if isinstance(e, (HfHubHTTPError, *KINDS))), None)
-        if found is None:
+    def why(self, error: BaseException, file: str = CONFIG_NAME, handled: BaseException | None = None) -> str | None:
+        """Return why a file could not be downloaded, and what to do.
+
+        Args:
+            error: What was raised.
+            file: Which file was asked for.
+            handled: The exception that the caller was handling before the download, which is not its reason.
+
+        Returns:
+            The reason; None if the Hub is not the reason, or if the error already gives it.
+        """
+        found = _of_hub(error, handled)
+        if found is None or self.is_local:
             return None
         status = getattr(getattr(found, "response", None), "status_code", None)
         revision = self.options.get("revision") or "main"
@@ -149,7 +155,8 @@ class SavedAdapter:
 
     def _subfolders(self, revision: str) -> str:
         try:
-            files = self._api().list_repo_files(self.name, revision=revision)
+            info = self._api().model_info(self.name, revision=revision, timeout=5)  # one attempt, as of the revisions
+            files = [file.rfilename for file in info.siblings or []]
         except Exception:
             files = []
         return _among(sorted(os.path.dirname(file) for file in files if os.path.basename(file) == CONFIG_NAME))
@@ -161,10 +168,18 @@ class SavedAdapter:
 KINDS = (EntryNotFoundError, OfflineModeIsEnabled, HFValidationError)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def _of_hub(error: BaseException | None, handled: BaseException | None) -> BaseException | None:
+    """Return the Hub's error from which another one follows.
+
+    PEFT raises plain ValueErrors without a cause while it handles that of the Hub. Any other error that is raised
+    meanwhile has a reason of its own.
+    """
+    while error is not None and error is not handled and not isinstance(error, NotDownloaded):
+        if isinstance(error, (HfHubHTTPError, *KINDS)):
+            return error
+        in_passing = type(error) is ValueError and not error.__suppress_context__
+        error = error.__cause__ or (error.__context__ if in_passing else None)
+    return None
 
 
 def _is_missing(error: BaseException | None) -> bool:

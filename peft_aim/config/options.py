@@ -156,7 +156,6 @@ class AIMConfig(PeftConfig):
     # Not options, so neither compared nor saved.
     folder: ClassVar[str | None] = None  # the folder that the config was loaded from
     saved: ClassVar[SavedAdapter | None] = None  # where its weights are still to be fetched from
-    awaits_weights: ClassVar[bool] = False  # whether saved weights are still to be loaded into the adapter
     branches: ClassVar[dict[str, list[str]]] = {}  # by module of the current model, what it gets
     found_targets: ClassVar[str | None] = None  # the blocks found in the current model, if none were given
     of_model: ClassVar[dict[str, Any]] = {}  # options whose saved value depends on the model that is being saved

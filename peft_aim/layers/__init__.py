@@ -7,13 +7,14 @@ from peft_aim.layers.adapter import add_temporal_embedding, from_time, initializ
 from peft_aim.layers.base import WHY_NO_MERGE, WHY_NO_SUM, AIMTunerLayer, is_decayed
 from peft_aim.layers.block import BRANCHES, AIMLayer
 from peft_aim.layers.effect import check_effect
-from peft_aim.layers.embedding import AIMEmbedding, saved_name
+from peft_aim.layers.embedding import EMBEDDING, AIMEmbedding, saved_name
 from peft_aim.layers.head import AIMHead
 from peft_aim.layers.norm import AIMNorm
 from peft_aim.layers.temporal import TemporalAttention, TemporalConvolution
 
 __all__ = [
     "BRANCHES",
+    "EMBEDDING",
     "WHY_NO_MERGE",
     "WHY_NO_SUM",
     "AIMEmbedding",

@@ -113,6 +113,15 @@ class AIMTunerLayer(nn.Module, BaseTunerLayer):
         """Raise a ValueError: AIM adapters are never merged."""
         raise ValueError(WHY_NO_MERGE)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Accept state dicts saved when embeddings were parameters of their container."""
+        for container in self.adapter_layer_names:
+            for adapter_name in getattr(self, container):
+                old = f"{prefix}{container}.{adapter_name}"
+                if old in state_dict:
+                    state_dict[f"{old}.weight"] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def detach(self) -> None:
         """Remove the hooks that the layer has registered on other modules."""
 

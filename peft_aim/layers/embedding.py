@@ -14,6 +14,8 @@ from peft_aim.layers.adapter import add_temporal_embedding
 from peft_aim.layers.base import AIMTunerLayer
 from peft_aim.tracing import Layout
 
+EMBEDDING = r"\baim_\w*embedding"  # a regular expression for the names of containers of temporal embeddings
+
 
 class TemporalEmbedding(nn.Module):
     """A learned embedding of each frame, added to all its tokens.
@@ -51,7 +53,7 @@ def saved_name(name: str) -> str:
         >>> saved_name("blocks.0.aim_temporal_embedding.weight"), saved_name("blocks.0.aim_joint_up.weight")
         ('blocks.0.aim_temporal_embedding', 'blocks.0.aim_joint_up.weight')
     """
-    return re.sub(r"(\baim_\w*embedding)\.weight$", r"\1", name)
+    return re.sub(rf"({EMBEDDING})\.weight$", r"\1", name)
 
 
 class AIMEmbedding(AIMTunerLayer):

@@ -83,9 +83,8 @@ def hotswap_adapter(
         if isinstance(module, AIMTunerLayer) and adapter_name in module.adapters:
             module.configure(adapter_name, config)
     if config.backbone_fingerprint != loaded.backbone_fingerprint:
-        compare_backbone(
-            model, adapter_name, config.backbone_fingerprint
-        )  # last, since its warning may be turned into an error
+        # Last, since its warning may be turned into an error.
+        compare_backbone(model, adapter_name, config.backbone_fingerprint)
 
 
 def check_fits(tensors: dict[str, Tensor], found: Shapes, source: str) -> None:

@@ -1,61 +1,115 @@
-"""What PeftModel does around a tuner: when loading an adapter fails, Trainer saves one, or one is pushed.
+"""What PEFT does around a tuner: when loading an adapter fails, Trainer saves one, or one is pushed.
 
-PEFT has no place for a tuner to take part in these, so the methods are extended when this package is imported. For
-models without AIM adapters they are PEFT's own.
+PEFT has no place for a tuner to take part in these, so its functions are extended when this package is imported. For
+models without AIM adapters they are PEFT's own, but for one message: until the config of an adapter has been fetched,
+its method is unknown, so why that failed is said for all methods.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import PushToHubMixin
 
 from peft_aim.card import write_card
-from peft_aim.config import AIMConfig, SavedAdapter
+from peft_aim.config import AIMConfig, NotDownloaded, SavedAdapter
+from peft_aim.layers import EMBEDDING
+
+in_from_pretrained: ContextVar[bool] = ContextVar("in_from_pretrained", default=False)
+warned: set[str] = set()  # names of adapters
 
 
 def extend_peft_model() -> None:
-    """Extend PeftModel; a second call changes nothing."""
-    for name, extend in (("load_adapter", _leaving_nothing_behind), ("save_pretrained", _warning_of_trainer)):
-        method = getattr(PeftModel, name)
-        of_peft = getattr(method, "of_peft", method)
-        extended = extend(of_peft)
-        extended.of_peft = of_peft
-        setattr(PeftModel, name, extended)
-    PeftModel._upload_modified_files = _upload_with_card
+    """Extend PEFT; a second call changes nothing."""
+    extend(PeftModel, "from_pretrained", _with_new_adapter)
+    extend(PeftModel, "load_adapter", _leaving_nothing_behind)
+    extend(PeftModel, "save_pretrained", _warning_of_trainer)
+    extend(PeftModel, "_upload_modified_files", _with_card)
+    extend(PeftConfig, "_get_peft_type", _with_reason)
+    with suppress(ImportError):  # transformers 4 loads through PEFT
+        conversion = importlib.import_module("peft.utils.transformers_weight_conversion")
+        extend(conversion, "build_peft_weight_mapping", _with_names)
+
+
+def extend(owner: Any, name: str, extension: Callable[[Callable], Callable]) -> None:
+    """Replace a function by an extended one, unless it has been: also if others have extended that in turn.
+
+    Args:
+        owner: Its class or module.
+        name: Its name there.
+        extension: Returns the extended function.
+    """
+    found = inspect.getattr_static(owner, name)
+    function = getattr(found, "__func__", found)
+    if not hasattr(function, "extended_by_aim"):  # functools.wraps copies it to the wrappers of others
+        extended = extension(function)
+        extended.extended_by_aim = True
+        setattr(owner, name, classmethod(extended) if isinstance(found, classmethod) else extended)
+
+
+def _with_new_adapter(from_pretrained: Callable) -> Callable:
+    @wraps(from_pretrained)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        before = in_from_pretrained.set(True)
+        try:
+            return from_pretrained(*args, **kwargs)
+        finally:
+            in_from_pretrained.reset(before)
+
+    return load
 
 
 def _leaving_nothing_behind(load_adapter: Callable) -> Callable:
     @wraps(load_adapter)
     def load(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        is_new = in_from_pretrained.get() or adapter_name not in self.peft_config
+        handled = sys.exc_info()[1]
         try:
             return load_adapter(self, model_id, adapter_name, *args, **kwargs)
         except BaseException as error:
-            config = self.peft_config.get(adapter_name)
-            if isinstance(config, AIMConfig) and config.awaits_weights:  # it was added only to be loaded
+            is_ours = any(isinstance(config, AIMConfig) for config in self.peft_config.values())
+            if is_new and isinstance(self.peft_config.get(adapter_name), AIMConfig):
                 self.base_model._remove_adapter(adapter_name)
-            why = _why(self, error, model_id, kwargs)
-            if why is None:
+            why = _saved(model_id, kwargs).why(error, handled=handled) if is_ours else None
+            if why is None or not isinstance(error, Exception):  # an interrupt stays one
                 raise
             raise ValueError(why) from error
 
     return load
 
 
-def _why(model: PeftModel, error: BaseException, model_id: Any, kwargs: dict[str, Any]) -> str | None:
-    """Return the reason of a failed download, which PEFT reports as a missing adapter_config.json."""
-    if not any(isinstance(config, AIMConfig) for config in model.peft_config.values()):
-        return None
-    options = dict(PeftModel._split_kwargs(kwargs)[0])
-    return SavedAdapter(str(model_id), options.pop("subfolder", None), options).why(error)
+def _with_reason(get_peft_type: Callable) -> Callable:
+    """Say why the config of an adapter could not be downloaded, after PEFT's sentence that it could not."""
+
+    @wraps(get_peft_type)
+    def get(cls: type[PeftConfig], model_id: Any, **kwargs: Any) -> str:
+        handled = sys.exc_info()[1]
+        try:
+            return get_peft_type(cls, model_id, **kwargs)
+        except ValueError as error:
+            why = _saved(model_id, kwargs).why(error, handled=handled)
+            if why is None:
+                raise
+            raise NotDownloaded(f"{str(error).removesuffix('.')}. {why}") from error
+
+    return get
+
+
+def _saved(model_id: Any, kwargs: dict[str, Any]) -> SavedAdapter:
+    options = {name: value for name, value in PeftModel._split_kwargs(kwargs)[0].items() if value is not None}
+    return SavedAdapter(str(model_id), options.pop("subfolder", None), options)
 
 
 def _warning_of_trainer(save_pretrained: Callable) -> Callable:
@@ -64,7 +118,9 @@ def _warning_of_trainer(save_pretrained: Callable) -> Callable:
         result = save_pretrained(self, save_directory, *args, **kwargs)
         folder, (name, *_) = os.path.abspath(save_directory), (*self.active_adapters, "default")
         is_checkpoint = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", os.path.basename(folder))
-        if is_checkpoint and name != "default" and isinstance(self.peft_config[name], AIMConfig):
+        is_ours = isinstance(self.peft_config.get(name), AIMConfig)
+        if is_checkpoint and is_ours and name != "default" and name not in warned:
+            warned.add(name)
             warnings.warn(
                 f"transformers' Trainer cannot load the best checkpoint of the adapter {name!r}: PEFT saves it in "
                 f"{os.path.join(folder, name)}, and load_best_model_at_end looks in the folder above, for one named "
@@ -77,12 +133,36 @@ def _warning_of_trainer(save_pretrained: Callable) -> Callable:
     return save
 
 
-def _upload_with_card(self: PeftModel, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+def _with_card(upload: Callable) -> Callable:
     """Write the cards again, with the name of the repository: transformers has put an empty one over them."""
-    configs = {name: config for name, config in self.peft_config.items() if isinstance(config, AIMConfig)}
-    for name, config in reversed(configs.items()):  # the first has the card of the repository, unless one is "default"
-        inside = None if name == "default" else name
-        write_card(config.to_dict(), Path(working_dir, inside or ""), repo_id, inside)
-        if "default" not in configs:
-            write_card(config.to_dict(), Path(working_dir), repo_id, inside)
-    return PushToHubMixin._upload_modified_files(self, working_dir, repo_id, *args, **kwargs)
+
+    @wraps(upload)
+    def upload_with_card(self: PeftModel, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        configs = {name: config for name, config in self.peft_config.items() if isinstance(config, AIMConfig)}
+        for name, config in reversed(configs.items()):  # the first has the repository's card, unless one is "default"
+            inside = None if name == "default" else name
+            write_card(config.to_dict(), Path(working_dir, inside or ""), repo_id, inside)
+            if "default" not in configs:
+                write_card(config.to_dict(), Path(working_dir), repo_id, inside)
+        return upload(self, working_dir, repo_id, *args, **kwargs)
+
+    return upload_with_card
+
+
+def _with_names(renamings: Callable) -> Callable:
+    """Have transformers' own ``load_adapter`` rename weights of AIM, as PEFT's loaders do.
+
+    It asks neither the tuner nor its layers for the names of weights, but this function of PEFT's, in which only a
+    prefix can be registered.
+    """
+
+    @wraps(renamings)
+    def with_names(*args: Any, **kwargs: Any) -> Any:
+        found = renamings(*args, **kwargs)
+        config = inspect.signature(renamings).bind(*args, **kwargs).arguments.get("peft_config")
+        if not found or not isinstance(config, AIMConfig):
+            return found
+        renaming = importlib.import_module(renamings.__module__).WeightRenaming
+        return [*found, renaming(rf"({EMBEDDING}\.[^.]+)$", r"\1.weight")]
+
+    return with_names

@@ -11,11 +11,17 @@ import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from peft_aim.layers import AIMTunerLayer, saved_name
 
 Shapes = dict[str, tuple[int, ...]]
+
+PLAIN: tuple[type, ...] = (Tensor, nn.Parameter)
+SHARDED: tuple[type, ...] = ()
+if torch.distributed.is_available():  # not in every build of PyTorch
+    from torch.distributed.tensor import DTensor
+
+    SHARDED = (DTensor,)
 
 # Parts of parameter names that wrappers add: torch.compile and FSDP 1; also PEFT.
 OF_TORCH = ("_orig_mod.", "_fsdp_wrapped_module.")
@@ -201,17 +207,19 @@ def check_complete(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
 
 
 def check_not_quantized(adapter_name: str, weights: Mapping[str, Tensor]) -> None:
-    """Check that an adapter has not been quantized together with its backbone, which safetensors cannot store.
+    """Check that the weights of an adapter are plain tensors: files cannot store a subclass, as quantization makes.
 
     Raises:
-        ValueError: If it has.
+        ValueError: If they are not.
     """
     for name, tensor in weights.items():
-        if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, DTensor):
+        if type(tensor) not in PLAIN and not isinstance(tensor, SHARDED):
+            kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
             raise ValueError(
-                f"The adapter {adapter_name!r} was quantized together with its backbone: {plain(name)} is a "
-                f"{type(tensor).__name__}. Save it before quantize_(), or quantize the backbone alone, by "
-                'filter_fn=lambda module, name: isinstance(module, nn.Linear) and "aim_" not in name.'
+                f"The adapter {adapter_name!r} cannot be saved: {plain(name)} is no plain tensor but a {kind}. If "
+                "quantize_() made it, save before that, or quantize the backbone alone, by "
+                'filter_fn=lambda module, name: isinstance(module, nn.Linear) and "aim_" not in name; otherwise '
+                "replace it by a plain tensor."
             )
 
 

@@ -197,7 +197,7 @@ def test_adapters_with_an_effect_stay(model):
     assert sum(isinstance(module, BaseTunerLayer) for module in adapted.modules()) == 2
 
 
-def test_a_model_that_cannot_record_gradients_is_not_accused():
+def test_models_that_cannot_record_gradients_are_adapted():
     model = Model()
     model.blocks[0].register_forward_hook(lambda module, args, output: print(output.numpy().shape))
     get_peft_model(model, AIMConfig(num_frames=2))
