@@ -117,7 +117,7 @@ class AIMModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             if config.folder is not None:
                 check_file(self.model, adapter_name, config.folder)
-            check_effect(self.model, self.model.aim_clips.inspection, adapter_name)
+            check_effect(self.model, self.model.aim_clips.inspection, adapter_name, not config.inference_mode)
             compare_backbone(self.model, adapter_name, config.backbone_fingerprint)
         except BaseException:  # also if a download is interrupted
             self._remove_adapter(adapter_name)

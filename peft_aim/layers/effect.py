@@ -2,11 +2,12 @@
 
 One image passes the adapted model without arithmetic, while autograd records which of the adapter's layers the output
 depends on; nothing is differentiated. Parts that are not reached so are tried with numbers: whether noise in their
-place changes the output.
+place changes the output. If it does, they stay, but training cannot change them.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,10 +31,13 @@ from peft_aim.tracing import (
 )
 
 Part = tuple[str, str]  # the name of an adapted module, and what the adapter adds there
+# Where autograd records nothing, parts are tried by a run each; more than this by kind, of which there are six. So the
+# check costs at most seven images, however many blocks there are; parts that stay so are named in a warning.
+MOST_RUNS = 6
 WITHOUT = {"head": "num_labels=None", "norm": "final_norm=False"}  # others have an option of their name
 
 
-def check_effect(model: nn.Module, inspection: Inspection, adapter: str) -> None:
+def check_effect(model: nn.Module, inspection: Inspection, adapter: str, trainable: bool = True) -> None:
     """Check that every part of an adapter has an effect on the output of a model.
 
     Nothing is checked if the model is on the device "meta", or returns no tensors. The model is the same afterwards.
@@ -42,6 +46,7 @@ def check_effect(model: nn.Module, inspection: Inspection, adapter: str) -> None
         model: The adapted backbone.
         inspection: Its structure.
         adapter: Name of the adapter.
+        trainable: Whether to warn if no gradient reaches a part.
 
     Raises:
         ValueError: If some have none, with what was observed.
@@ -53,10 +58,16 @@ def check_effect(model: nn.Module, inspection: Inspection, adapter: str) -> None
     with running(model, training=False), unchanged(model):  # the former clears what a module caches in evaluation
         _activate(model, adapter)
         marked = _Marked(model, adapter)
-        suspects = marked.unreached(tower, images)
-        without = [part for part in suspects if not marked.changes(tower, drawn(images), part)] if suspects else []
+        suspects = untrained = marked.unreached(tower, images)
+        without = marked.without_effect(tower, drawn(images), suspects) if suspects else []
+        if suspects and not without:  # in evaluation alone, a model may well record no gradients
+            with running(model, training=True):
+                again = marked.unreached(tower, images)
+            untrained = [part for part in suspects if part in again and marked.recorded]
     if without:
         raise ValueError(_message(model, adapter, without, marked.called))
+    if untrained and trainable:
+        warnings.warn(_warning(model, adapter, untrained), stacklevel=2)
 
 
 def _one_image(tower: nn.Module, inspection: Inspection) -> Images:
@@ -96,7 +107,10 @@ class _Marked:
                         self.parts[part].append(getattr(layer, kind)[adapter])
 
     def unreached(self, tower: nn.Module, images: Images) -> list[Part]:
-        """Return the parts with a layer that the output does not depend on, as autograd records it."""
+        """Return the parts with a layer that the output does not depend on, as autograd records it; all if it cannot.
+
+        ``recorded`` tells whether it can.
+        """
         markers: dict[Part, list[Tensor]] = defaultdict(list)
 
         def add_marker(part: Part, result: Tensor) -> Tensor:
@@ -104,9 +118,11 @@ class _Marked:
             return result + markers[part][-1]
 
         reached: set[int] = set()
+        self.recorded = False
         with suppress(Exception), torch.inference_mode(False), torch.enable_grad(), without_arithmetic(self.model):
             with self._adding(self.parts, add_marker):
                 output = list(tensors_in(run(tower, images)))
+            self.recorded = True
             if not any(tensor.is_floating_point() for tensor in output):
                 return []
             reached = _leaves(output)
@@ -114,22 +130,28 @@ class _Marked:
         return [part for part, layers in self.parts.items() if found[part] < len(layers)]
 
     @torch.enable_grad()  # as in training, where a model may take another way
-    def changes(self, tower: nn.Module, images: Images, part: Part) -> bool:
-        """Whether noise that is added to the results of a part changes the output; True if the model cannot run."""
+    def without_effect(self, tower: nn.Module, images: Images, parts: list[Part]) -> list[Part]:
+        """Return those of some parts in whose place noise does not change the output; none if the model cannot run."""
 
-        def add_noise(part: Part, result: Tensor) -> Tensor:
-            noise = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
-            return result + 1000 * noise.to(result)
+        def output(noisy: Iterable[Part]) -> list[Tensor]:
+            def add_noise(part: Part, result: Tensor) -> Tensor:
+                noise = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
+                return result + 1000 * noise.to(result) if part in noisy else result
+
+            with self._adding(self.parts, add_noise):  # everywhere: layers with hooks may be computed in another way
+                return list(tensors_in(run(tower, images)))
 
         own = [layer for layers in self.parts.values() for layer in layers]
+        effective: set[Part] = set()
         try:
             with without_weights(own):  # those of a file that is not read yet
-                before = list(tensors_in(run(tower, images)))
-                with self._adding([part], add_noise):
-                    after = list(tensors_in(run(tower, images)))
+                before = output([])
+                for group in _groups([part for part in parts if part in self.called]):
+                    if not _all_equal(before, output(group)):
+                        effective.update(group)
         except Exception:  # nothing is known then
-            return True
-        return len(before) != len(after) or not all(map(_equal, before, after))
+            return []
+        return [part for part in parts if part not in effective]
 
     @contextmanager
     def _adding(self, parts: Iterable[Part], add: Callable[[Part, Tensor], Tensor]) -> Iterator[None]:
@@ -171,6 +193,25 @@ def _leaves(output: Iterable[Tensor]) -> set[int]:
     return found
 
 
+def _groups(parts: list[Part]) -> list[list[Part]]:
+    """Return the parts that are tried in one run: each alone, or all of a kind.
+
+    Example:
+        >>> _groups([("blocks.0", "spatial"), ("blocks.1", "spatial")])
+        [[('blocks.0', 'spatial')], [('blocks.1', 'spatial')]]
+        >>> [len(group) for group in _groups([(f"blocks.{n}", k) for n in range(9) for k in ("spatial", "joint")])]
+        [9, 9]
+    """
+    by_kind: dict[str, list[Part]] = defaultdict(list)
+    for part in parts:
+        by_kind[part[1]].append(part)
+    return [[part] for part in parts] if len(parts) <= MOST_RUNS else list(by_kind.values())
+
+
+def _all_equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(_equal, some, others))
+
+
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=0, atol=0, equal_nan=True)
 
@@ -187,4 +228,16 @@ def _message(model: nn.Module, adapter: str, parts: list[Part], called: set[Part
         f"was removed again:{listed({name: '; '.join(reasons) for name, reasons in observed.items()})}\n"
         f"To leave out these modules, pass exclude_modules={names}; to leave out these parts everywhere, pass "
         f"{options}."
+    )
+
+
+def _warning(model: nn.Module, adapter: str, parts: list[Part]) -> str:
+    branches: dict[str, list[str]] = defaultdict(list)
+    for name, branch in parts:
+        branches[name].append(branch)
+    return (
+        f"No gradient reaches these parts of the adapter {adapter!r} from the output of {type(model).__name__}, so "
+        f"training will not change them:{listed({name: ', '.join(found) for name, found in branches.items()})}\n"
+        "The model runs them under torch.no_grad(), or detaches what they return, or checkpoints their blocks with "
+        "use_reentrant=True. Change that for training; for inference alone, pass inference_mode=True."
     )

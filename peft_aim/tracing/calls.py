@@ -25,6 +25,7 @@ from peft_aim.tracing.outputs import (
 )
 from peft_aim.tracing.parts import is_norm
 from peft_aim.tracing.stand_ins import standing_in
+from peft_aim.tracing.switches import calling_all_modules
 
 
 @dataclass(frozen=True)
@@ -253,8 +254,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 def running(model: nn.Module, training: bool) -> Iterator[None]:
     """Set a model to training or evaluation mode and freeze it, and restore every module and parameter afterwards.
 
-    Running statistics stay as they are and gradient checkpointing stays off, in training mode too, and so does the
-    fast path of torch's own transformer layers, which calls none of their parts.
+    Running statistics stay as they are and gradient checkpointing stays off, in training mode too, and so do compiled
+    code and the fast path of torch's own transformer layers, which do not call all modules.
     """
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -263,13 +264,10 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
         module.training = training and not changes
     for parameter in trained:  # torch's counters stumble over their views under no_grad
         parameter.requires_grad_(False)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.compiler.set_stance("force_eager"):  # so that hooks run
+        with calling_all_modules:
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for parameter in trained:
             parameter.requires_grad_()
         for module, _ in modes:

@@ -24,9 +24,10 @@ PAIRS = [name for name in home_made.LAYOUTS if "torch" not in name and "several"
 @pytest.fixture(autouse=True)
 def without_fast_path():
     """torch's transformer layers round differently on their fast path, which adapters, as any hooks, switch off."""
+    before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     yield
-    torch.backends.mha.set_fastpath_enabled(True)
+    torch.backends.mha.set_fastpath_enabled(before)
 
 
 def clips(batch: int = laws.CLIPS) -> Tensor:

@@ -184,17 +184,59 @@ class Reentrant(Model):
         return x
 
 
+class DetachedCopy(Model):
+    """A detached auxiliary output beside the usual one, as of a momentum or logging branch."""
+
+    def forward(self, images):
+        scores = super().forward(images)
+        return {"logits": scores, "teacher": scores.detach()}
+
+
+class GradientsInTraining(Model):
+    def trunk(self, x):
+        with torch.set_grad_enabled(self.training):
+            return super().trunk(x)
+
+
 class SeveralOutputs(Model):
     def forward(self, images):
         x = self.stem(images).flatten(2).mT
         return {"logits": self.head(self.blocks[0](x).mean(1)), "others": [(self.blocks[1](x), None)]}
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-@pytest.mark.parametrize("model", [Model, DeadUnits, WithoutGradients, Reentrant, SeveralOutputs])
+EVERYWHERE = {"num_frames": 2, "temporal_conv": True, "temporal_embedding": "blocks", "num_labels": 2}
+
+
+@pytest.mark.parametrize("model", [Model, DeadUnits, SeveralOutputs, DetachedCopy, GradientsInTraining])
 def test_adapters_with_an_effect_stay(model):
-    adapted = get_peft_model(model(), AIMConfig(num_frames=2, temporal_conv=True, temporal_embedding="blocks"))
-    assert sum(isinstance(module, BaseTunerLayer) for module in adapted.modules()) == 2
+    adapted = get_peft_model(model(), AIMConfig(**EVERYWHERE))
+    assert sum(isinstance(module, BaseTunerLayer) for module in adapted.modules()) == 3
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("model", [WithoutGradients, Reentrant])
+def test_adapters_that_no_gradient_reaches_stay_with_a_warning(model):
+    named = (
+        rf"^No gradient reaches these parts of the adapter 'default' from the output of {model.__name__}, so training "
+        r"will not change them:\n  blocks.0, blocks.1: temporal, spatial, joint\nThe model runs"
+    )
+    with pytest.warns(UserWarning, match=named):
+        adapted = get_peft_model(model(), AIMConfig(**EVERYWHERE))
+    assert sum(isinstance(module, BaseTunerLayer) for module in adapted.modules()) == 3
+    get_peft_model(model(), AIMConfig(**EVERYWHERE, inference_mode=True))
+
+
+def test_without_gradients_the_check_needs_few_runs():
+    class Deep(WithoutGradients):
+        def __init__(self):
+            super().__init__()
+            self.blocks.extend(self.block() for _ in range(4))
+
+    model, runs = Deep(), []
+    adapted = get_peft_model(model, AIMConfig(num_frames=2, inference_mode=True))
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    check_effect(model, model.aim_clips.inspection, *adapted.active_adapters, trainable=False)
+    assert len(runs) == 2 + 1 + 3 + 1  # two without arithmetic; the output, and with noise for each kind of part
 
 
 def test_models_that_cannot_record_gradients_are_adapted():

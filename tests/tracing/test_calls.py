@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from threading import Thread
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo import eval_frame
 
 from peft_aim.tracing.calls import Call, running, trace
 from peft_aim.tracing.copies import traits
@@ -206,3 +210,22 @@ def test_running_freezes_and_restores():
     with running(model, training=True):
         assert not any(p.requires_grad for p in model.parameters()) and not model[1].training
     assert ([p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]) == before
+
+
+def test_overlapping_runs_in_threads_restore_the_switches_of_the_process():
+    def now() -> tuple[bool, str]:
+        return torch.backends.mha.get_fastpath_enabled(), eval_frame._stance.stance
+
+    def in_thread(function, *arguments):
+        thread = Thread(target=function, args=arguments)
+        thread.start()
+        thread.join()
+
+    before, first, second = now(), ExitStack(), ExitStack()
+    assert before == (True, "default")
+    in_thread(first.enter_context, running(nn.Linear(1, 1), training=False))
+    in_thread(second.enter_context, running(nn.Linear(1, 1), training=False))
+    in_thread(first.close)
+    assert now() == (False, "force_eager")
+    in_thread(second.close)
+    assert now() == before
