@@ -144,7 +144,8 @@ def _say_which_halves_are_alone(found: Inspection, config: AIMConfig, selected: 
         if branches(config, found.modules[other], 0):
             alone[half] = f"{other}, the other half, is left out"
     if config.target_modules is None and config.joint:
-        alone |= {half: reason for half, reason in found.alone.items() if half in selected}
+        unpaired = [n for n in selected if found.modules[n].attention is not None and found.modules[n].mlp is None]
+        alone |= {n: found.alone.get(n, "no MLP that follows it was found") for n in unpaired if n not in found.pairs}
     if alone:
         warnings.warn(
             f"AIM adapts only one half of {len(alone)} blocks:{listed(alone)}\nA block that consists of two modules, "
