@@ -14,7 +14,12 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from peft_aim import AIMConfig
-from peft_aim.saving import adapter_weights
+from peft_aim.saving import adapter_weights, peft_model
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch):
+    monkeypatch.setattr(peft_model, "warned", set())
 
 
 class Clips(Dataset):
