@@ -139,6 +139,8 @@ def ineffective(tower: nn.Module, images: Images, root: Call, blocks: Blocks) ->
     """
     found, arrived = {}, run_skeleton(tower, with_second_image_marked(images), root, blocks)
     for name, (_, anatomy) in blocks.items():
+        if name not in arrived:  # part of another, which did not run
+            continue
         if not arrived[name].any_marked:
             found[name] = "the tokens that it takes first do not depend on the image"
         elif (

@@ -27,13 +27,18 @@ def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
     if not weights and _is_another_process():
         return {}
     check_complete(model, adapter_name, weights)
-    found = {unwrapped(name): tensor for name, tensor in weights.items()}
+    found = {_of_peft_model(unwrapped(name)): tensor for name, tensor in weights.items()}
     _check_all_are_there(model, adapter_name, found)
     own = tuple(f"{unwrapped(name)}." for name, _ in containers_in(model, tuner_layers_only=True))
     bare = tuple(name.removesuffix(".") for name in own if name.endswith("embedding."))
     selected = {name: tensor for name, tensor in found.items() if name.startswith(own) or name in bare}
     check_not_quantized(adapter_name, selected)
     return selected
+
+
+def _of_peft_model(name: str) -> str:
+    """Return a weight's name in a PeftModel, given that or the one in its base model."""
+    return name if name.startswith("base_model.") else f"base_model.model.{name}"
 
 
 def _is_another_process() -> bool:

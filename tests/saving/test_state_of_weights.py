@@ -10,6 +10,7 @@ import pytest
 import torch
 import zoo
 from peft import get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 
 from peft_aim import AIMConfig
@@ -27,6 +28,14 @@ def test_full_state_dicts_of_earlier_versions_load(name, options):
     other.load_state_dict(old, strict=True)
     assert all(torch.equal(tensor, new[key]) for key, tensor in other.state_dict().items())
     assert not any(key in new for key in old.keys() - new.keys())
+
+
+def test_the_state_dict_of_the_base_model_is_saved_as_that_of_the_model(tmp_path):
+    model = get_peft_model(zoo.build("timm_vit"), AIMConfig(num_frames=zoo.FRAMES, init_weights=False))
+    model.save_pretrained(tmp_path / "own")
+    model.save_pretrained(tmp_path / "given", state_dict=model.base_model.model.state_dict())
+    own, given = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("own", "given"))
+    assert own.keys() == given.keys() and all(torch.equal(given[name], own[name]) for name in own)
 
 
 def test_weights_of_another_kind_are_named_but_not_explained(tmp_path):
