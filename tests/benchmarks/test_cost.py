@@ -75,7 +75,7 @@ def test_quick(tmp_path, capsys):
     assert "Goals" not in text  # they are those of CLIP ViT-B/16
     assert goals(found, by_row(found["rows"]))["graph breaks"][:2] == (0, 0)
     (attached,) = found["attach"]
-    assert attached["ratio"] <= 2.2 and attached["runs"] == [5, 1, 1]  # each adapter is checked by one run
+    assert attached["ratio"] <= 2.2 and attached["runs"] == [6, 1, 1]  # each adapter is checked by one run
     assert found["swapping"]["recompiled_by_hotswap"] == 0
     assert found["growth"]["adapters"]["exponents"]["adapters_mb"] == pytest.approx(1)
     assert {path.name for path in tmp_path.iterdir()} == {"cost.json", "cost.md", "cost_growth.svg", "cost_pareto.svg"}

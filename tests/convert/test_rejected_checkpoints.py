@@ -326,7 +326,7 @@ def test_mlps_whose_layers_are_not_called_are_rejected():
 
 def test_backbones_without_final_norm_are_rejected():
     state = official("imagenet")
-    with pytest.raises(ValueError, match=r"has 0 norms after its last block \(none\), but the official model has one"):
+    with pytest.raises(ValueError, match=r"has 0 norms after its last block \(none\) that its output depends on"):
         from_official(state, timm_vit(state, final_norm=False))
 
 
