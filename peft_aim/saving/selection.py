@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, distributed, nn
 
-from peft_aim.saving.weights import adapter_weights, check_complete, containers_in, plain, unwrapped
+from peft_aim.layers import saved_name
+from peft_aim.saving.weights import check_complete, containers_in, plain, tensors_of, unwrapped
 
 
 def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -39,19 +40,24 @@ def _is_another_process() -> bool:
 
 
 def _check_all_are_there(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor]) -> None:
-    def anonymous(name: str) -> str:
-        return plain(name.replace(".modules_to_save.", ".").replace(f".{adapter_name}.", "."))
-
-    given = {anonymous(name): tensor for name, tensor in found.items() if ".original_module." not in name}
-    expected = {anonymous(name): tensor for name, tensor in adapter_weights(model, adapter_name).items()}
-    wrong = {
-        "missing": [name for name in expected if name not in given],
-        "without content": [n for n in expected if n in given and (given[n].is_meta or not given[n].numel())],
-        # In the model itself, FSDP 1 flattens its shards.
-        "of another shape": [n for n, t in expected.items() if t.ndim > 1 and given.get(n, t).shape != t.shape],
-    }
+    wrong: dict[str, list[str]] = {"missing": [], "without content": [], "of another shape": []}
+    count = 0
+    for container, content in ((name, c[adapter_name]) for name, c in containers_in(model) if adapter_name in c):
+        for key, tensor in tensors_of(content):
+            count += 1
+            whole, bare = f"{unwrapped(container)}.{adapter_name}.{key}", unwrapped(f"{container}.{key}")
+            given = next((found[name] for name in (whole, bare, saved_name(bare)) if name in found), None)
+            if given is None:
+                what = "missing"
+            elif given.is_meta or not given.numel():
+                what = "without content"
+            elif tensor.ndim > 1 and given.shape != tensor.shape:  # in the model itself, FSDP 1 flattens its shards
+                what = "of another shape"
+            else:
+                continue
+            wrong[what].append(plain(f"{container.removesuffix('.modules_to_save')}.{key}"))
     lines = [
-        f"\n  {what} ({len(names)} of {len(expected)}): {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        f"\n  {what} ({len(names)} of {count}): {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
         for what, names in wrong.items()
         if names
     ]

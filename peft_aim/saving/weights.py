@@ -106,7 +106,7 @@ def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     for name, container in containers_in(model):
         if adapter_name in container:
             name = name.removesuffix(".modules_to_save")
-            found |= {plain(f"{name}.{key}"): tensor for key, tensor in _tensors(container[adapter_name])}
+            found |= {plain(f"{name}.{key}"): tensor for key, tensor in tensors_of(container[adapter_name])}
     return found
 
 
@@ -120,7 +120,7 @@ def containers_in(model: nn.Module, tuner_layers_only: bool = False) -> Iterator
                 yield f"{name}.{container}", getattr(module, container)
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Iterate over what the state dict of a module has; of a sharded module, all processes would have to call that."""
     for name, part in module.named_modules():
         buffers = {key: buffer for key, buffer in part._buffers.items() if key not in part._non_persistent_buffers_set}
