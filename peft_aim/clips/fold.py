@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -73,6 +74,12 @@ class Clips:
         if clips.ndim == len(self.inspection.image) + 1:
             clips = clips.unsqueeze(1)
         self._check(clips)
+        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+            warnings.warn(
+                "The old ONNX exporter (dynamo=False) makes the shape of these clips part of the model: "
+                f"{tuple(map(int, clips.shape))}, whatever dynamic_axes says. For any shape, use dynamo=True.",
+                stacklevel=2,
+            )
         for norm in self._frozen_norms:
             norm.eval()
         shape = ClipShape(*clips.shape[:2])

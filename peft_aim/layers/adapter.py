@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
 def bottleneck(x: Tensor, down: nn.Module, up: nn.Module, channels: int = -1) -> Tensor:
@@ -113,13 +114,22 @@ def add_temporal_embedding(tokens: Tensor, embedding: Tensor, frames: int, group
         >>> add_temporal_embedding(torch.zeros(2, 1, 1), torch.tensor([[[0.0], [2.0]]]), frames=2).flatten()
         tensor([0., 2.])
     """
-    if embedding.shape[1] != frames:
+    if not _are_surely_equal(embedding.shape[1], frames):
         embedding = F.interpolate(embedding.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
     axes = [1] * (tokens.ndim - 2)
     embedding = embedding.transpose(0, 1).expand(-1, groups, -1).flatten(0, 1)  # (T*G, D)
     width, clips = embedding.shape[-1], tokens.shape[0] // (frames * groups)
     embedding = embedding.expand(clips, -1, -1)  # (B, T*G, D)
     return tokens + embedding.reshape(tokens.shape[0], *axes, width).to(tokens.dtype)
+
+
+def _are_surely_equal(one: int, other: int) -> bool:
+    """Whether two lengths are equal, and if a length is symbolic (export), whether that is so for all its values.
+
+    If it is not known, interpolating is right, too: it changes nothing where the lengths are equal.
+    """
+    equal = one == other
+    return bool(equal) if isinstance(equal, Tensor) else statically_known_true(equal)  # a tensor in torch.jit.trace
 
 
 def drop_path(branch: Tensor, rate: float, batch: int = 0) -> Tensor:
