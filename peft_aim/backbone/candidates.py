@@ -92,9 +92,7 @@ class Candidates:
             for name in [*kind]:
                 if name in found:
                     del kind[name]
-                elif any(
-                    within(half, [name]) for half in halves.firsts
-                ):  # a trunk, whose other mixers are listed instead
+                elif any(within(half, [name]) for half in halves.firsts):  # a trunk; its other mixers are listed
                     self.others[name] = kind.pop(name)
         attends = any(reason.attends for reason in halves.reasons.values())
         if attends or self.blocks or self.skipped or self.rejected:  # not a model that mixes tokens in other ways only

@@ -207,7 +207,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
 
 
 def _is_trunk(name: str, calls: list[Call]) -> bool:
-    """Whether a module that changes the number of its tokens contains modules that resemble blocks and do not."""
+    """Whether a module contains modules that may be blocks."""
     return any(_may_be_a_block(call) for call in calls if within(call.name, [name]))
 
 

@@ -21,8 +21,6 @@ from peft_aim.backbone.axes import axis_of_tokens
 from peft_aim.tracing import (
     Call,
     Handle,
-    first_argument,
-    first_parameter,
     first_tensor,
     is_linear,
     is_mixer,
@@ -32,6 +30,7 @@ from peft_aim.tracing import (
     running,
     standing_in,
     tensors_in,
+    tokens_given,
 )
 
 WINDOWS = (nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d)
@@ -157,7 +156,7 @@ def _stand_ins(call: Call, passing: Passing) -> dict[nn.Module, Callable[..., An
 
 def _pass_on(part: Call, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return the input, in the form of the output, where that has the same number of features."""
-    tokens = first_tensor(first_argument(first_parameter(part.module), args, kwargs))
+    tokens = tokens_given(part.module, args, kwargs)
     if part.returned is None or part.returned.numel != tokens.numel():
         return forward(*args, **kwargs)
     return replace_first(part.form, tokens.reshape(part.returned.shape))

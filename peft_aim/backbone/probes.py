@@ -19,8 +19,6 @@ from peft_aim.tracing import (
     Handle,
     Images,
     channel_axis,
-    first_argument,
-    first_parameter,
     first_tensor,
     is_mixer,
     is_norm,
@@ -28,6 +26,7 @@ from peft_aim.tracing import (
     running,
     standing_in,
     tensors_in,
+    tokens_given,
     unchanged,
 )
 
@@ -297,18 +296,14 @@ def _return(part: Call, make: Callable[[Handle], Tensor], *args: Any, **kwargs: 
 
 
 def _pass_on(part: Call, *args: Any, **kwargs: Any) -> Any:
-    return replace_first(part.form, _first(part.module, args, kwargs).contiguous())
+    return replace_first(part.form, tokens_given(part.module, args, kwargs).contiguous())
 
 
 def _note_input(
     noted: dict[nn.Module, Tensor], module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    noted[module] = _first(module, args, kwargs).clone()
+    noted[module] = tokens_given(module, args, kwargs).clone()
     return forward(*args, **kwargs)
-
-
-def _first(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    return first_tensor(first_argument(first_parameter(module), args, kwargs))
 
 
 def _channels_last(tokens: Tensor, module: nn.Module, anatomy: Anatomy) -> Tensor:

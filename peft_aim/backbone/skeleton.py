@@ -21,8 +21,6 @@ from peft_aim.backbone.anatomy import Anatomy
 from peft_aim.tracing import (
     Call,
     Images,
-    first_argument,
-    first_parameter,
     first_tensor,
     is_linear,
     is_mixer,
@@ -31,6 +29,7 @@ from peft_aim.tracing import (
     running,
     standing_in,
     tensors_in,
+    tokens_given,
 )
 
 Blocks = dict[str, tuple[Call, Anatomy]]
@@ -117,7 +116,7 @@ def _noting(calls: Iterable[Call], arrived: dict[str, Arrived]) -> Iterator[None
     """Note the tokens that modules receive, by the names of their calls."""
 
     def note(name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        arrived[name] = Arrived.of(first_tensor(first_argument(first_parameter(module), args, kwargs)))
+        arrived[name] = Arrived.of(tokens_given(module, args, kwargs))
 
     with ExitStack() as stack:
         for call in calls:
@@ -143,7 +142,7 @@ def _layers_outside(root: Call, blocks: set[Call]) -> dict[nn.Module, list[Call]
 
 def _pass_on(call: Call, batch: int, is_source: bool, *args: Any, **kwargs: Any) -> Any:
     """Return a block's input, in the form of its output, with the marks of other tokens that it takes."""
-    tokens = first_tensor(first_argument(first_parameter(call.module), args, kwargs))
+    tokens = tokens_given(call.module, args, kwargs)
     others = [other for other in tensors_in((args, kwargs)) if other is not tokens and other.is_floating_point()]
     tokens = tokens.clone(memory_format=torch.contiguous_format)
     for other in others:
@@ -202,13 +201,13 @@ def added(tower: nn.Module, images: Images, root: Call, calls: list[Call]) -> se
                 del sums[call]
 
     def stand_in(call: Call, index: int, *args: Any, **kwargs: Any) -> Any:
-        tokens = first_tensor(first_argument(first_parameter(call.module), args, kwargs))
+        tokens = tokens_given(call.module, args, kwargs)
         noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(FIRST_SEED + index)).to(tokens)
         sums[call] = tokens + noise
         return replace_first(call.form, noise)
 
     def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        observe(first_tensor(first_argument(first_parameter(module), args, kwargs)))
+        observe(tokens_given(module, args, kwargs))
 
     stand_ins = {call.module: partial(stand_in, call, index) for index, call in enumerate(calls)}
     for module, known in _layers_outside(root, {*calls}).items():
@@ -235,9 +234,10 @@ def _noise(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs:
 
 def _holds(tokens: Tensor, seen: Tensor) -> bool:
     """Whether a tensor is tokens, the first of each image, or their mean, bit for bit."""
-    wanted = [tokens, tokens.transpose(0, 1)]
-    if tokens.ndim == 3:  # (B, N, D) or (N, B, D)
-        wanted += [tokens[:, 0], tokens.mean(1), tokens[0], tokens.mean(0)]
+    if seen.ndim == tokens.ndim:
+        wanted = [tokens, tokens.transpose(0, 1)]
+    elif tokens.ndim == 3:  # (B, N, D) or (N, B, D)
+        wanted = [tokens[:, 0], tokens.mean(1), tokens[0], tokens.mean(0)]
     else:
-        wanted.append(tokens.mean((2, 3)))
+        wanted = [tokens.mean((2, 3))]
     return any(w.shape == seen.shape and torch.equal(w, seen) for w in wanted)

@@ -14,7 +14,6 @@ from peft_aim.saving.weights import (
     in_precision,
     own_shapes,
     plain,
-    saved_shapes,
     shapes_of,
     unwrapped,
 )
@@ -30,7 +29,6 @@ __all__ = [
     "in_precision",
     "own_shapes",
     "plain",
-    "saved_shapes",
     "select_weights",
     "shapes_of",
     "unwrapped",

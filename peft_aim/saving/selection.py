@@ -6,7 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor, distributed, nn
 
-from peft_aim.saving.weights import check_complete, check_not_quantized, containers_in, plain, tensors_of, unwrapped
+from peft_aim.saving.weights import (
+    check_complete,
+    check_not_quantized,
+    containers_in,
+    in_lines,
+    plain,
+    tensors_of,
+    unwrapped,
+)
 
 
 def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -29,8 +37,9 @@ def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
     check_complete(model, adapter_name, weights)
     found = {_of_peft_model(unwrapped(name)): tensor for name, tensor in weights.items()}
     _check_all_are_there(model, adapter_name, found)
-    own = tuple(f"{unwrapped(name)}." for name, _ in containers_in(model, tuner_layers_only=True))
-    bare = tuple(name.removesuffix(".") for name in own if name.endswith("embedding."))
+    held = [unwrapped(name) for name, _ in containers_in(model) if not name.endswith(".modules_to_save")]
+    own = tuple(f"{name}." for name in held)
+    bare = tuple(name for name in held if name.endswith("embedding"))
     selected = {name: tensor for name, tensor in found.items() if name.startswith(own) or name in bare}
     check_not_quantized(adapter_name, selected)
     return selected
@@ -62,14 +71,10 @@ def _check_all_are_there(model: nn.Module, adapter_name: str, found: Mapping[str
         # In the model itself, FSDP 1 flattens its shards.
         "of another shape": [n for n, t in expected.items() if t.ndim > 1 and given.get(n, t).shape != t.shape],
     }
-    lines = [
-        f"\n  {what} ({len(names)} of {len(expected)}): {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-        for what, names in wrong.items()
-        if names
-    ]
+    lines = in_lines(wrong, len(expected))
     if lines:
         raise ValueError(
             f"The state dict does not have all weights of the adapter {adapter_name!r}, so nothing was saved."
-            f"{''.join(lines)}\nPass the whole model's: if it is sharded, accelerator.get_state_dict(model), which "
+            f"{lines}\nPass the whole model's: if it is sharded, accelerator.get_state_dict(model), which "
             "all processes call; if it is offloaded, accelerate.utils.modeling.get_state_dict_offloaded_model(model)."
         )

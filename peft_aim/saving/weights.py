@@ -57,16 +57,27 @@ def check_shapes(expected: Shapes, found: Shapes, source: str) -> None:
             if found.get(name, shape) != shape
         ],
     }
-    lines = [
-        f"\n  {what} ({len(names)}): {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-        for what, names in wrong.items()
-        if names
-    ]
+    lines = in_lines(wrong)
     if lines:
         raise ValueError(
-            f"{source} does not contain exactly this adapter's weights, so nothing was loaded.{''.join(lines)}\n"
+            f"{source} does not contain exactly this adapter's weights, so nothing was loaded.{lines}\n"
             "Check that the adapter belongs to this backbone, and that the file is complete."
         )
+
+
+def in_lines(wrong: Mapping[str, list[str]], total: int | None = None) -> str:
+    r"""Return a line for each fault, with the names of the weights that have it; "" if there are none.
+
+    Example:
+        >>> in_lines({"missing": ["a", "b"], "empty": []}, total=3)
+        '\n  missing (2 of 3): a, b'
+    """
+    of = "" if total is None else f" of {total}"
+    return "".join(
+        f"\n  {what} ({len(names)}{of}): {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        for what, names in wrong.items()
+        if names
+    )
 
 
 def check_file(model: nn.Module, adapter_name: str, folder: str) -> None:
@@ -157,10 +168,10 @@ def adapter_weights(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     return found
 
 
-def containers_in(model: nn.Module, tuner_layers_only: bool = False) -> Iterator[tuple[str, nn.ModuleDict]]:
+def containers_in(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict]]:
     """Iterate over the containers that map names of adapters to weights, with the containers' own names."""
     for name, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper) and not tuner_layers_only:
+        if isinstance(module, ModulesToSaveWrapper):
             yield f"{name}.modules_to_save", module.modules_to_save
         elif isinstance(module, AIMTunerLayer):
             for container in module.adapter_layer_names:

@@ -17,6 +17,7 @@ from peft_aim.tracing.outputs import (
     replace_first,
     run,
     tensors_in,
+    tokens_given,
     with_first_argument,
 )
 from peft_aim.tracing.packed import computing_weight, is_linear, is_packed, is_plain, plain_layer, unknown_storage
@@ -65,6 +66,7 @@ __all__ = [
     "runs_on",
     "standing_in",
     "tensors_in",
+    "tokens_given",
     "trace",
     "traits",
     "unchanged",

@@ -21,6 +21,7 @@ from peft_aim.tracing.outputs import (
     named_arguments,
     replace_first,
     run,
+    tokens_given,
     with_first_argument,
 )
 from peft_aim.tracing.parts import is_norm
@@ -221,7 +222,7 @@ class _Recorder:
             return forward(*args, **kwargs)
         call.copy_of = original
         call.children = [self._copied(child, original.name, call.name) for child in original.children]
-        tokens = first_tensor(first_argument(first_parameter(call.module), args, kwargs))
+        tokens = tokens_given(call.module, args, kwargs)
         return replace_first(original.form, tokens.clone(memory_format=torch.contiguous_format))
 
     def _copied(self, call: Call, old: str, new: str) -> Call:

@@ -74,6 +74,17 @@ def first_tensor(output: Any) -> Tensor:
     return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
+def tokens_given(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """Return the first tensor of the first argument of a module's call.
+
+    Example:
+        >>> import torch
+        >>> tokens_given(nn.Identity(), ((torch.ones(1), None),), {})
+        tensor([1.])
+    """
+    return first_tensor(first_argument(first_parameter(module), args, kwargs))
+
+
 def replace_first(output: Any, tensor: Tensor) -> Any:
     """Return an output of the same type with the first tensor replaced.
 
