@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from peft import PeftModel
 from torch import Tensor, distributed, nn
 
 from peft_aim.saving.weights import (
@@ -35,7 +36,9 @@ def select_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Te
     if not weights and _is_another_process():
         return {}
     check_complete(model, adapter_name, weights)
-    found = {_of_peft_model(unwrapped(name)): tensor for name, tensor in weights.items()}
+    found = {unwrapped(name): tensor for name, tensor in weights.items()}
+    if isinstance(model, PeftModel):
+        found = {_of_peft_model(name): tensor for name, tensor in found.items()}
     _check_all_are_there(model, adapter_name, found)
     held = [unwrapped(name) for name, _ in containers_in(model) if not name.endswith(".modules_to_save")]
     own = tuple(f"{name}." for name in held)
