@@ -88,14 +88,15 @@ class Candidates:
         self.pairs, self.alone = halves.pairs, halves.alone
         self.blocks |= {name: anatomy for name, (_, anatomy) in halves.firsts.items()}
         found = {*self.blocks, *self.seconds}
+        attends = any(reason.attends for reason in halves.reasons.values())
+        attends = attends or bool(self.blocks or self.skipped or self.rejected)
         for kind in (self.skipped, self.rejected):
             for name in [*kind]:
                 if name in found:
                     del kind[name]
-                elif any(within(half, [name]) for half in halves.firsts):  # a trunk; its other mixers are listed
+                elif _is_around(name, halves):  # a trunk; its other mixers are listed
                     self.others[name] = kind.pop(name)
-        attends = any(reason.attends for reason in halves.reasons.values())
-        if attends or self.blocks or self.skipped or self.rejected:  # not a model that mixes tokens in other ways only
+        if attends:  # not a model that mixes tokens in other ways only
             known = {*found, *self.skipped, *self.rejected}
             mixing = {n: str(why) for n, why in halves.reasons.items() if not within(f"{n}.", known)}
             self.rejected |= mixing
@@ -187,6 +188,12 @@ def outermost(names: Collection[str]) -> list[str]:
         ['stages.0', 'head']
     """
     return [name for name in names if not within(name, names)]
+
+
+def _is_around(name: str, halves: Halves) -> bool:
+    """Whether a module contains attention halves, or holds lists with several attentions that are no halves."""
+    others = [half for half in halves.reasons if within(half, [name]) and half.rpartition(".")[0] != name]
+    return any(within(half, [name]) for half in halves.firsts) or len(others) > 1
 
 
 def _without_stages(calls: dict[str, Call]) -> list[str]:

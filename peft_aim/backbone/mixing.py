@@ -83,7 +83,7 @@ class _Search:
             attends = isinstance(call.module, nn.MultiheadAttention) and _attends_to_itself(call)
             return [call] if attends and maps_tokens(call) else []
         maps = maps_tokens(call)
-        if maps and not self._spreads(call, ()):
+        if maps and not _takes_more(call) and not self._spreads(call, ()):
             return []
         inside = [found for child in call.children for found in self.below(child)]
         if not maps or not self._spreads(call, inside):
@@ -111,6 +111,12 @@ class _Search:
             clear = {c.given.shape: axis_of_tokens(c) for c in self._root.walk() if maps_tokens(c)}
             self._axes = {shape: axis for shape, axis in clear.items() if axis is not None}
         return self._axes.get(call.given.shape) if axis is None else axis
+
+
+def _takes_more(call: Call) -> bool:
+    """Whether a module takes other tokens of the same images, in which it may mix positions."""
+    others = [value for value in tensors_in([*call.arguments.values()]) if value.is_floating_point() and value.ndim > 2]
+    return any(other.shape[0] == call.given.shape[0] for other in others)
 
 
 def _attends_to_itself(call: Call) -> bool:
