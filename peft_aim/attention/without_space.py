@@ -147,7 +147,8 @@ def _calls(
 
     is_large = math.prod(own) > LARGE
     yield on(SMALL, SMALL if len(own) == 2 else (math.prod(SMALL),)) if is_large else (own, given)
-    window = next((getattr(attention, n) for n in ("window_size", "ws", "patch_size") if getattr(attention, n, None)), None)
+    windows = (getattr(attention, name, None) for name in ("window_size", "ws", "patch_size"))
+    window = next(filter(None, windows), None)
     if window is not None:
         grid = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
         for positions in [grid] if len(own) == 2 else [(grid[0] * grid[1],), grid[:1]]:

@@ -26,6 +26,7 @@ class Candidates:
         seconds: The MLP halves of blocks that consist of two modules.
         pairs: The name of the MLP half by that of the block, which is the attention half.
         alone: Why an attention half has no MLP half, where a module like one follows.
+        repeated: Modules that run more than once in a forward pass.
         kinds: The kinds of the attentions inspected so far.
     """
 
@@ -38,6 +39,7 @@ class Candidates:
         self.seconds: dict[str, Anatomy] = {}
         self.pairs: dict[str, str] = {}
         self.alone: dict[str, str] = {}
+        self.repeated: tuple[str, ...] = ()
         self.kinds: Kinds = {}
         self._calls: dict[str, Call] = {}
         self._images, self._batches = 0, {}
@@ -115,8 +117,10 @@ class Candidates:
             for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
                 self.others[name] = kind.pop(name)
         self.convolved = self._to_convolve()
-        twice = [name for name in self.blocks if names.count(name) > 1]
-        self.drop(dict.fromkeys(twice, "it runs more than once in a forward pass"))
+        self.repeated = tuple(name for name in names if names.count(name) > 1)
+        shapes = {name: {str(call.given.shape) for call in calls if call.name == name} for name in self.blocks}
+        several = {name: " and ".join(sorted(given)) for name, given in shapes.items() if len(given) > 1}
+        self.drop({name: f"it runs on tokens {given} in one forward pass" for name, given in several.items()})
 
     def _to_convolve(self) -> dict[str, Anatomy]:
         """Return the blocks whose attention cannot run over time; in a model without attention, all its blocks."""

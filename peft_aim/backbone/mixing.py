@@ -115,7 +115,7 @@ class _Search:
 
 def _takes_more(call: Call) -> bool:
     """Whether a module takes other tokens of the same images, in which it may mix positions."""
-    others = [value for value in tensors_in([*call.arguments.values()]) if value.is_floating_point() and value.ndim > 2]
+    others = [value for value in tensors_in(call.arguments) if value.is_floating_point() and value.ndim > 2]
     return any(other.shape[0] == call.given.shape[0] for other in others)
 
 
