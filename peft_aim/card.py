@@ -19,7 +19,7 @@ def write_card(config: dict[str, Any], folder: Path, name: str | None = None, su
     """Write the model card of an adapter, unless there is a hand-written one.
 
     Args:
-        config: The options of its AIMConfig.
+        config: The options of its AIMConfig, without those that are None.
         folder: The folder that it is being saved to.
         name: The Hub id of the repository that the folder is pushed to; None names the folder.
         subfolder: Folder of the adapter in the repository.
@@ -54,7 +54,7 @@ def card(config: dict[str, Any], name: str, subfolder: str | None = None, furthe
 
 
 def _head(config: dict[str, Any]) -> str:
-    names = list((config["id2label"] or {}).values())
+    names = list((config.get("id2label") or {}).values())
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     classes = f" It distinguishes {len(names)} classes: {shown}." if names else ""
     base = config["base_model_name_or_path"]
@@ -67,7 +67,7 @@ def _head(config: dict[str, Any]) -> str:
 
 def _use(config: dict[str, Any], name: str, subfolder: str | None) -> str:
     place = f'"{name}"' + (f', subfolder="{subfolder}"' if subfolder else "")
-    if config["video"]:
+    if config.get("video"):
         library = "from peft_aim.video.backbones import Source, load_backbone\n"
         backbone = "backbone, preprocessing = load_backbone(Source(**config.video['source']))"
     else:
@@ -78,7 +78,7 @@ def _use(config: dict[str, Any], name: str, subfolder: str | None) -> str:
         f"config = PeftConfig.from_pretrained({place})\n{backbone}\n"
         f"model = PeftModel.from_pretrained(backbone, {place}).eval()  # clips (B, T, C, H, W) -> one output per clip"
     )
-    first = _predict(name) if config["video"] and not subfolder else ""
+    first = _predict(name) if config.get("video") and not subfolder else ""
     hub = "" if "/" in name else f"\n\nOn the Hub, give the id of the repository in place of `{name}`."
     return f"## Use\n\n{first}```python\n{load}\n```{hub}"
 
@@ -93,7 +93,7 @@ def _predict(name: str) -> str:
 
 
 def _clips(config: dict[str, Any]) -> str:
-    video = config["video"]
+    video = config.get("video")
     if not video:
         return ""
     frames, stride, prepared = config["num_frames"], video["stride"], video["preprocessing"]
@@ -107,7 +107,7 @@ def _clips(config: dict[str, Any]) -> str:
 
 
 def _results(config: dict[str, Any]) -> str:
-    results = (config["video"] or {}).get("results")
+    results = (config.get("video") or {}).get("results")
     if not results:
         return ""
     head = ["split", "videos", "views (clips x crops)", "top-1 (95% interval)", "top-5", "mean-class"]
@@ -125,27 +125,27 @@ def _results(config: dict[str, Any]) -> str:
 
 
 def _training(config: dict[str, Any]) -> str:
-    recipe = (config["video"] or {}).get("recipe")
+    recipe = (config.get("video") or {}).get("recipe")
     if not recipe:
         return ""
     return "## Training\n\n" + ", ".join(f"{option} {value}" for option, value in recipe.items()) + "."
 
 
 def _origin(config: dict[str, Any]) -> str:
-    source = (config["video"] or {}).get("source") or {}
+    source = (config.get("video") or {}).get("source") or {}
     facts = {
         "image model": config["base_model_name_or_path"],
         "weights": source.get("weights"),
         "revision": config["revision"],
-        "fingerprint of the frozen weights": config["backbone_fingerprint"],
-        "versions": ", ".join(f"{k} {v}" for k, v in ((config["video"] or {}).get("versions") or {}).items()),
+        "fingerprint of the frozen weights": config.get("backbone_fingerprint"),
+        "versions": ", ".join(f"{k} {v}" for k, v in ((config.get("video") or {}).get("versions") or {}).items()),
     }
     lines = [f"- {what}: {fact}" for what, fact in facts.items() if fact]
     return "## Provenance\n\n" + "\n".join(lines) if lines else ""
 
 
 def _eval_results(config: dict[str, Any]) -> Iterator[EvalResult]:
-    for split, found in ((config["video"] or {}).get("results") or {}).items():
+    for split, found in ((config.get("video") or {}).get("results") or {}).items():
         for views, row in found["views"].items():
             yield EvalResult(
                 task_type="video-classification",

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import pytest
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftModel, PeftType
+from torch import nn
 
 from peft_aim import AIMConfig
 
@@ -75,6 +77,43 @@ def test_saved_configs_load_unchanged(tmp_path):
         assert isinstance(loaded, AIMConfig)
         assert loaded == config
         assert loaded.id2label == {0: "push", 1: "pull"}
+
+
+def test_options_that_are_none_are_not_written(tmp_path):
+    """So that versions that do not know an option read the adapters that do not use it."""
+    AIMConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved.keys() - {option.name for option in fields(PeftConfig)} == {
+        option.name for option in fields(AIMConfig) if option.default is not None
+    } - {option.name for option in fields(PeftConfig)}
+    assert "problem_type" not in saved and saved["revision"] is None  # transformers reads PEFT's own options
+    assert AIMConfig(**AIMConfig().to_dict()) == AIMConfig()
+    AIMConfig(num_labels=2, problem_type="regression").save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["problem_type"] == "regression"
+
+
+BROKEN = {
+    "truncated": (b'{"peft_type": "AIM", ', r"Expecting property name .*"),
+    "empty": (b"", r"Expecting value: .*"),
+    "no text": (b"\xff\xfe\xff", r".* codec can't decode .*"),
+    "a list": (b"[1, 2]", "it contains a list, not options by name"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("load", ["AIMConfig", "PeftConfig", "PeftModel"])
+def test_broken_configs_are_named_with_their_path(load, how, tmp_path):
+    content, reason = BROKEN[how]
+    path = tmp_path / "adapter_config.json"
+    path.write_bytes(content)
+    loads = {
+        "AIMConfig": AIMConfig.from_pretrained,
+        "PeftConfig": PeftConfig.from_pretrained,
+        "PeftModel": lambda folder: PeftModel.from_pretrained(nn.Linear(2, 2), folder),
+    }
+    message = rf"^{re.escape(str(path))} is broken \({reason}\), so nothing was loaded. Get the file again.$"
+    with pytest.raises(ValueError, match=message):
+        loads[load](tmp_path)
 
 
 def test_configs_of_a_newer_version_are_rejected(tmp_path):

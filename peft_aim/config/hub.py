@@ -165,6 +165,21 @@ class SavedAdapter:
         return HfApi(endpoint=self.options.get("endpoint"), token=self.options.get("token"))
 
 
+def broken(path: str, why: object) -> str:
+    """Return the message about a file of an adapter that cannot be read, with what to do.
+
+    Args:
+        path: The file; a link in the cache of the Hub, which would give the same file again.
+        why: What is wrong with it.
+
+    Example:
+        >>> broken("my-task/adapter_config.json", "it is empty")
+        'my-task/adapter_config.json is broken (it is empty), so nothing was loaded. Get the file again.'
+    """
+    again = f"Delete {os.path.realpath(path)}, and load it again." if os.path.islink(path) else "Get the file again."
+    return f"{path} is broken ({why}), so nothing was loaded. {again}"
+
+
 KINDS = (EntryNotFoundError, OfflineModeIsEnabled, HFValidationError)
 
 

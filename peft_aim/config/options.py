@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
-from peft.utils import CONFIG_NAME
 
 from peft_aim.card import write_card
 from peft_aim.config.checks import check
@@ -187,11 +185,7 @@ class AIMConfig(PeftConfig):
         """
         saved = SavedAdapter(os.fspath(pretrained_model_name_or_path), subfolder, cls._split_kwargs(kwargs)[0])
         folder = saved.folder_with_config()
-        try:
-            config = super().from_pretrained(folder, **kwargs)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            path = os.path.realpath(os.path.join(folder, CONFIG_NAME))
-            raise ValueError(f"{path} is broken ({error}). Delete it, and get it again.") from error
+        config = super().from_pretrained(folder, **kwargs)
         if not isinstance(config, AIMConfig):
             raise ValueError(
                 f"{saved.name} is an adapter of {config.peft_type.value}, not of AIM. Give a saved AIM adapter."
@@ -209,8 +203,14 @@ class AIMConfig(PeftConfig):
             self.folder, self.saved = self.saved.folder_with_weights(), None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all options, with the values of the model that the adapter is being saved from."""
-        return {**super().to_dict(), **self.of_model}
+        """Return the options as they are saved, with the values of the model that the adapter is being saved from.
+
+        Options of AIM that are None are left out, which means the same: versions that do not know an option then read
+        the adapters that do not use it.
+        """
+        inherited = {option.name for option in fields(PeftConfig)}  # transformers reads them, also if they are None
+        found = {**super().to_dict(), **self.of_model}
+        return {name: value for name, value in found.items() if value is not None or name in inherited}
 
     @property
     def has_found_targets(self) -> bool:

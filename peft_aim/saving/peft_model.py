@@ -1,14 +1,15 @@
 """What PEFT does around a tuner: when loading an adapter fails, Trainer saves one, or one is pushed.
 
 PEFT has no place for a tuner to take part in these, so its functions are extended when this package is imported. For
-models without AIM adapters they are PEFT's own, but for one message: until the config of an adapter has been fetched,
-its method is unknown, so why that failed is said for all methods.
+models without AIM adapters they are PEFT's own, but for two messages: until the config of an adapter has been read, its
+method is unknown, so why it could not be downloaded or read is said for all methods.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -24,7 +25,7 @@ from peft import PeftConfig, PeftModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from peft_aim.card import write_card
-from peft_aim.config import AIMConfig, NotDownloaded, SavedAdapter
+from peft_aim.config import AIMConfig, NotDownloaded, SavedAdapter, broken
 from peft_aim.layers import EMBEDDING
 
 in_from_pretrained: ContextVar[bool] = ContextVar("in_from_pretrained", default=False)
@@ -38,6 +39,7 @@ def extend_peft_model() -> None:
     extend(PeftModel, "save_pretrained", _warning_of_trainer)
     extend(PeftModel, "_upload_modified_files", _with_card)
     extend(PeftConfig, "_get_peft_type", _with_reason)
+    extend(PeftConfig, "from_json_file", _naming_broken_files)
     with suppress(ImportError):  # transformers 4 loads through PEFT
         conversion = importlib.import_module("peft.utils.transformers_weight_conversion")
         extend(conversion, "build_peft_weight_mapping", _with_names)
@@ -105,6 +107,20 @@ def _with_reason(get_peft_type: Callable) -> Callable:
             raise NotDownloaded(f"{str(error).removesuffix('.')}. {why}") from error
 
     return get
+
+
+def _naming_broken_files(from_json_file: Callable) -> Callable:
+    @wraps(from_json_file)
+    def read(cls: type[PeftConfig], path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        try:
+            found = from_json_file(cls, path_json_file, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(broken(path_json_file, error)) from error
+        if not isinstance(found, dict):
+            raise ValueError(broken(path_json_file, f"it contains a {type(found).__name__}, not options by name"))
+        return found
+
+    return read
 
 
 def _saved(model_id: Any, kwargs: dict[str, Any]) -> SavedAdapter:

@@ -12,6 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrap
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from peft_aim.config import broken
 from peft_aim.layers import AIMTunerLayer, saved_name
 
 Shapes = dict[str, tuple[int, ...]]
@@ -110,23 +111,17 @@ def saved_shapes(folder: str) -> Shapes:
             with safe_open(path, framework="pt") as file:
                 return {plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(_broken(path, error)) from error
+            raise ValueError(broken(path, error)) from error
     path = os.path.join(folder, WEIGHTS_NAME)
     if os.path.isfile(path):
         try:
             return shapes_of(torch.load(path, map_location="meta", weights_only=True))
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(_broken(path, str(error).splitlines()[0])) from error
+            raise ValueError(broken(path, str(error).splitlines()[0])) from error
     raise ValueError(
         f"{folder} contains no {SAFETENSORS_WEIGHTS_NAME}, so nothing was loaded. Get the file again; to start a new "
         "adapter from these options, pass dataclasses.replace(config, backbone_fingerprint=None)."
     )
-
-
-def _broken(path: str, why: object) -> str:
-    in_cache = os.path.islink(path)  # of the Hub, which would give the same file again
-    again = f"Delete {os.path.realpath(path)}, and load it again." if in_cache else "Get the file again."
-    return f"{path} is broken ({why}), so nothing was loaded. {again}"
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:

@@ -264,8 +264,21 @@ def test_weights_saved_as_bin_load(hub, tmp_path):
 def test_broken_configs_are_named(hub, trained, tmp_path):
     repository = hub.add("you/task", trained[0])
     repository.commit({"adapter_config.json": b'{"peft_type": "AIM", '})
-    with pytest.raises(ValueError, match=r"blobs/\w+ is broken \(Expecting .*\). Delete it, and get it again."):
-        AIMConfig.from_pretrained("you/task")
+    loads = (
+        lambda: AIMConfig.from_pretrained("you/task"),
+        lambda: PeftModel.from_pretrained(zoo.build("timm_vit"), "you/task"),
+        lambda: adapt().load_adapter("you/task", "other"),
+        lambda: hotswap_adapter(adapt(), "you/task"),
+    )
+    message = (
+        r"snapshots.*adapter_config.json is broken \(Expecting .*\), so .* Delete .*blobs/\w+, and load it again."
+    )
+    for load in loads:
+        with pytest.raises(ValueError, match=message) as caught:
+            load()
+    repository.commit({"adapter_config.json": (trained[0] / "adapter_config.json").read_bytes()})
+    repair(str(caught.value))
+    assert torch.equal(PeftModel.from_pretrained(zoo.build("timm_vit"), "you/task")(zoo.make_clips()), trained[1])
     with pytest.raises(
         ValueError, match=r"contains no adapter_config.json, so it is no saved adapter. Adapters are in a:"
     ):
