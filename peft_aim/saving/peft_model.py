@@ -1,8 +1,8 @@
-"""What PEFT does around a tuner: when loading an adapter fails, Trainer saves one, or one is pushed.
+"""What PEFT does around a tuner: when loading or saving an adapter fails, Trainer loads the best, or one is pushed.
 
 PEFT has no place for a tuner to take part in these, so its functions are extended when this package is imported. For
-models without AIM adapters they are PEFT's own, but for two messages: until the config of an adapter has been read, its
-method is unknown, so why it could not be downloaded or read is said for all methods.
+models without AIM adapters they are PEFT's own, but for two messages: until the config of an adapter has been read,
+its method is unknown, so why it could not be downloaded or read is said for all methods.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import importlib
 import inspect
 import json
 import os
-import re
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -22,21 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from peft_aim.card import write_card
 from peft_aim.config import AIMConfig, NotDownloaded, SavedAdapter, broken
+from peft_aim.files import written_together
 from peft_aim.layers import EMBEDDING
 
 in_from_pretrained: ContextVar[bool] = ContextVar("in_from_pretrained", default=False)
-warned: set[str] = set()  # names of adapters
 
 
 def extend_peft_model() -> None:
     """Extend PEFT; a second call changes nothing."""
     extend(PeftModel, "from_pretrained", _with_new_adapter)
     extend(PeftModel, "load_adapter", _leaving_nothing_behind)
-    extend(PeftModel, "save_pretrained", _warning_of_trainer)
+    extend(PeftModel, "save_pretrained", _all_or_nothing)
     extend(PeftModel, "_upload_modified_files", _with_card)
     extend(PeftConfig, "_get_peft_type", _with_reason)
     extend(PeftConfig, "from_json_file", _naming_broken_files)
@@ -76,6 +73,7 @@ def _with_new_adapter(from_pretrained: Callable) -> Callable:
 def _leaving_nothing_behind(load_adapter: Callable) -> Callable:
     @wraps(load_adapter)
     def load(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        _extend_trainer()
         is_new = in_from_pretrained.get() or adapter_name not in self.peft_config
         handled = sys.exc_info()[1]
         try:
@@ -128,25 +126,47 @@ def _saved(model_id: Any, kwargs: dict[str, Any]) -> SavedAdapter:
     return SavedAdapter(str(model_id), options.pop("subfolder", None), options)
 
 
-def _warning_of_trainer(save_pretrained: Callable) -> Callable:
+def _all_or_nothing(save_pretrained: Callable) -> Callable:
+    """Write adapters completely or not at all: PEFT writes a model card before a tuner can reject the weights."""
+
     @wraps(save_pretrained)
     def save(self: PeftModel, save_directory: str, *args: Any, **kwargs: Any) -> Any:
-        result = save_pretrained(self, save_directory, *args, **kwargs)
-        folder, (name, *_) = os.path.abspath(save_directory), (*self.active_adapters, "default")
-        is_checkpoint = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", os.path.basename(folder))
-        is_ours = isinstance(self.peft_config.get(name), AIMConfig)
-        if is_checkpoint and is_ours and name != "default" and name not in warned:
-            warned.add(name)
-            warnings.warn(
-                f"transformers' Trainer cannot load the best checkpoint of the adapter {name!r}: PEFT saves it in "
-                f"{os.path.join(folder, name)}, and load_best_model_at_end looks in the folder above, for one named "
-                "'default'. Name the adapter 'default', or after training call model.load_adapter(f'{checkpoint}/"
-                f"{name}', {name!r}) with checkpoint = trainer.state.best_model_checkpoint.",
-                stacklevel=2,
-            )
-        return result
+        _extend_trainer()
+        given = inspect.signature(save_pretrained).bind(self, save_directory, *args, **kwargs).arguments
+        is_ours = any(isinstance(config, AIMConfig) for config in self.peft_config.values())
+        if not is_ours or not given.get("is_main_process", True) or os.path.isfile(save_directory):
+            return save_pretrained(self, save_directory, *args, **kwargs)
+        cards = ["README.md", *(f"{name}/README.md" for name in self.peft_config)]
+        with written_together(Path(save_directory), cards) as folder:
+            return save_pretrained(self, str(folder), *args, **kwargs)
 
     return save
+
+
+def _extend_trainer() -> None:
+    """Extend Trainer when one saves or resumes; to import it would take longer than this package."""
+    module = sys.modules.get("transformers.trainer")
+    if module is not None:
+        extend(module.Trainer, "_load_best_model", _from_own_folder)
+
+
+def _from_own_folder(load_best_model: Callable) -> Callable:
+    """Load the best weights of an adapter from its own folder, where PEFT saves all but the one named "default"."""
+
+    @wraps(load_best_model)
+    def load(self: Any) -> Any:
+        name = [*self.model.active_adapters, "default"][0] if isinstance(self.model, PeftModel) else "default"
+        is_ours = name != "default" and isinstance(self.model.peft_config[name], AIMConfig)
+        if not is_ours or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # with states of their own
+            return load_best_model(self)
+        best = self.state.best_model_checkpoint
+        self.state.best_model_checkpoint = os.path.join(best, name)
+        try:
+            return load_best_model(self)
+        finally:
+            self.state.best_model_checkpoint = best
+
+    return load
 
 
 def _with_card(upload: Callable) -> Callable:

@@ -1,8 +1,8 @@
-"""Trainer loads the best weights of an adapter at the end, or one is told that it cannot, and what to do."""
+"""Trainer loads the best weights of an adapter at the end, whatever its name."""
 
 from __future__ import annotations
 
-import warnings
+import inspect
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from peft_aim import AIMConfig
-from peft_aim.saving import adapter_weights, peft_model
-
-
-@pytest.fixture(autouse=True)
-def nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(peft_model, "warned", set())
+from peft_aim.saving import adapter_weights
 
 
 class Clips(Dataset):
@@ -64,38 +59,36 @@ def has_weights_of(model: PeftModel, name: str, folder: str) -> bool:
     return all(torch.equal(own[key.removeprefix("base_model.model.")], tensor) for key, tensor in saved.items())
 
 
-def test_the_best_weights_of_the_default_adapter_are_loaded(tmp_path):
-    model = adapt("default")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*cannot load the best")
-        best = train(model, tmp_path)
-    assert best == str(tmp_path / "checkpoint-1") and has_weights_of(model, "default", best)
-    assert not has_weights_of(model, "default", str(tmp_path / "checkpoint-3"))
+@pytest.mark.parametrize(("name", "beside"), [("default", None), ("signs", "default")])
+def test_the_best_weights_are_loaded_whatever_the_name_of_the_adapter(name, beside, tmp_path):
+    model = adapt(name)
+    if beside:  # of the same shapes: taken for the other's, its weights would fit
+        model.add_adapter(beside, AIMConfig(num_frames=zoo.FRAMES, num_labels=2, init_weights=False))
+    best = train(model, tmp_path)
+    assert best == str(tmp_path / "checkpoint-1")
+    inside = "" if name == "default" else name
+    assert has_weights_of(model, name, str(tmp_path / "checkpoint-1" / inside))
+    assert not has_weights_of(model, name, str(tmp_path / "checkpoint-3" / inside))
 
 
-@pytest.mark.parametrize("beside", [[], ["default"]])
-def test_for_other_adapters_a_warning_says_what_to_do(beside, tmp_path):
+def test_a_training_that_resumes_at_its_end_loads_the_best_weights(tmp_path, monkeypatch):
+    """Then nothing is saved in this process."""
     model = adapt("signs")
-    for name in beside:
-        model.add_adapter(name, AIMConfig(num_frames=zoo.FRAMES, num_labels=3))
-    with pytest.warns(
-        UserWarning, match=r"Trainer cannot load the best checkpoint of the adapter 'signs': .*checkpoin"
-    ) as w:
-        best = train(model, tmp_path) if not beside else model.save_pretrained(tmp_path / "checkpoint-1")
-    advice = next(str(one.message) for one in w if "cannot load the best" in str(one.message))
-    assert (
-        "Name the adapter 'default', or after training call model.load_adapter(f'{checkpoint}/signs', 'signs')"
-        in advice
-    )
-    if not beside:
-        assert not has_weights_of(model, "signs", f"{best}/signs")
-        model.load_adapter(f"{best}/signs", "signs")
-        assert has_weights_of(model, "signs", f"{best}/signs")
+    best = train(model, tmp_path)
+    assert has_weights_of(model, "signs", f"{best}/signs")
+    monkeypatch.setattr(tf.Trainer, "_load_best_model", inspect.unwrap(tf.Trainer._load_best_model))
+    model = adapt("signs")
+    best = train(model, tmp_path, resume=True)
+    assert best == str(tmp_path / "checkpoint-1") and has_weights_of(model, "signs", f"{best}/signs")
 
 
-def test_other_folders_and_adapters_that_are_not_active_do_not_warn(tmp_path):
-    model = adapt("default")
-    model.add_adapter("signs", AIMConfig(num_frames=zoo.FRAMES, num_labels=3))
-    model.save_pretrained(tmp_path / "checkpoint-1")
-    model.set_adapter("signs")
-    model.save_pretrained(tmp_path / "my-task")
+def test_models_without_aim_are_loaded_by_transformers_alone(tmp_path):
+    adapt("signs").save_pretrained(tmp_path / "aim")
+    plain = zoo.build("hf_vit")
+    trainer = tf.Trainer(plain, tf.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True))
+    plain.save_pretrained(tmp_path / "checkpoint-1")
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    before = plain.classifier.weight.clone()
+    plain.classifier.weight.data.zero_()
+    trainer._load_best_model()
+    assert torch.equal(plain.classifier.weight, before)

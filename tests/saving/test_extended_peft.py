@@ -14,7 +14,6 @@ from test_hub import FILE, NAMES, adapt, causes, same_state, state_of, trained  
 
 from peft_aim import AIMConfig
 from peft_aim.saving import extend_peft_model
-from peft_aim.saving import peft_model as extensions
 
 
 @pytest.fixture
@@ -173,17 +172,6 @@ def test_what_others_do_when_pushing_is_kept(monkeypatch, tmp_path):
     (tmp_path / "README.md").unlink()
     lora._upload_modified_files(tmp_path, "you/lora", {})
     assert len(uploads) == 2 and not (tmp_path / "README.md").exists()
-
-
-def test_the_warning_of_trainer_comes_once_for_each_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(extensions, "warned", set())
-    model = adapt("signs")
-    with pytest.warns(UserWarning, match="Trainer cannot load the best checkpoint of the adapter 'signs'") as found:
-        for step in range(3):
-            model.save_pretrained(tmp_path / f"checkpoint-{step}")
-    assert len(found) == 1
-    with pytest.warns(UserWarning, match="of the adapter 'words'"):
-        adapt("words").save_pretrained(tmp_path / "checkpoint-1")
 
 
 @pytest.mark.parametrize("as_keyword", [True, False])
