@@ -8,7 +8,7 @@ import transformers as tf
 import zoo
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.utils.modeling import get_state_dict_offloaded_model
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -75,18 +75,59 @@ def test_adapters_are_saved_from_offloaded_models_and_loaded_onto_them(tmp_path)
     assert found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
 
 
-@torch.no_grad()
-@pytest.mark.filterwarnings("ignore:Some parameters are on the meta", "ignore:The following device_map keys")
-def test_device_maps_of_transformers(tmp_path):
-    zoo.build("hf_vit").save_pretrained(tmp_path / "backbone")
+def with_a_device_map(folder) -> nn.Module:
+    """Load a backbone that transformers puts on disk in part."""
+    zoo.build("hf_vit").save_pretrained(folder / "backbone")
     where = {"vit.embeddings": "cpu", "vit.layers": "disk", "vit.layernorm": "disk", "classifier": "cpu"}
     if not hasattr(zoo.build("hf_vit").vit, "layers"):  # transformers 4
         where = {"vit.embeddings": "cpu", "vit.encoder": "disk", "vit.layernorm": "disk", "classifier": "cpu"}
-    options = {"device_map": where, "offload_folder": str(tmp_path / "offload")}
-    backbone = tf.ViTForImageClassification.from_pretrained(tmp_path / "backbone", **options).eval()
+    options = {"device_map": where, "offload_folder": str(folder / "offload")}
+    return tf.ViTForImageClassification.from_pretrained(folder / "backbone", **options).eval()
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Some parameters are on the meta", "ignore:The following device_map keys")
+def test_device_maps_of_transformers(tmp_path):
+    backbone = with_a_device_map(tmp_path)
     assert torch.allclose(
         adapt(backbone)(zoo.make_clips()).logits, adapt(zoo.build("hf_vit"))(zoo.make_clips()).logits, atol=1e-6
     )
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Some parameters are on the meta", "ignore:The following device_map keys")
+def test_adapters_are_loaded_onto_backbones_on_disk(tmp_path):
+    clips, model = zoo.make_clips(), adapt(zoo.build("hf_vit"))
+    expected = model(clips).logits
+    model.save_pretrained(tmp_path / "adapter")
+    backbone = with_a_device_map(tmp_path)
+    where, on_disk = backbone.hf_device_map, {name for name, tensor in backbone.named_parameters() if tensor.is_meta}
+    plain = backbone(clips[:, 0]).logits
+    with pytest.raises(ValueError, match="Can't find 'adapter_config.json' at '/nonexistent'"):
+        PeftModel.from_pretrained(backbone, "/nonexistent")
+    model.peft_config["default"].save_pretrained(tmp_path / "empty")
+    with pytest.raises(ValueError, match="empty/ contains no adapter_model.safetensors"):
+        PeftModel.from_pretrained(backbone, tmp_path / "empty")
+    assert torch.equal(backbone(clips[:, 0]).logits, plain) and backbone.hf_device_map == where
+    loaded = PeftModel.from_pretrained(backbone, tmp_path / "adapter").eval()
+    loaded.load_adapter(tmp_path / "adapter", "other")
+    for name in ("default", "other"):
+        loaded.set_adapter(name)
+        assert torch.allclose(loaded(clips).logits, expected, atol=1e-6)
+    assert len([tensor for tensor in loaded.parameters() if tensor.is_meta]) == len(on_disk) > 20
+    assert loaded.unload() is backbone and backbone.hf_device_map == where
+    new = adapt(backbone)
+    new.load_adapter(tmp_path / "adapter", "default")  # as Trainer loads the best
+    assert torch.allclose(new.eval()(clips).logits, expected, atol=1e-6) and backbone.hf_device_map == where
+
+
+def test_backbones_of_other_methods_are_dispatched_again_by_peft(tmp_path):
+    adapted = get_peft_model(zoo.build("hf_vit"), LoraConfig(target_modules="all-linear"))
+    adapted.save_pretrained(tmp_path)
+    backbone = dispatch_model(zoo.build("hf_vit"), {"": "cpu"}, main_device="cpu", force_hooks=True)
+    assert backbone._hf_hook.execution_device == "cpu"
+    loaded = PeftModel.from_pretrained(backbone, tmp_path)
+    assert hasattr(loaded, "_hf_hook")
 
 
 def test_what_cannot_run_offloaded_says_so():

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -25,6 +25,8 @@ from peft_aim.card import write_card
 from peft_aim.config import AIMConfig, NotDownloaded, SavedAdapter, broken
 from peft_aim.files import written_together
 from peft_aim.layers import EMBEDDING
+from peft_aim.peft_type import add_peft_type
+from peft_aim.saving.offloaded import keeping_offload
 
 in_from_pretrained: ContextVar[bool] = ContextVar("in_from_pretrained", default=False)
 
@@ -63,11 +65,24 @@ def _with_new_adapter(from_pretrained: Callable) -> Callable:
     def load(*args: Any, **kwargs: Any) -> Any:
         before = in_from_pretrained.set(True)
         try:
-            return from_pretrained(*args, **kwargs)
+            with _keeping_offload_for_aim(inspect.signature(from_pretrained).bind(*args, **kwargs)):
+                return from_pretrained(*args, **kwargs)
         finally:
             in_from_pretrained.reset(before)
 
     return load
+
+
+def _keeping_offload_for_aim(call: inspect.BoundArguments) -> AbstractContextManager[None]:
+    given = call.arguments
+    if not hasattr(given.get("model"), "hf_device_map"):
+        return nullcontext()
+    if given.get("config") is not None:
+        is_ours = isinstance(given["config"], AIMConfig)
+    else:
+        saved = _saved(given["model_id"], given.get("kwargs", {}))
+        is_ours = PeftConfig._get_peft_type(saved.name, subfolder=saved.subfolder, **saved.options) == add_peft_type()
+    return keeping_offload(given["model"]) if is_ours else nullcontext()
 
 
 def _leaving_nothing_behind(load_adapter: Callable) -> Callable:
@@ -76,10 +91,11 @@ def _leaving_nothing_behind(load_adapter: Callable) -> Callable:
         _extend_trainer()
         is_new = in_from_pretrained.get() or adapter_name not in self.peft_config
         handled = sys.exc_info()[1]
+        is_ours = any(isinstance(config, AIMConfig) for config in self.peft_config.values())
         try:
-            return load_adapter(self, model_id, adapter_name, *args, **kwargs)
+            with keeping_offload(self.get_base_model()) if is_ours else nullcontext():
+                return load_adapter(self, model_id, adapter_name, *args, **kwargs)
         except BaseException as error:
-            is_ours = any(isinstance(config, AIMConfig) for config in self.peft_config.values())
             if is_new and isinstance(self.peft_config.get(adapter_name), AIMConfig):
                 self.base_model._remove_adapter(adapter_name)
             why = _saved(model_id, kwargs).why(error, handled=handled) if is_ours else None
