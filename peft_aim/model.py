@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from peft_aim.backbone import PartNames, check_gradients_pass, inspect_backbone
 from peft_aim.clips import Clips, mixed_batch_message
-from peft_aim.config import AIMConfig
+from peft_aim.config import PROBLEM_TYPES, AIMConfig
 from peft_aim.layers import (
     WHY_NO_MERGE,
     WHY_NO_SUM,
@@ -287,14 +287,17 @@ class AIMModel(BaseTuner):
         *args: Any,
         **kw: Any,
     ) -> dict[str, Tensor]:
-        """Select an adapter's weights for saving, and record in its config which backbone they were trained on."""
+        """Select an adapter's weights for saving, and record in its config how and on what they were trained."""
         weights = select_weights(model, adapter_name, state_dict)
         config.of_model = {}
         if config.has_found_targets:  # perhaps in another model that the config was used for later
             config.of_model["target_modules"] = as_regex(adapted_blocks(model, adapter_name))
-        here = None if config.inference_mode else fingerprint_to_save(model, adapter_name, state_dict)
-        if here is not None:
-            config.of_model["backbone_fingerprint"] = here
+        if not config.inference_mode:
+            learned = {
+                "backbone_fingerprint": fingerprint_to_save(model, adapter_name, state_dict),
+                "problem_type": _of_labels(model, config),
+            }
+            config.of_model |= {option: value for option, value in learned.items() if value is not None}
         return weights if config.save_dtype is None else in_precision(weights, config.save_dtype)
 
     @classmethod
@@ -319,3 +322,9 @@ class AIMModel(BaseTuner):
         if kwargs.get("adapter_names") is not None:
             raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
         yield
+
+
+def _of_labels(model: nn.Module, config: AIMConfig) -> str | None:
+    """Return what labels mean for an adapter's own head, perhaps by the model's config, which other models lack."""
+    found = config.problem_type or getattr(getattr(model, "config", None), "problem_type", None)
+    return found if config.num_labels and found in PROBLEM_TYPES else None

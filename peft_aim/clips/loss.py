@@ -111,7 +111,7 @@ def check_labels(problem_type: str | None, labels: Tensor, scores: Tensor) -> No
         Traceback (most recent call last):
         ...
         ValueError: problem_type='regression' with 3 outputs needs labels (2, 3) of any number type, but got (2,) of \
-torch.float32. Pass labels in that form, or change problem_type in AIMConfig or in model.config.
+torch.float32. Pass labels in that form, or change problem_type in AIMConfig, or in model.config if it has none there.
     """
     (clips, outputs), classes = scores.shape, labels.dtype in (torch.int64, torch.int32)
     many = f"{outputs} output{'s' if outputs > 1 else ''}"
@@ -137,6 +137,6 @@ torch.float32. Pass labels in that form, or change problem_type in AIMConfig or 
     if tuple(labels.shape) not in shapes or not fits:
         raise ValueError(
             f"{source} with {many} needs labels {' or '.join(map(str, shapes))} of {dtypes}, but got "
-            f"{tuple(labels.shape)} of {labels.dtype}. Pass labels in that form, or change problem_type in AIMConfig "
-            "or in model.config."
+            f"{tuple(labels.shape)} of {labels.dtype}. Pass labels in that form, or change problem_type in AIMConfig, "
+            "or in model.config if it has none there."
         )

@@ -83,9 +83,10 @@ class AIMConfig(PeftConfig):
             follows. "single_label_classification": class indices (B,), cross-entropy.
             "multi_label_classification": floats (B, num_labels), 0.0 or 1.0 each, binary cross-entropy. "regression":
             numbers (B, num_labels), for a single output also (B,), mean squared error. None takes
-            ``model.config.problem_type``; if that is None as well, it is inferred as in transformers: regression for a
-            single output, else a single label for integers and several labels for floats. Labels of another shape or
-            dtype raise an error.
+            ``model.config.problem_type``, and saves it with the adapter after training; if that is None as well, it is
+            inferred as in transformers: regression for a single output, else a single label for integers and several
+            labels for floats. An adapter that has its own ignores that of the model. Labels of another shape or dtype
+            raise an error.
         target_modules: The blocks to adapt: a list of names or name suffixes, or a regular expression for the whole
             name. None finds all blocks by their structure; the option is then set to what was found.
         exclude_modules: Blocks not to adapt, in the same form.

@@ -103,6 +103,48 @@ def test_each_adapter_has_its_own_problem_type(clips, tmp_path):
     assert torch.equal(swapped(clips, labels=several).loss, multi)
 
 
+@pytest.mark.parametrize("where", ["model", "config"])
+def test_the_problem_type_of_the_backbone_is_saved_with_the_adapter(where, clips, tmp_path):
+    """Another user's backbone does not have it, or has another one."""
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    options = {"problem_type": "regression"} if where == "config" else {}
+    backbone = tf.ViTForImageClassification(tf.ViTConfig(**zoo.SMALL, **options))
+    model = get_peft_model(backbone, AIMConfig(num_frames=zoo.FRAMES, num_labels=3, init_weights=False)).eval()
+    if where == "model":
+        backbone.config.problem_type = "regression"
+    loss = model(clips, labels=labels).loss
+    assert loss == nn.functional.mse_loss(model(clips).logits, labels)
+    model.save_pretrained(tmp_path)
+    assert AIMConfig.from_pretrained(tmp_path).problem_type == "regression"
+    assert model.peft_config["default"].problem_type is None  # it still follows the model
+    for other in (None, "multi_label_classification"):
+        theirs = tf.ViTForImageClassification(tf.ViTConfig(**zoo.SMALL, problem_type=other))
+        theirs.load_state_dict(model.unload().state_dict() if other is None else backbone.state_dict())
+        loaded = PeftModel.from_pretrained(theirs, tmp_path).eval()
+        assert loaded(clips, labels=labels).loss == loss
+        assert theirs.config.problem_type == other
+        loaded.save_pretrained(tmp_path / "again")
+        assert AIMConfig.from_pretrained(tmp_path / "again").problem_type == "regression"
+
+
+def test_what_is_not_the_adapters_own_is_not_saved(tmp_path):
+    """Neither the problem type of a backbone whose head is kept, nor one that an adapter was not trained with."""
+    model = adapt()
+    model.save_pretrained(tmp_path / "unset")
+    config = model.get_base_model().config
+    config.problem_type = "regression"
+    model.add_adapter("headless", AIMConfig(num_frames=zoo.FRAMES))
+    model.add_adapter("own", AIMConfig(num_frames=zoo.FRAMES, num_labels=2, problem_type="multi_label_classification"))
+    model.load_adapter(tmp_path / "unset", "loaded")
+    model.save_pretrained(tmp_path / "set")
+    found = {name: AIMConfig.from_pretrained(tmp_path / "set" / name).problem_type for name in ("headless", "own")}
+    assert found == {"headless": None, "own": "multi_label_classification"}
+    assert AIMConfig.from_pretrained(tmp_path / "set" / "loaded").problem_type is None
+    config.problem_type = "token_classification"  # not a setting: the file could not be loaded
+    model.save_pretrained(tmp_path / "foreign")
+    assert AIMConfig.from_pretrained(tmp_path / "foreign").problem_type is None
+
+
 WRONG = {
     "index for multi": ("multi_label_classification", 3, torch.tensor([1, 0])),
     "integers for multi": ("multi_label_classification", 3, torch.ones(2, 3, dtype=torch.long)),

@@ -28,6 +28,7 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
     temporal = "attention" if temporal is True else temporal
     recipe = replace(recipe, temporal=temporal or recipe.temporal).with_order()
     branch = ("temporal_layers", "temporal_adapters", "temporal_conv", "temporal_embedding")
+    of_backbone = getattr(getattr(backbone, "config", None), "problem_type", None)
     drops = temporal or aim_options.get("joint", True)
     options = {
         "num_frames": recipe.frames,
@@ -39,6 +40,8 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
         "head_dropout": recipe.head_dropout,
         "recompute": recipe.recompute,
         "final_norm": True,
+        # Saved adapters have the backbone's, unless they have their own.
+        "problem_type": of_backbone and "single_label_classification",
     }
     adapted = get_peft_model(backbone, AIMConfig(**{**options, **aim_options}))
     recipe = recipe.for_width(token_width(adapted))
