@@ -84,7 +84,7 @@ def computing_weight(module: nn.Module) -> Tensor | None:
 def unknown_storage(module: nn.Module) -> str | None:
     """Return in words how a module stores weights of which not even the widths are known, None if it has none.
 
-    Masks and indices are no weights: booleans, zeros and ones, and integers of 64 bits, into which nobody packs weights.
+    Masks and indices are no weights: booleans, zeros and ones, and integers of 64 bits, which nobody packs.
 
     Example:
         >>> module = nn.Module()
