@@ -7,11 +7,13 @@ are run twice, on ones and then with other numbers at one position.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from peft_aim.tracing import passing_marks
 
 Result = TypeVar("Result")
 
@@ -31,6 +33,10 @@ class NaNMarks:
     def put(self, tensor: Tensor, where: Tensor) -> Tensor:
         """Return a tensor with marks at some entries."""
         return tensor.masked_fill(where, torch.nan)
+
+    def in_products(self) -> AbstractContextManager:
+        """Return a context in which products of tensors compute nothing but have the marks of their factors."""
+        return passing_marks()
 
 
 class NumberMarks:
@@ -67,6 +73,10 @@ class NumberMarks:
             return tensor
         others = 1 + torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
         return torch.where(where, others.to(tensor), tensor)
+
+    def in_products(self) -> AbstractContextManager:
+        """Return a context in which products of tensors are computed."""
+        return nullcontext()
 
 
 Marks = NaNMarks | NumberMarks

@@ -1,9 +1,9 @@
 """Observes which modules mix spatial positions, by running them, whatever they are called.
 
 A module runs alone on tokens of which one position is marked (:mod:`peft_aim.backbone.marks`). Its layers compute
-nothing: they return ones with the marks of their input at the same positions. So the marks reach other positions only
-where something else than a layer of one position, a norm, a convolution or a pooling window passes them on: attention
-above all.
+nothing: they return ones with the marks of their input at the same positions; neither do products of tensors. So the
+marks reach other positions only where something else than a layer of one position, a norm, a convolution or a pooling
+window passes them on: attention above all.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class _Search:
 
     def __init__(self, root: Call, passing: Passing, axes: Axes | None) -> None:
         self._root = root
-        self._passes, self._gates = passing, set()
+        self._passes = passing
+        self._gates: dict[Call, bool] = {}
         self._axes = dict(axes or {})
         self._known: dict[tuple[Call, int, int], bool | None] = {}
 
@@ -91,20 +92,22 @@ class _Search:
         inside = [found for child in call.children for found in self.below(child)]
         if not maps or not self._spreads(call, inside):
             return inside
-        if not inside and _is_gate(call.original):
-            self._gates.add(call.original)
-            return []
-        return [call]
+        return [] if not inside and self._is_gate(call.original) else [call]
+
+    def _is_gate(self, call: Call) -> bool:
+        if call not in self._gates:
+            self._gates[call] = _is_gate(call)
+        return self._gates[call]
 
     def _spreads(self, call: Call, others: list[Call] | tuple[()]) -> bool | None:
         """Whether a module mixes positions, other than by some parts; None if it cannot run alone."""
         own = [part for part in call.walk() if self._passes(part)]  # those of a copy need not be those of another
-        key = (call.original if not own else call, len(self._gates), len(others))
+        key = (call.original if not own else call, sum(self._gates.values()), len(others))
         if key not in self._known:
             passing = {id(part) for part in (*own, *others)}
             axis = self._axis(call)
             tried = (-1, 1) if axis is None else (axis,)
-            passes = lambda part: id(part) in passing or part.original in self._gates
+            passes = lambda part: id(part) in passing or self._gates.get(part.original, False)
             spread = [_spreads_marks(call, passes, channels) for channels in tried]
             self._known[key] = None if None in spread else all(spread)
         return self._known[key]
@@ -151,7 +154,11 @@ def _reached(call: Call, passing: Passing, channels: int, through_pools: bool = 
 
     def run(marks: Marks) -> Tensor:
         tokens = marks.put(call.given.zeros() + 1, position.to(call.given.device))
-        with running(call.module, training=False), standing_in(_stand_ins(call, passing, marks, through_pools)):
+        with (
+            running(call.module, training=False),
+            standing_in(_stand_ins(call, passing, marks, through_pools)),
+            marks.in_products(),
+        ):
             return marks.of(first_tensor(call.again(tokens))).movedim(channels, -1).any(-1)
 
     with suppress(Exception):  # a foreign module may not run alone, as one that counts its calls
