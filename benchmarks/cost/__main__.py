@@ -3,9 +3,9 @@
 Counts multiply-adds and saved activations, and takes times as ratios within the run, for one backbone: frozen with a
 linear head, with AIM, with the reference implementation of AIM, with LoRA over averaged frames, and fully fine-tuned,
 over averaged frames and with divided space-time attention. Then it measures how AIM's cost grows, and what swapping
-adapters costs. With ``--device cuda`` it measures only what depends on the device: the rows. ``--attach`` measures what
-attaching an adapter costs, in minutes, and needs vit-pytorch. ``--quantized`` measures the memory of quantized backbones,
-in a minute, and needs torchao and bitsandbytes.
+adapters costs. With ``--device cuda`` it measures only what depends on the device: the rows. ``--attach`` measures
+what attaching an adapter costs, in minutes, and needs vit-pytorch. ``--quantized`` measures the memory of quantized
+backbones, in a minute, and needs torchao and bitsandbytes.
 """
 
 from __future__ import annotations
