@@ -145,9 +145,6 @@ class Search:
         return found
 
     def _attention_half(self, half: Call, attention: Call, outside: bool) -> Anatomy:
-        if half.copy_of is not None:  # whose parts did not run
-            half, name = half.original, inside(half, attention)
-            attention = next(part for part in half.walk() if inside(half, part) == name)
         norms = [part for part in half.walk() if is_norm(part.module) and part not in {*attention.walk()}]
         before = [norm for norm in norms if norm.returned == attention.given]
         behind = [norm for norm in norms if norm.given == attention.returned]
@@ -192,7 +189,8 @@ class Search:
         after = {name: self._next(call) for name, (call, _) in firsts.items()}
         after = {name: call for name, call in after.items() if call is not None}
         inner = {call for call in after.values() if _has_skip(call, None)}
-        outside = self._added([[call] for call in after.values() if call not in inner])
+        known = [call for call, _ in firsts.values()]  # which need not run either
+        outside = self._added([[call] for call in (*known, *after.values()) if call not in inner])
         for name, call in after.items():
             try:
                 if call not in inner | outside:
@@ -223,15 +221,14 @@ def _mlp_half(half: Call, first: Anatomy, outside: bool) -> Anatomy:
     mlp = half
     while inner := _only_branch(mlp, half):
         mlp = inner
-    norm2 = _called_first(half, mlp) or _called_first(mlp.original, None)
+    norm2 = _called_first(half, mlp) or _called_first(mlp, None)
     end = mlp
     if mlp is half and not outside:
         norm2, mlp, end = mlp_among(half.parts, True, PartNames())
     axis = channel_axis(half.module, half.given.shape, first.width)
     if mlp is None or axis is None:
         raise NotABlock(f"it has no MLP that maps tokens of width {first.width}")
-    norm2 = norm2 and (inside(half, norm2) if norm2 in {*half.walk()} else _within(half, mlp, norm2))
-    parts = (norm2, inside(half, mlp), inside(half, end))
+    parts = (norm2 and inside(half, norm2), inside(half, mlp), inside(half, end))
     tokens = replace(first.tokens, channels=axis)
     kept = {"width": first.width, "tokens": tokens, "mlp_tokens": replace(tokens, groups=1)}
     return Anatomy(None, None, *parts, attend=None, skip_outside=outside, **kept)
@@ -242,11 +239,6 @@ def _called_first(call: Call, before: Call | None) -> Call | None:
     parts = [part for part in call.walk() if before is None or part not in {*before.walk()}]
     norms = [part for part in parts if is_norm(part.module) and part.given == call.given]
     return next((norm for norm in norms if norm.returned and norm.returned.shape == call.given.shape), None)
-
-
-def _within(half: Call, mlp: Call, norm: Call) -> str:
-    """Return the name, inside a half, of a norm of the MLP that this one is a copy of."""
-    return ".".join(filter(None, (inside(half, mlp), inside(mlp.original, norm))))
 
 
 def _only_branch(call: Call, half: Call) -> Call | None:

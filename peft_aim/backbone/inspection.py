@@ -16,6 +16,7 @@ from peft_aim.backbone.anatomy import Anatomy, PartNames
 from peft_aim.backbone.batch import find_batch_axes
 from peft_aim.backbone.candidates import Candidates
 from peft_aim.backbone.halves import Search
+from peft_aim.backbone.mixing import maps_tokens
 from peft_aim.backbone.probes import (
     check_alike,
     check_positions_stay,
@@ -34,7 +35,9 @@ from peft_aim.tracing import (
     Layout,
     blank_images,
     is_linear,
+    is_mixer,
     is_norm,
+    mixes,
     norm_width,
     runs_on,
     trace,
@@ -235,7 +238,7 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
     errors = []
     for images in blank_images(tower):
         try:
-            return images, *trace(tower, images, once=_may_be_a_block)
+            return images, *trace(tower, images, once=_may_be_part_of_a_trunk)
         except Exception as error:
             errors.append((error, tuple(next(iter(images.values())).shape)))
     error, shape = errors[0]
@@ -251,8 +254,12 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
     ) from error
 
 
+def _may_be_part_of_a_trunk(call: Call) -> bool:
+    """Whether copies of this call need not run: it may be a block, half of one, or several."""
+    return maps_tokens(call) and mixes(call.module) and not is_mixer(call.module)
+
+
 def _may_be_a_block(call: Call) -> bool:
-    """Whether copies of this call need not run."""
     return looks_like_a_block(call) and call.given.shape == call.returned.shape
 
 

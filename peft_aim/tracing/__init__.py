@@ -6,7 +6,7 @@ The lowest layer of the package: it knows nothing about attention, blocks or ada
 from peft_aim.tracing.calls import Call, Handle, running, trace, unchanged
 from peft_aim.tracing.copies import traits
 from peft_aim.tracing.example import blank_images, drawn, image_size, runs_on
-from peft_aim.tracing.hollow import without_arithmetic, without_weights
+from peft_aim.tracing.hollow import passing_marks, without_arithmetic, without_weights
 from peft_aim.tracing.layout import Layout
 from peft_aim.tracing.outputs import (
     Images,
@@ -59,6 +59,7 @@ __all__ = [
     "mixes",
     "norm_width",
     "output_width",
+    "passing_marks",
     "plain_layer",
     "replace_first",
     "run",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from peft_aim.tracing.copies import trait, traits
+from peft_aim.tracing.copies import trait, traits_of_all
 from peft_aim.tracing.outputs import (
     Images,
     first_argument,
@@ -149,8 +149,9 @@ def trace(model: nn.Module, images: Images, once: Callable[[Call], bool] = lambd
         model: The model.
         images: What it takes.
         once: Returns True for calls whose copies need not run: modules with the same :func:`traits
-            <peft_aim.tracing.copies.traits>` that are called alike. A copy returns its input instead, so the call
-            must preserve the shape of its input. The calls below a copy are recorded as if they had been made.
+            <peft_aim.tracing.copies.traits>`, before the run, that the same call of another module calls in the same
+            way. A copy returns its input instead, so the call must preserve the shape of its input. The calls below a
+            copy are recorded as if they had been made.
 
     Returns:
         The call of the model itself, and its output.
@@ -174,6 +175,7 @@ class _Recorder:
         self.root: Call | None = None
         self._running: list[Call] = []
         self._modules = dict(model.named_modules())
+        self._traits = traits_of_all(model)  # modules may store something while they run
         self._once, self._stack = once, stack
         self._copies: dict[nn.Module, list[Call]] = {}  # by copy, the calls that may stand for it
 
@@ -208,28 +210,47 @@ class _Recorder:
         if call.module in self._copies:  # a copy that was called in another way
             self._copies[call.module].append(call)
             return
-        have_run, own, parts = [call], traits(call.module), {*call.module.modules()}
+        have_run, own, parts = [call], self._traits[call.module], {*call.module.modules()}
         for other in self._modules.values():
-            same = type(other) is type(call.module) and other not in self._copies and traits(other) == own
+            same = type(other) is type(call.module) and other not in self._copies and self._traits[other] == own
             if same and parts.isdisjoint(other.modules()):
                 self._copies[other] = have_run
                 self._stack.enter_context(standing_in({other: partial(self._run_copy, other.forward)}))
 
     def _run_copy(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = self._running[-1]
-        original = next((run for run in self._copies[call.module] if call.is_like(run)), None)
+        call, beside = self._running[-1], self._running[-2].children
+        original = next((run for run in self._copies[call.module] if run in beside and call.is_like(run)), None)
         if original is None:
             return forward(*args, **kwargs)
-        call.copy_of = original
-        call.children = [self._copied(child, original.name, call.name) for child in original.children]
         tokens = tokens_given(call.module, args, kwargs)
-        return replace_first(original.form, tokens.clone(memory_format=torch.contiguous_format))
+        output = tokens.clone(memory_format=torch.contiguous_format)
+        call.copy_of = original
+        call.children = self._copied(original, call, {original.given: tokens, original.returned: output})
+        return replace_first(original.form, output)
 
-    def _copied(self, call: Call, old: str, new: str) -> Call:
-        own = f"{call.name}.".startswith(f"{old}.")  # other modules that a block calls are shared by its copies
-        name = f"{new}{call.name.removeprefix(old)}" if own else call.name
-        children = [self._copied(child, old, new) for child in call.children]
-        return replace(call, name=name, module=self._modules[name], children=children, copy_of=call.original)
+    def _copied(self, original: Call, copy: Call, own: dict[Handle | None, Tensor]) -> list[Call]:
+        """Return the calls below an original as those below a copy, which has its own input and output."""
+
+        def handle(of: Handle | None) -> Handle | None:
+            return replace(Handle.of(own[of]), shape=of.shape) if of in own else of
+
+        def copied(call: Call) -> Call:
+            inside = f"{call.name}.".startswith(
+                f"{original.name}."
+            )  # other modules that it calls are shared by copies
+            name = f"{copy.name}{call.name.removeprefix(original.name)}" if inside else call.name
+            return replace(
+                call,
+                name=name,
+                module=self._modules[name],
+                given=handle(call.given),
+                returned=handle(call.returned),
+                arguments={key: own.get(Handle.of(value), value) for key, value in call.arguments.items()},
+                children=[copied(child) for child in call.children],
+                copy_of=call.original,
+            )
+
+        return [copied(child) for child in original.children]
 
 
 @contextmanager

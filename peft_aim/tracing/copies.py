@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -31,7 +31,23 @@ def traits(module: nn.Module) -> Hashable:
         >>> traits(nn.MultiheadAttention(8, 2)) == traits(nn.MultiheadAttention(8, 4))
         False
     """
-    return tuple((name, *_own_traits(part)) for name, part in module.named_modules())
+    return _with_parts(module, {part: _own_traits(part) for part in module.modules()})
+
+
+def traits_of_all(model: nn.Module) -> dict[nn.Module, Hashable]:
+    """Return the :func:`traits` of all modules of a model.
+
+    Example:
+        >>> found = traits_of_all(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()))
+        >>> len(found), len({*found.values()})
+        (4, 3)
+    """
+    own = {part: _own_traits(part) for part in model.modules()}
+    return {module: _with_parts(module, own) for module in own}
+
+
+def _with_parts(module: nn.Module, own: Mapping[nn.Module, tuple]) -> Hashable:
+    return tuple((name, *own[part]) for name, part in module.named_modules())
 
 
 def _own_traits(module: nn.Module) -> tuple:
@@ -39,8 +55,6 @@ def _own_traits(module: nn.Module) -> tuple:
     if is_packed(module):
         return type(module), module.in_features, module.out_features, getattr(module, "bias", None) is None, *hooks
     attributes = {key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE}
-    if getattr(attributes.get("forward"), "stands_in", False):
-        del attributes["forward"]
     if is_dropout(module):  # rates often grow from block to block
         attributes = {key: value > 0 if isinstance(value, float) else value for key, value in attributes.items()}
     return (

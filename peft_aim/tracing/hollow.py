@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peft_aim.tracing.outputs import map_tensors, tensors_in
+from peft_aim.tracing.outputs import first_tensor, map_tensors, replace_first, tensors_in
 from peft_aim.tracing.parts import MIXERS
 from peft_aim.tracing.stand_ins import standing_in
 
@@ -49,13 +49,46 @@ ZEROS: dict[Any, Callable[..., Any]] = {
 }
 
 
-class _ZeroProducts(TorchDispatchMode):
-    """Products of plain tensors return zeros; other operations, and those of quantized or sharded tensors, run."""
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.isnan().any(-1, keepdim=True)
+
+
+def _columns(tensor: Tensor) -> Tensor:
+    return tensor.isnan().any(-2, keepdim=True)
+
+
+def _marks_of_attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, causal: bool = False) -> Tensor | None:
+    return None if causal else _rows(q) | _rows(k).any(-2, keepdim=True) | _columns(v)
+
+
+MARKS: dict[Any, Callable[..., Tensor | None]] = {
+    aten.mm.default: lambda a, b: _rows(a) | _columns(b),
+    aten.addmm.default: lambda bias, a, b, *_: bias.isnan() | _rows(a) | _columns(b),
+    aten.bmm.default: lambda a, b: _rows(a) | _columns(b),
+    aten.baddbmm.default: lambda bias, a, b, *_: bias.isnan() | _rows(a) | _columns(b),
+    aten._scaled_dot_product_flash_attention_for_cpu.default: _marks_of_attention,
+}
+
+
+def _marked(func: Any, *args: Any) -> Any:
+    """Return ones with NaN where the product of these factors has NaN."""
+    marks = MARKS[func](*args) if func in MARKS else None
+    if marks is None:
+        return None
+    zeros = ZEROS[func](*args)
+    return replace_first(zeros, (first_tensor(zeros) + 1).masked_fill(marks, torch.nan))
+
+
+class _Products(TorchDispatchMode):
+    """Products of plain tensors are replaced; other operations, and those of quantized or sharded tensors, run."""
+
+    def __init__(self, instead: Callable[..., Any]) -> None:
+        super().__init__()
+        self._instead = instead
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        zeros = ZEROS.get(func)
         plain = all(type(t) in (Tensor, nn.Parameter) and not t.is_meta for t in args if isinstance(t, Tensor))
-        result = zeros(*args) if zeros and plain else None
+        result = self._instead(func, *args) if func in ZEROS and plain else None
         return func(*args, **(kwargs or {})) if result is None else result
 
 
@@ -69,7 +102,20 @@ def without_arithmetic(model: nn.Module) -> Iterator[None]:
         ...     layer(torch.ones(1, 2)).tolist()
         [[0.0, 0.0, 0.0]]
     """
-    with without_weights(model.modules()), _ZeroProducts():
+    with without_weights(model.modules()), _Products(lambda func, *args: ZEROS[func](*args)):
+        yield
+
+
+@contextmanager
+def passing_marks() -> Iterator[None]:
+    """Run something with ones as its products, without arithmetic, but with NaN wherever a product has NaN.
+
+    Example:
+        >>> with passing_marks():
+        ...     (torch.tensor([[torch.nan, 0.0], [2.0, 3.0]]) @ torch.zeros(2, 2)).tolist()
+        [[nan, nan], [1.0, 1.0]]
+    """
+    with _Products(_marked):
         yield
 
 

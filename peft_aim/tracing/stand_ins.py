@@ -27,9 +27,7 @@ def standing_in(functions: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[N
     """
     before = {module: vars(module).get("forward") for module in functions}
     for module, function in functions.items():
-        stand_in = wraps(module.forward)(lambda *args, f=function, **kwargs: f(*args, **kwargs))
-        stand_in.stands_in = True
-        module.forward = stand_in
+        module.forward = wraps(module.forward)(lambda *args, f=function, **kwargs: f(*args, **kwargs))
     try:
         yield
     finally:
