@@ -41,6 +41,7 @@ from peft_aim.tracing import (
     runs_on,
     trace,
     traits,
+    unchanged,
 )
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
@@ -129,8 +130,8 @@ class Inspection:
 def inspect_backbone(model: nn.Module, names: PartNames = NO_NAMES) -> Inspection:
     """Run a model once on two blank images, and find its blocks by how they are called.
 
-    Of blocks that are copies of each other, only one runs. The result is cached for as long as the model exists; the
-    model is inspected again only if its structure has changed.
+    Of blocks that are copies of each other, only one runs. The model is the same afterwards. The result is cached for
+    as long as the model exists; the model is inspected again only if its structure has changed.
 
     Args:
         model: An image model, or a model of images and text.
@@ -142,7 +143,8 @@ def inspect_backbone(model: nn.Module, names: PartNames = NO_NAMES) -> Inspectio
     state = traits(model), names, tuple(USERS_KINDS.items())
     before, found = _remembered.get(model, (None, None))
     if before != state:
-        found = _inspect(model, names)
+        with unchanged(model):
+            found = _inspect(model, names)
         _remembered[model] = (traits(model), *state[1:]), found  # running it may have changed its own caches
     return found
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
 
-from peft_aim.tracing.calls import Call, running, trace
+from peft_aim.tracing.calls import Call, trace
 from peft_aim.tracing.copies import traits
+from peft_aim.tracing.restored import running
 from peft_aim.tracing.stand_ins import standing_in
 
 X = {"x": torch.ones(2, 4)}
