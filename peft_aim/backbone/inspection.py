@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -225,8 +226,10 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
     """Run a model on two blank images; return the images, the tree of calls and the output."""
     errors = []
     for images in blank_images(tower):
-        try:
+        with suppress(Exception):  # if it uses what its blocks store when they run, all of them have to
             return images, *trace(tower, images, once=_may_be_part_of_a_trunk)
+        try:
+            return images, *trace(tower, images)
         except Exception as error:
             errors.append((error, tuple(next(iter(images.values())).shape)))
     error, shape = errors[0]
