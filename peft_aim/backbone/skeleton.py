@@ -24,6 +24,7 @@ from peft_aim.tracing import (
     first_tensor,
     is_linear,
     is_mixer,
+    passing_marks,
     replace_first,
     run,
     running,
@@ -97,7 +98,7 @@ def run_skeleton(
     for module, calls in _layers_outside(root, {call for call, _ in blocks.values()}).items():
         stand_ins[module] = partial(_blank, calls, module.forward)
     calls = [*(call for call, _ in blocks.values()), *watched]
-    with running(tower, training), standing_in(stand_ins), _noting(calls, arrived):
+    with running(tower, training), standing_in(stand_ins), passing_marks(), _noting(calls, arrived):
         output = [tensor for tensor in tensors_in(run(tower, images)) if tensor.is_floating_point()]
     arrived[OUTPUT] = Arrived((), (tuple(bool(tensor.isnan().any()) for tensor in output),))
     return arrived

@@ -149,9 +149,9 @@ def trace(model: nn.Module, images: Images, once: Callable[[Call], bool] = lambd
         model: The model.
         images: What it takes.
         once: Returns True for calls whose copies need not run: modules with the same :func:`traits
-            <peft_aim.tracing.copies.traits>`, before the run, that the same call of another module calls in the same
-            way. A copy returns its input instead, so the call must preserve the shape of its input. The calls below a
-            copy are recorded as if they had been made.
+            <peft_aim.tracing.copies.traits>` before the run, that are called alike. A copy returns its input instead,
+            so the call must preserve the shape of its input. The calls below a copy are recorded as if they had been
+            made.
 
     Returns:
         The call of the model itself, and its output.
@@ -218,8 +218,8 @@ class _Recorder:
                 self._stack.enter_context(standing_in({other: partial(self._run_copy, other.forward)}))
 
     def _run_copy(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call, beside = self._running[-1], self._running[-2].children
-        original = next((run for run in self._copies[call.module] if run in beside and call.is_like(run)), None)
+        call = self._running[-1]
+        original = next((run for run in self._copies[call.module] if call.is_like(run)), None)
         if original is None:
             return forward(*args, **kwargs)
         tokens = tokens_given(call.module, args, kwargs)

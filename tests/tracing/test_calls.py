@@ -147,20 +147,6 @@ def test_the_calls_below_a_copy_take_its_own_tokens():
     assert len({call.given for call in (first, second, third)}) == 3
 
 
-def test_copies_that_different_calls_call_run():
-    class Twice(nn.Module):
-        def __init__(self, *chains: Chain) -> None:
-            super().__init__()
-            self.chains = nn.ModuleList(chains)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.chains[0](x) + self.chains[1](x)
-
-    blocks = [Scaled() for _ in range(4)]
-    trace(Twice(Chain(*blocks[:2]), Chain(*blocks[2:])), X, once=is_scaled)
-    assert [block.runs[0] for block in blocks] == [1, 0, 1, 0]
-
-
 def test_forwards_are_restored_and_hooks_run(monkeypatch):
     model, seen = Chain(Scaled(), Scaled()), []
     model.blocks[1].register_forward_hook(lambda *_: seen.append(1))
