@@ -524,6 +524,13 @@ def test_attaching_costs_two_images_at_most_at_any_depth(depth, drop_path):
     assert ratio <= 2.2 and (depth == 3 or ratio <= 1)  # of copies, one runs
 
 
+def test_attaching_costs_two_images_at_most_where_every_stage_is_different():
+    model = timm.create_model("levit_128s", num_classes=0).requires_grad_(False).eval()
+    of_image = gmac(lambda: model(torch.zeros(1, 3, 224, 224)))
+    with pytest.warns(UserWarning, match="downsampling"):
+        assert gmac(lambda: adapt(model)) <= 2.2 * of_image
+
+
 def test_a_block_that_differs_is_probed_on_its_own():
     """A copy of a sound block does not vouch for one that only resembles it."""
     model = Toy(Block(attention()), Block(attention()), Parallel(attention()))
