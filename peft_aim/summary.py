@@ -34,6 +34,7 @@ class Line:
         adapters: Which adapters a block has, "" if none.
         parts: Names of a block's norms, attention and MLP.
         over_time: The temporal branch, "none" if there is none.
+        sequence_first: Whether its tokens are (N, B, D).
     """
 
     first: str
@@ -44,6 +45,7 @@ class Line:
     adapters: str
     parts: str
     over_time: str
+    sequence_first: bool
 
 
 def summary(model: nn.Module, adapter_name: str) -> str:
@@ -66,17 +68,20 @@ def summary(model: nn.Module, adapter_name: str) -> str:
     others = {name: reason for name, reason in found.without_attention.items() if not within(f"{name}.", adapted)}
     others |= dict.fromkeys(others.keys() & found.modules.keys(), ASKED)
     convolved = {name: reason for name, reason in found.left_out.items() if name in adapted}
+    rows = _rows(lines.values())
     parts = [
         f"{type(model).__name__} with the adapter {adapter_name!r}: {_count(adapted, found)} are adapted",
         _table(
             ["block", "parts", "width", "bottleneck", "adapters", "temporal branch"],
             [
                 [_span(line), line.parts, line.width, line.bottleneck or "-", line.adapters or "none", line.over_time]
-                for line in _rows(lines.values())
+                for line in rows
             ],
         ),
         _table(["parameters", "count", "each", "total"], _counts(model, layers, embeddings, adapter_name)),
     ]
+    if turned := [_span(line) for line in rows if line.sequence_first]:
+        parts.insert(2, f"Tokens with the sequence first, (N, B, D), in {', '.join(turned)}")
     if convolved:
         parts.append(f"Without temporal attention:{listed(convolved)}")
     if skipped:
@@ -110,7 +115,8 @@ def _line(name: str, layer: nn.Module, found: Inspection, adapter: str, is_embed
     over_time = layer.aim_settings[adapter].temporal if _has(layer, "temporal", adapter) else "none"
     if isinstance(over_time, TemporalAttention):
         has += [text for text, container in INSIDE.items() if adapter in getattr(layer, container)]
-    return Line(name, name, 1, anatomy.width, bottleneck, ", ".join(has), _parts(anatomy) or "-", str(over_time))
+    adapters, parts, turned = ", ".join(has), _parts(anatomy) or "-", anatomy.tokens.batch == 1
+    return Line(name, name, 1, anatomy.width, bottleneck, adapters, parts, str(over_time), turned)
 
 
 def _joined(first: Line, second: Line) -> Line:

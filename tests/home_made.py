@@ -267,6 +267,22 @@ def mlp_in_several_calls() -> nn.Module:
     return Net(nn.Sequential(*[Inline() for _ in range(DEPTH)]))
 
 
+@layout
+def several_blocks_that_run_twice() -> nn.Module:
+    class Looped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.looped = Inline(), nn.ModuleList([Inline() for _ in range(DEPTH - 1)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.before(x)
+            for block in (*self.looped, *self.looped):
+                x = block(x)
+            return x
+
+    return Net(Looped())
+
+
 @refused
 def pairs_with_a_factor() -> nn.Module:
     return Net(Pairs(Foo, FeedForward, factor=0.5))

@@ -187,6 +187,7 @@ def test_attention_and_convolution_are_compared_by_the_records():
     assert accuracy.over_time_page(found("accuracy_over_time")) in OF_BENCHMARKS
     assert real.over_time_page(found("real_over_time")) in OF_BENCHMARKS
     assert cost.quantized_page(found("cost_quantized")) in OF_BENCHMARKS
+    assert cost.attach_page(found("cost_attach")) in OF_BENCHMARKS
     assert cost.over_time_page(found("cost_over_time")) in OF_BENCHMARKS
     rows = cost.by_row(found("cost_over_time")["rows"])
     aim, conv = rows["AIM"], rows["convolution over time + spatial + joint"]

@@ -2,9 +2,10 @@
 
 Counts multiply-adds and saved activations, and takes times as ratios within the run, for one backbone: frozen with a
 linear head, with AIM, with the reference implementation of AIM, with LoRA over averaged frames, and fully fine-tuned,
-over averaged frames and with divided space-time attention. Then it measures how AIM's cost grows, and what attaching
-and swapping adapters cost. With ``--device cuda`` it measures only what depends on the device: the rows.
-``--quantized`` measures the memory of quantized backbones alone, in a minute, and needs torchao and bitsandbytes.
+over averaged frames and with divided space-time attention. Then it measures how AIM's cost grows, and what swapping
+adapters costs. With ``--device cuda`` it measures only what depends on the device: the rows. ``--attach`` measures
+what attaching an adapter costs, in minutes, and needs vit-pytorch. ``--quantized`` measures the memory of quantized
+backbones, in a minute, and needs torchao and bitsandbytes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from benchmarks.cost.tables import (
     REFERENCE,
     SETTING,
     publish,
+    publish_attach,
     publish_gpu,
     publish_over_time,
     publish_quantized,
@@ -163,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="clips per step")
     parser.add_argument("--rounds", type=int, help="number of times that each time is taken")
     parser.add_argument("--over-time", action="store_true", help="measure attention and convolutions over time alone")
+    parser.add_argument("--attach", action="store_true", help="measure what attaching an adapter costs alone")
     parser.add_argument("--quantized", action="store_true", help="measure the memory of quantized backbones alone")
     given, command = parse(parser, argv, others=("backbone",))
     plan = planned(given)
@@ -172,6 +175,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts["rows"] = measure(plan, (FROZEN, REFERENCE, PLAIN, *rivals.OVER_TIME))
         print(record("cost_over_time", command, 0, given.output, **facts))
         publish_over_time(given.output)
+        return
+    if given.attach:
+        print(record("cost_attach", command, 0, given.output, rows=attaching(plan.attach)))
+        publish_attach(given.output)
         return
     if given.quantized:
         facts |= {"rows": quantizing(plan), "quantizers": versions()}
@@ -185,7 +192,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     facts |= {"swapping": swapping(plan), "growth": growth(plan)}
     facts["gelu"] = counts(replace(plan, backbone=plan.with_gelu)) if plan.with_gelu else []
-    facts["attach"] = attaching(plan.attach)
     print(record("cost", command, 0, given.output, **facts))
     publish(given.output)
 

@@ -19,23 +19,32 @@ from peft_aim.backbone import inspect_backbone
 Facts = dict[str, Any]
 
 
-def attaching(models: dict[str, str], **options: Any) -> list[Facts]:
+def attaching(models: dict[str, str]) -> list[Facts]:
     """Attach adapters to models, and count.
 
     Args:
-        models: timm's names of the models, by their names in the table.
-        options: Arguments of ``timm.create_model``.
+        models: Names of the models, as :func:`build` takes them, by their names in the table.
     """
     found = []
     for title, name in models.items():
-
-        def build(name: str = name) -> nn.Module:
-            torch.manual_seed(0)
-            return timm.create_model(name, num_classes=0, **options).eval().requires_grad_(False)
-
-        found.append({"model": title, "timm": name, **arithmetic(build()), **memory(build())})
+        found.append({"model": title, "name": name, **arithmetic(build(name)), **memory(build(name))})
         print(found[-1], flush=True)
     return found
+
+
+def build(name: str) -> nn.Module:
+    """Build a frozen model with random weights: timm's of this name without a head, or vit-pytorch's ViT-B/16."""
+    torch.manual_seed(0)
+    if name == "vit_pytorch.ViT":
+        from vit_pytorch import ViT
+
+        sizes = {"dim": 768, "depth": 12, "heads": 12, "mlp_dim": 3072}
+        model = ViT(image_size=224, patch_size=16, num_classes=1000, **sizes)
+        model.image_size = (224, 224)
+    else:
+        model = timm.create_model(name, num_classes=0)
+        model.image_size = model.pretrained_cfg["input_size"][1:]
+    return model.eval().requires_grad_(False)
 
 
 def arithmetic(model: nn.Module) -> Facts:
@@ -46,7 +55,7 @@ def arithmetic(model: nn.Module) -> Facts:
         that the model runs for the first adapter, for a second one, and for a saved one after ``unload()``.
     """
     runs: list[None] = []
-    of_image = gmac(lambda: model(torch.zeros(1, *model.pretrained_cfg["input_size"])))
+    of_image = gmac(lambda: model(torch.zeros(1, 3, *model.image_size)))
     model.register_forward_pre_hook(lambda *_: runs.append(None))
     adapted: list[PeftModel] = []
     began = time.perf_counter()
@@ -70,7 +79,7 @@ def arithmetic(model: nn.Module) -> Facts:
 
 def memory(model: nn.Module) -> Facts:
     """Return megabytes: the peak of the inspection, that of running two images, and the largest block's weights."""
-    images = torch.zeros(2, *model.pretrained_cfg["input_size"])
+    images = torch.zeros(2, 3, *model.image_size)
     with torch.no_grad(), Alive() as forward:
         model(images)
     with Alive() as inspection:

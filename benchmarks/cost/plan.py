@@ -29,7 +29,8 @@ class Plan:
         rounds: Number of times that each time is taken.
         compiler: Backend of ``torch.compile``.
         growth: The values of each quantity that is varied.
-        attach: timm's names of the backbones that an adapter is attached to, by their names in the table.
+        attach: timm's names of the backbones that an adapter is attached to, by their names in the table; one is
+            vit-pytorch's, whose blocks are pairs of modules.
     """
 
     backbone: str = "vit_base_patch16_clip_quickgelu_224"
@@ -59,6 +60,7 @@ class Plan:
             "ViT-SO400M/14, 384 px": "vit_so400m_patch14_siglip_384",
             "ViT-g/14": "vit_giant_patch14_clip_224",
             "SAM ViT-B, 1024 px": "samvit_base_patch16",
+            "ViT-B/16 of pairs": "vit_pytorch.ViT",
         }
     )
 

@@ -268,11 +268,11 @@ def convolved_by_hand(layer: AIMLayer, tokens: Tensor) -> Tensor:
 
 
 def _tokens(model: nn.Module, clips: Images) -> tuple[list[Tensor], Tensor]:
-    """Return the input tokens of each adapted block, and the output of the last with the batch first."""
-    given, returned, handles = [], [], []
+    """Return the input tokens of each adapted block in its last run, and the output of the last, batch first."""
+    given, returned, handles = {}, [], []
 
     def note_input(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        given.append((args[0] if args else next(iter(kwargs.values()))).clone())
+        given[layer] = (args[0] if args else next(iter(kwargs.values()))).clone()
 
     def note_output(layer: nn.Module, args: tuple, output: object) -> None:
         returned.append(first_tensor(output).clone())
@@ -283,7 +283,7 @@ def _tokens(model: nn.Module, clips: Images) -> tuple[list[Tensor], Tensor]:
     run(model, clips)
     for handle in handles:
         handle.remove()
-    return given, layers(model)[-1].anatomy.tokens.batch_first(returned[-1])
+    return [given[layer] for layer in layers(model)], layers(model)[-1].anatomy.tokens.batch_first(returned[-1])
 
 
 def _backward(model: nn.Module, clips: Images) -> nn.Module:

@@ -62,7 +62,8 @@ class Projected:
         """Run over time, ``(B*N, T, D) -> (B*N, T, D)``."""
         part = attention.get_submodule
         if self.first is not None:
-            x = part(self.first)(x)
+            as_images = _takes_images(part(self.first)) or _takes_images(part(self.inner[0]))
+            x = _on_images(part(self.first), x) if as_images else part(self.first)(x)
         heads = self._heads(attention, x)
         normed = [part(name)(head) for name, head in zip(self.norms, heads, strict=False)]
         query, key, value = [*normed, *heads[len(normed) :]]
@@ -78,6 +79,11 @@ class Projected:
         if self.activation is not None:
             mixed = part(self.activation)(mixed)
         return _project(attrgetter(self.out)(attention), mixed)  # an attribute that may have been replaced
+
+    def cell(self, attention: nn.Module) -> int:
+        """Return the side of the cells of positions that share a key: 1, unless a strided convolution makes keys."""
+        layers = [_mixer(attention.get_submodule(name)) for name in self.inner]
+        return max(layer.stride[0] if _is_strided(layer) else 1 for layer in layers)
 
     def used_parameters(self, attention: nn.Module) -> set[int]:
         """Return the ids of the parameters that a call uses."""
@@ -117,7 +123,8 @@ def guesses(attention: nn.Module) -> Iterator[Projected]:
     if heads is None or not inner:
         return
     width = input_width(linears[inner[0]])
-    outs = [name for name, m in linears.items() if _role(name) is None and output_width(m) == width]
+    ends = {name: m for name, m in linears.items() if _role(name) is None and not _is_strided(m)}
+    outs = [name for name, m in ends.items() if output_width(m) == width]
     units = tuple(_unit(attention, name) for name in inner)
     ends = [pair for out in reversed(outs) for pair in _ends(attention, (inner, out), (units, _unit(attention, out)))]
     log_scale = next((name for name, _ in attention.named_parameters() if name.endswith("logit_scale")), None)
@@ -198,12 +205,19 @@ def _number_of_heads(attention: nn.Module) -> int | None:
 
 
 def _pointwise(attention: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers that act on each token independently."""
+    """Return the layers that act on each token, or on each cell of tokens, independently."""
     return {
         name: module
         for name, module in attention.named_modules()
-        if is_linear(module) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+        if is_linear(module)
+        or (isinstance(module, nn.Conv2d) and (module.kernel_size == (1, 1) or _is_strided(module)))
     }
+
+
+def _is_strided(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution over square cells that do not overlap (scaled attention, Twins by hand)."""
+    is_conv = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding == (0, 0)
+    return is_conv and layer.kernel_size == layer.stride == (layer.stride[0],) * 2 != (1, 1)
 
 
 def _inner(linears: dict[str, nn.Module]) -> tuple[str, ...]:
@@ -246,10 +260,23 @@ def _mixer(unit: nn.Module) -> nn.Module:
 
 
 def _project(unit: Any, x: Tensor) -> Tensor:
-    """Apply a linear layer, or a 1 x 1 convolution, to ``(B*N, T, D)``."""
-    if isinstance(unit, nn.Module) and isinstance(_mixer(unit), nn.Conv2d):
-        return unit(x.mT.unsqueeze(2)).squeeze(2).mT
-    return unit(x)
+    """Apply a linear layer, or a convolution, to ``(B*N, T, D)``.
+
+    A convolution over cells acts as it does where all tokens of a cell are equal: by the sum over its kernel.
+    """
+    if not isinstance(unit, nn.Module) or not _takes_images(unit):
+        return unit(x)
+    return F.linear(x, unit.weight.sum((2, 3)), unit.bias) if _is_strided(unit) else _on_images(unit, x)
+
+
+def _takes_images(unit: nn.Module) -> bool:
+    """Whether a norm or a projection takes ``(B, D, H, W)``, by its weights."""
+    return any(parameter.ndim == 4 for parameter in unit.parameters())
+
+
+def _on_images(unit: nn.Module, x: Tensor) -> Tensor:
+    """Apply a module that takes images to ``(B*N, T, D)``, as images with one row."""
+    return unit(x.mT.unsqueeze(2)).squeeze(2).mT
 
 
 def _separate_biases(attention: nn.Module) -> list[nn.Parameter]:

@@ -7,7 +7,7 @@ kind then has to give the same result, and everything that it leaves out has to 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.attention.projected import Projected
-from peft_aim.tracing import Layout, first_tensor, is_norm, norm_width
+from peft_aim.tracing import Layout, first_tensor, is_mixer, is_norm, norm_width
 
 # Layers that pool queries or keys over an image, together with norms over all channels.
 POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d)
@@ -49,29 +49,36 @@ class OwnForward:
         Raises:
             ValueError: If it does not, or if the kind leaves out something that does not depend on positions.
         """
-        used = frozenset(kind.used_parameters(self.attention))
+        used, cell = frozenset(kind.used_parameters(self.attention)), kind.cell(self.attention)
         for without in (_without_parameters, _without_layers) if self._pools else (_without_parameters,):
             with without(self.attention, kind) as left_out:
                 if (without, used) not in self._known:  # most guesses use the same layers, in different ways
-                    self._known[without, used] = list(self._results())
+                    self._known[without, used] = list(self._results(cell))
                 for given, x, own in self._known[without, used]:
                     if same(first_tensor(kind(self.attention, x.flatten(1, -2))), own.flatten(1, -2)):
-                        self._check_leaves_out_space_alone(left_out, given, x, own)
+                        self._check_leaves_out_space_alone(left_out, cell, given, x, own)
                         return
         raise ValueError("they do not reproduce its own forward")
 
     def __call__(self, given: Arguments, x: Tensor) -> Tensor:
         """Run the attention on tokens ``(B, *N, D)``."""
-        return self.layout.batch_first(first_tensor(self.attention(self.layout.restored(x), **given)))
+        with _any_precision(self.attention):
+            return self.layout.batch_first(first_tensor(self.attention(self.layout.restored(x), **given)))
 
-    def _results(self) -> Iterator[tuple[Arguments, Tensor, Tensor]]:
-        """Run it on grids of all sizes that it accepts; on a large one only if it accepts no smaller one."""
+    def _results(self, cell: int) -> Iterator[tuple[Arguments, Tensor, Tensor]]:
+        """Run it on grids of all sizes that it accepts; on a large one only if it accepts no smaller one.
+
+        All tokens of a cell are equal.
+        """
         ran = False
         for positions, given in self._calls:
-            if ran and math.prod(positions) > LARGE:
+            if (ran and math.prod(positions) > LARGE) or any(side % cell for side in positions):
                 continue
             generator = torch.Generator().manual_seed(1)
-            x = torch.randn(2, *positions, self._width, generator=generator, dtype=torch.float32).double()
+            cells = [side // cell for side in positions]
+            x = torch.randn(2, *cells, self._width, generator=generator, dtype=torch.float32).double()
+            for axis in range(1, x.ndim - 1):
+                x = x.repeat_interleave(cell, axis)
             try:
                 own = self(given, x)
             except Exception:  # a size that it is not made for, or a layer that it cannot do without
@@ -81,25 +88,51 @@ class OwnForward:
                 yield given, x[:1], own[:1]  # the kind knows nothing of the other image, so neither does this one
 
     def _check_leaves_out_space_alone(
-        self, left_out: dict[str, Tensor], given: Arguments, x: Tensor, own: Tensor
+        self, left_out: dict[str, Tensor], cell: int, given: Arguments, x: Tensor, own: Tensor
     ) -> None:
         """Check that what a kind leaves out depends on positions, unlike a temperature or a gate."""
-        positions, generator = x[..., 0].numel(), torch.Generator().manual_seed(2)
-        orders = [torch.randperm(positions, generator=generator) for _ in range(8)]  # small grids have symmetries
+        positions = x[..., 0].numel()
+        orders = list(_orders(x.shape[1:-1], cell))
 
         def is_blind(mixed: Tensor, order: Tensor) -> bool:
             moved = self(given, x.flatten(1, -2)[:, order].view_as(x))
             return same(moved.flatten(1, -2), mixed.flatten(1, -2)[:, order])
 
-        for name, value in left_out.items():
-            parameter = self.attention.get_parameter(name)
-            parameter.copy_(value)
+        for names in _of_one_term(self.attention, left_out):
+            for name in names:
+                self.attention.get_parameter(name).copy_(left_out[name])
             _forget_caches(self.attention)
             mixed = self(given, x)
             if positions > 2 and not same(mixed, own) and all(is_blind(mixed, order) for order in orders):
-                raise ValueError(f"they leave out {name}, which does not depend on positions")
-            parameter.zero_()
+                raise ValueError(f"they leave out {names[0]}, which does not depend on positions")
+            for name in names:
+                self.attention.get_parameter(name).zero_()
         _forget_caches(self.attention)
+
+
+def _of_one_term(attention: nn.Module, names: Iterable[str]) -> list[list[str]]:
+    """Group the names of parameters: weight and bias of a wide convolution belong together, others stand alone."""
+    terms: dict[str, list[str]] = {}
+    for name in names:
+        owner = name.rpartition(".")[0]
+        terms.setdefault(owner if _is_wide(attention.get_submodule(owner)) else name, []).append(name)
+    return [*terms.values()]
+
+
+def _orders(positions: tuple[int, ...], cell: int) -> Iterator[Tensor]:
+    """Iterate over permutations of the positions of a grid that move whole cells; small grids have symmetries."""
+    generator = torch.Generator().manual_seed(2)
+    index = torch.arange(math.prod(positions)).view(positions)
+    tiles = index.unfold(0, cell, cell).flatten(1) if index.ndim == 1 else _tiles(index, cell)
+    for _ in range(8):
+        order = torch.empty(index.numel(), dtype=torch.long)
+        order[tiles.flatten()] = tiles[torch.randperm(len(tiles), generator=generator)].flatten()
+        yield order
+
+
+def _tiles(index: Tensor, cell: int) -> Tensor:
+    """Return the cells of a grid (H, W), each flat."""
+    return index.unfold(0, cell, cell).unfold(1, cell, cell).flatten(2).flatten(0, 1)
 
 
 def _calls(
@@ -113,7 +146,8 @@ def _calls(
 
     is_large = math.prod(own) > LARGE
     yield on(SMALL, SMALL if len(own) == 2 else (math.prod(SMALL),)) if is_large else (own, given)
-    window = next((getattr(attention, n) for n in ("window_size", "ws") if getattr(attention, n, None)), None)
+    windows = (getattr(attention, name, None) for name in ("window_size", "ws", "patch_size"))
+    window = next(filter(None, windows), None)
     if window is not None:
         grid = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
         for positions in [grid] if len(own) == 2 else [(grid[0] * grid[1],), grid[:1]]:
@@ -169,6 +203,21 @@ def _without_layers(attention: nn.Module, kind: Projected) -> Iterator[dict[str,
     finally:
         for name, module in spatial.items():
             attention.set_submodule(name, module)
+
+
+@contextmanager
+def _any_precision(attention: nn.Module) -> Iterator[None]:
+    """Have layers take numbers that an attention makes in float32, coordinates for example."""
+
+    def cast(layer: nn.Module, args: tuple) -> tuple:
+        return tuple(arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+
+    handles = [layer.register_forward_pre_hook(cast) for layer in attention.modules() if is_mixer(layer)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _forget_caches(attention: nn.Module) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from torch import nn
 
-from peft_aim.backbone.skeleton import run_skeleton, with_second_image_marked
+from peft_aim.backbone.skeleton import SECOND_IMAGE, run_skeleton
 from peft_aim.tracing import Call, Images
 
 
@@ -30,8 +30,8 @@ def find_batch_axes(tower: nn.Module, images: Images, root: Call) -> dict[Call, 
     unclear = [call for call, axes in possible.items() if len(axes) > 1]
     arrived = {}
     if unclear and first.device.type != "meta":
-        with suppress(Exception):  # code of the blocks that fails on NaN
-            arrived = run_skeleton(tower, with_second_image_marked(images), root, {}, watched=unclear)
+        with suppress(Exception):  # code of the blocks that fails on other numbers
+            arrived = run_skeleton(tower, images, root, {}, marked=SECOND_IMAGE, watched=unclear)
     found = {}
     for call, axes in possible.items():
         tokens = arrived.get(call.name) if len(axes) > 1 else None

@@ -26,6 +26,7 @@ class Candidates:
         seconds: The MLP halves of blocks that consist of two modules.
         pairs: The name of the MLP half by that of the block, which is the attention half.
         alone: Why an attention half has no MLP half, where a module like one follows.
+        repeated: Modules that run more than once in a forward pass.
         kinds: The kinds of the attentions inspected so far.
     """
 
@@ -38,6 +39,7 @@ class Candidates:
         self.seconds: dict[str, Anatomy] = {}
         self.pairs: dict[str, str] = {}
         self.alone: dict[str, str] = {}
+        self.repeated: tuple[str, ...] = ()
         self.kinds: Kinds = {}
         self._calls: dict[str, Call] = {}
         self._images, self._batches = 0, {}
@@ -88,14 +90,15 @@ class Candidates:
         self.pairs, self.alone = halves.pairs, halves.alone
         self.blocks |= {name: anatomy for name, (_, anatomy) in halves.firsts.items()}
         found = {*self.blocks, *self.seconds}
+        attends = any(reason.attends for reason in halves.reasons.values())
+        attends = attends or bool(self.blocks or self.skipped or self.rejected)
         for kind in (self.skipped, self.rejected):
             for name in [*kind]:
                 if name in found:
                     del kind[name]
-                elif any(within(half, [name]) for half in halves.firsts):  # a trunk; its other mixers are listed
+                elif _is_around(name, halves):  # a trunk; its other mixers are listed
                     self.others[name] = kind.pop(name)
-        attends = any(reason.attends for reason in halves.reasons.values())
-        if attends or self.blocks or self.skipped or self.rejected:  # not a model that mixes tokens in other ways only
+        if attends:  # not a model that mixes tokens in other ways only
             known = {*found, *self.skipped, *self.rejected}
             mixing = {n: str(why) for n, why in halves.reasons.items() if not within(f"{n}.", known)}
             self.rejected |= mixing
@@ -114,8 +117,10 @@ class Candidates:
             for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
                 self.others[name] = kind.pop(name)
         self.convolved = self._to_convolve()
-        twice = [name for name in self.blocks if names.count(name) > 1]
-        self.drop(dict.fromkeys(twice, "it runs more than once in a forward pass"))
+        self.repeated = tuple(name for name in names if names.count(name) > 1)
+        shapes = {name: {str(call.given.shape) for call in calls if call.name == name} for name in self.blocks}
+        several = {name: " and ".join(sorted(given)) for name, given in shapes.items() if len(given) > 1}
+        self.drop({name: f"it runs on tokens {given} in one forward pass" for name, given in several.items()})
 
     def _to_convolve(self) -> dict[str, Anatomy]:
         """Return the blocks whose attention cannot run over time; in a model without attention, all its blocks."""
@@ -187,6 +192,12 @@ def outermost(names: Collection[str]) -> list[str]:
         ['stages.0', 'head']
     """
     return [name for name in names if not within(name, names)]
+
+
+def _is_around(name: str, halves: Halves) -> bool:
+    """Whether a module contains attention halves, or holds lists with several attentions that are no halves."""
+    others = [half for half in halves.reasons if within(half, [name]) and half.rpartition(".")[0] != name]
+    return any(within(half, [name]) for half in halves.firsts) or len(others) > 1
 
 
 def _without_stages(calls: dict[str, Call]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,6 +77,7 @@ class Inspection:
         pairs: Of blocks that consist of two modules, the name of the MLP half by that of the attention half, which
             stands for the block everywhere else.
         alone: Why an attention half has no MLP half, where a module like one follows: the reason by name.
+        repeated: Names of modules that run more than once in a forward pass (ALBERT).
     """
 
     tower: str
@@ -93,6 +95,7 @@ class Inspection:
     final_norms: list[str]
     pairs: dict[str, str]
     alone: dict[str, str]
+    repeated: tuple[str, ...]
 
     @property
     def blocks(self) -> dict[str, Anatomy]:
@@ -173,6 +176,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         skipped = [name for name in found.skipped if not _is_trunk(name, calls)]
         found.join(Search(tower, images, root, batches, blocks, skipped, found.kinds).run())
     found.settle(calls)
+    found.drop(_registered_twice(model, found.probed))
     if found.probed:
         check_positions_stay(tower, images, root, found.probed)
     if found.probed and runs:
@@ -209,7 +213,17 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         final_norms=list(dict.fromkeys(norm.name for norm in norms)),
         pairs=found.pairs,
         alone=found.alone,
+        repeated=found.repeated,
     )
+
+
+def _registered_twice(model: nn.Module, blocks: Collection[str]) -> dict[str, str]:
+    """Find blocks with several names, of which PEFT replaces one only."""
+    names: dict[nn.Module, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
+    shared = {found[0]: " and ".join(found) for found in names.values() if len(found) > 1}
+    return {name: f"it is one module with several names, {found}" for name, found in shared.items() if name in blocks}
 
 
 def _is_trunk(name: str, calls: list[Call]) -> bool:

@@ -1,14 +1,15 @@
 """Observes which modules mix spatial positions, by running them, whatever they are called.
 
-A module runs alone on tokens of which one position is marked by NaN. Its layers compute nothing: they return ones
-with the marks of their input at the same positions, and neither do products of tensors. So the marks reach other
-positions only where something else than a layer of one position, a norm, a convolution or a pooling window passes them
-on: attention above all.
+A module runs alone on tokens of which one position is marked (:mod:`peft_aim.backbone.marks`). Its layers compute
+nothing: they return ones with the marks of their input at the same positions; neither do products of tensors. So the
+marks reach other positions only where something else than a layer of one position, a norm, a convolution or a pooling
+window passes them on: attention above all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from peft_aim.attention import random_twin
 from peft_aim.backbone.axes import axis_of_tokens
+from peft_aim.backbone.marks import Marks, observed
 from peft_aim.tracing import (
     Call,
     Handle,
@@ -27,7 +29,6 @@ from peft_aim.tracing import (
     is_mixer,
     is_norm,
     mixes,
-    passing_marks,
     replace_first,
     running,
     standing_in,
@@ -77,7 +78,7 @@ class _Search:
         self._passes = passing
         self._gates: dict[Call, bool] = {}
         self._axes = dict(axes or {})
-        self._known: dict[tuple[Call, int], bool] = {}
+        self._known: dict[tuple[Call, int, int], bool | None] = {}
 
     def below(self, call: Call) -> list[Call]:
         if self._passes(call) or not mixes(call.module):
@@ -86,7 +87,7 @@ class _Search:
             attends = isinstance(call.module, nn.MultiheadAttention) and _attends_to_itself(call)
             return [call] if attends and maps_tokens(call) else []
         maps = maps_tokens(call)
-        if maps and not self._spreads(call, ()):
+        if maps and not _takes_more(call) and self._spreads(call, ()) is False:
             return []
         inside = [found for child in call.children for found in self.below(child)]
         if not maps or not self._spreads(call, inside):
@@ -98,7 +99,8 @@ class _Search:
             self._gates[call] = _is_gate(call)
         return self._gates[call]
 
-    def _spreads(self, call: Call, others: list[Call] | tuple[()]) -> bool:
+    def _spreads(self, call: Call, others: list[Call] | tuple[()]) -> bool | None:
+        """Whether a module mixes positions, other than by some parts; None if it cannot run alone."""
         own = [part for part in call.walk() if self._passes(part)]  # those of a copy need not be those of another
         key = (call.original if not own else call, sum(self._gates.values()), len(others))
         if key not in self._known:
@@ -106,7 +108,8 @@ class _Search:
             axis = self._axis(call)
             tried = (-1, 1) if axis is None else (axis,)
             passes = lambda part: id(part) in passing or self._gates.get(part.original, False)
-            self._known[key] = all(_reached(call, passes, channels) > 1 for channels in tried)
+            spread = [_spreads_marks(call, passes, channels) for channels in tried]
+            self._known[key] = None if None in spread else all(spread)
         return self._known[key]
 
     def _axis(self, call: Call) -> int | None:
@@ -118,6 +121,12 @@ class _Search:
         return self._axes.get(call.given.shape) if axis is None else axis
 
 
+def _takes_more(call: Call) -> bool:
+    """Whether a module takes other tokens of the same images, in which it may mix positions."""
+    others = [value for value in tensors_in(call.arguments) if value.is_floating_point() and value.ndim > 2]
+    return any(other.shape[0] == call.given.shape[0] for other in others)
+
+
 def _attends_to_itself(call: Call) -> bool:
     """Whether torch's own attention gets the same tokens as query and as key, unlike in a pooling head."""
     key = Handle.of(call.arguments.get("key"))
@@ -125,21 +134,45 @@ def _attends_to_itself(call: Call) -> bool:
 
 
 @torch.no_grad()
-def _reached(call: Call, passing: Passing, channels: int) -> int:
-    """Return the number of positions that the marks of one position reach."""
+def _spreads_marks(call: Call, passing: Passing, channels: int) -> bool | None:
+    """Whether the marks of one position reach others, None if the module cannot run alone.
+
+    What an adaptive pool returns is not marked at first: a decoder may resize the pooled grid again, which is no
+    attention. If one cell of it reaches all positions, it is: resizing spreads a cell over its surroundings.
+    """
     if call.given.device.type == "meta":  # on which nothing runs
-        return 0
-    tokens = call.given.zeros() + 1
-    tokens.movedim(channels, -1)[(0,) * (tokens.ndim - 1)] = torch.nan
-    try:
-        with running(call.module, training=False), standing_in(_stand_ins(call, passing)), passing_marks():
-            returned = first_tensor(call.again(tokens))
-    except Exception:  # a foreign module may not run alone, as one that counts its calls; then nothing is observed
-        return 0
-    return int(returned.isnan().movedim(channels, -1).any(-1).sum())
+        return False
+    reached = _reached(call, passing, channels)
+    if reached is None or int(reached.sum()) > 1 or not _has_pool(call):
+        return reached if reached is None else int(reached.sum()) > 1
+    reached = _reached(call, passing, channels, through_pools=True)
+    return reached is not None and any(bool(reached.select(axis, 0).all()) for axis in range(min(2, reached.ndim - 1)))
 
 
-def _stand_ins(call: Call, passing: Passing) -> dict[nn.Module, Callable[..., Any]]:
+def _has_pool(call: Call) -> bool:
+    return any(isinstance(part.module, ADAPTIVE) for part in call.walk())
+
+
+def _reached(call: Call, passing: Passing, channels: int, through_pools: bool = False) -> Tensor | None:
+    """Return which positions the marks of one position reach, ``(B, *N)``, None if the module cannot run alone."""
+    position = torch.zeros(call.given.shape, dtype=torch.bool)
+    position.movedim(channels, -1)[(0,) * (position.ndim - 1)] = True
+
+    def run(marks: Marks) -> Tensor:
+        tokens = marks.put(call.given.zeros() + 1, position.to(call.given.device))
+        with (
+            running(call.module, training=False),
+            standing_in(_stand_ins(call, passing, marks, through_pools)),
+            marks.in_products(),
+        ):
+            return marks.of(first_tensor(call.again(tokens))).movedim(channels, -1).any(-1)
+
+    with suppress(Exception):  # a foreign module may not run alone, as one that counts its calls
+        return observed(run)
+    return None
+
+
+def _stand_ins(call: Call, passing: Passing, marks: Marks, through_pools: bool) -> dict[nn.Module, Callable[..., Any]]:
     found: dict[nn.Module, Callable[..., Any]] = {}
 
     def collect(part: Call) -> None:
@@ -147,9 +180,9 @@ def _stand_ins(call: Call, passing: Passing) -> dict[nn.Module, Callable[..., An
         if passing(part) or _is_norm_of_channels(module) or isinstance(module, WINDOWS):
             found[module] = partial(_pass_on, part, module.forward)
         elif isinstance(module, ADAPTIVE):
-            found[module] = partial(_pool, part, module.forward)
+            found[module] = partial(_pool, part, module.forward, marks, through_pools)
         elif is_mixer(module):
-            found[module] = partial(_blank, part, module.forward)
+            found[module] = partial(_blank, part, module.forward, marks)
         else:
             for child in part.children:
                 collect(child)
@@ -172,25 +205,32 @@ def _is_norm_of_channels(module: nn.Module) -> bool:
     return is_norm(module) and all(p.numel() == max(p.shape, default=1) for p in module.parameters())
 
 
-def _pool(part: Call, forward: Callable[..., Any], tokens: Tensor) -> Any:
-    """Pool tokens into a fixed grid, without the marks: a decoder may resize it again, which is no attention."""
-    changes = part.returned is None or part.returned.shape != tokens.shape
-    return forward(tokens.nan_to_num(1.0)) if changes else _pass_on(part, forward, tokens)
+def _pool(part: Call, forward: Callable[..., Any], marks: Marks, through: bool, tokens: Tensor) -> Any:
+    """Pool tokens into a fixed grid, without the marks, or with those of one cell of several."""
+    if part.returned is not None and part.returned.shape == tokens.shape:
+        return _pass_on(part, forward, tokens)
+    marked = marks.of(tokens)
+    pooled = forward(tokens.masked_fill(marked, 1.0))
+    cells = torch.zeros(pooled.shape, dtype=torch.bool, device=pooled.device)
+    if through and pooled[0, 0].numel() > 1:
+        cells.flatten(2)[..., 0] = marked.flatten(2).any(-1)
+    return marks.put(pooled, cells)
 
 
-def _blank(part: Call, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _blank(part: Call, forward: Callable[..., Any], marks: Marks, *args: Any, **kwargs: Any) -> Any:
     """Return ones with the marks of the input at the same positions; torch's own attention marks all of them."""
     tokens = [tensor for tensor in tensors_in((args, kwargs)) if tensor.is_floating_point()]
     if part.returned is None or not tokens or tokens[0].shape != part.given.shape:
         return forward(*args, **kwargs)
     output = part.returned.zeros() + 1
+    marked = [marks.of(tensor) for tensor in tokens]
     if isinstance(part.module, nn.MultiheadAttention):
-        marks = torch.stack([tensor.isnan().any() for tensor in tokens]).any()
+        where = torch.stack([tensor.any() for tensor in marked]).any()
     elif is_linear(part.module):
-        marks = tokens[0].isnan().any(-1, keepdim=True)
+        where = marked[0].any(-1, keepdim=True)
     else:
-        marks = _resized(tokens[0].isnan().any(1, keepdim=True), output)
-    return replace_first(part.form, output.masked_fill(marks, torch.nan))
+        where = _resized(marked[0].any(1, keepdim=True), output)
+    return replace_first(part.form, marks.put(output, where))
 
 
 def _resized(marks: Tensor, like: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
     if not call.takes_tensor:
         raise NotABlock("its first argument is no tensor but a list or tuple of tensors")
     attention, norm1, norm_first = _attention(call, names)
+    width = token_width(call, norm1, attention)
+    check_attends_to_itself(attention, width, batch_axis(attention, call, batch))
     norm2, mlp, mlp_end = mlp_among(_behind(call.parts, attention if norm_first else norm1), norm_first, names)
     parts = [part for part in (norm1, attention, norm2, mlp, mlp_end) if part is not None]
     _check_own(call, parts)
@@ -67,7 +69,6 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
     second = [c for c in others if is_attention(c)]
     if second and not names.attention:
         raise NotABlock(f"it calls two attentions, {inside(call, attention)} and {inside(call, second[0])}")
-    width = token_width(call, norm1 or norm2, attention)
     mixing = None if norm1 is None else mixing_norm(call, norm1, width)
     axes = {p: -1 if p is None else channel_axis(p.module, p.given.shape, width) for p in (norm1, attention, mlp)}
     own = channel_axis(call.module, shape, width)
@@ -76,7 +77,6 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
         axes |= {part: axes[norm1] for part in (attention, mlp) if part and part.given.shape == norm1.given.shape}
         if axes[norm1] == 1 and len(norm1.given.shape) != len(shape):
             raise NotABlock(f"its norm is called on tokens {norm1.given.shape}, the block on {shape}")
-    check_attends_to_itself(attention, width, batch_axis(attention, call, batch))
     if None in (own, *axes.values()):
         shapes = ", ".join(str(part.given.shape) for part in (call, attention, mlp) if part)
         raise NotABlock(
@@ -212,10 +212,11 @@ def mlp_among(tail: list[Call], norm_first: bool, names: PartNames) -> tuple[Cal
 
 
 def token_width(block: Call, norm: Call | None, attention: Call) -> int:
-    """Return the token width D: that of a norm, otherwise that of the first layer of the attention."""
+    """Return the token width D: that of a norm, otherwise that of the first layer that the attention calls."""
     if norm is not None and norm_width(norm.module):
         return norm_width(norm.module)
-    for module in attention.module.modules():
+    called = (part.module for part in attention.walk())
+    for module in (*called, *attention.module.modules()):  # it may use the weights of a layer without calling it
         if is_mixer(module):
             return input_width(module)
     raise NotABlock(f"neither a norm nor its {inside(block, attention)} has a token width")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peft_aim.backbone.anatomy import Anatomy
 from peft_aim.backbone.parts import inside
-from peft_aim.backbone.skeleton import OUTPUT, Blocks, run_skeleton, with_second_image_marked
+from peft_aim.backbone.skeleton import OUTPUT, SECOND_IMAGE, Blocks, run_skeleton
 from peft_aim.tracing import (
     Call,
     Handle,
@@ -102,7 +102,7 @@ def scattered(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> d
     split = [name for name, (_, anatomy) in blocks.items() if anatomy.tokens.groups > 1]
     if not split:
         return {}
-    arrived = run_skeleton(tower, with_second_image_marked(images), root, blocks)
+    arrived = run_skeleton(tower, images, root, blocks, marked=SECOND_IMAGE)
     wrong = [name for name in split if not arrived[name].is_of_second_image(axis=0)]
     return dict.fromkeys(wrong, "the patch groups of one image are not next to each other in its tokens")
 
@@ -120,7 +120,7 @@ def entries(tower: nn.Module, images: Images, root: Call, blocks: Blocks) -> lis
     for name in blocks:
         if name not in reached:
             found.append(name)
-            arrived = run_skeleton(tower, images, root, blocks, source=name)
+            arrived = run_skeleton(tower, images, root, blocks, marked=name)
             reached |= {other for other, tokens in arrived.items() if tokens.any_marked} | {name}
     return found
 
@@ -136,14 +136,14 @@ def ineffective(tower: nn.Module, images: Images, root: Call, blocks: Blocks) ->
         root: Its traced call.
         blocks: Its blocks.
     """
-    found, arrived = {}, run_skeleton(tower, with_second_image_marked(images), root, blocks)
+    found, arrived = {}, run_skeleton(tower, images, root, blocks, marked=SECOND_IMAGE)
     for name, (_, anatomy) in blocks.items():
         if name not in arrived:  # part of another, which did not run
             continue
         if not arrived[name].any_marked:
             found[name] = "the tokens that it takes first do not depend on the image"
         elif (
-            anatomy.attention is None and not run_skeleton(tower, images, root, blocks, source=name)[OUTPUT].any_marked
+            anatomy.attention is None and not run_skeleton(tower, images, root, blocks, marked=name)[OUTPUT].any_marked
         ):
             found[name] = "the tokens that it returns first do not reach the output of the model"
     return found
@@ -162,7 +162,7 @@ def reaching(tower: nn.Module, images: Images, root: Call, blocks: Blocks, norms
 
     def reaches(norm: Call) -> bool:
         parts = {**blocks, norm.name: (norm, WITHOUT_PARTS)}
-        return run_skeleton(tower, images, root, parts, source=norm.name)[OUTPUT].any_marked
+        return run_skeleton(tower, images, root, parts, marked=norm.name)[OUTPUT].any_marked
 
     return [norm for norm in norms if reaches(norm)]
 

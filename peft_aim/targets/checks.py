@@ -112,6 +112,21 @@ def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig
             )
 
 
+def check_embedding_is_added_once(found: Inspection, entries: list[str]) -> None:
+    """Check that the modules that add a temporal embedding run only once in a forward pass.
+
+    Raises:
+        ValueError: If one runs more often, as the first block of a model whose blocks share their weights does.
+    """
+    repeated = [name for name in entries if name in found.repeated]
+    if repeated:
+        raise ValueError(
+            f"The temporal embedding is added to the tokens that enter {repeated[0]}, but this runs "
+            f"{found.repeated.count(repeated[0])} times in a forward pass, so it would be added each time. Pass "
+            "temporal_embedding='blocks', which adds it inside of the temporal adapters, or False."
+        )
+
+
 def check_head(model: nn.Module, found: Inspection, config: AIMConfig) -> None:
     """Check that the model has a slot for an adapter's own head.
 

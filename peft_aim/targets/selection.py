@@ -14,7 +14,7 @@ from peft_aim.backbone import Anatomy, Inspection, listed, outermost, within
 from peft_aim.config import AIMConfig
 from peft_aim.layers import BRANCHES, AIMLayer, is_decayed
 from peft_aim.saving import plain, unwrapped
-from peft_aim.targets.checks import check_head, check_modules_to_save
+from peft_aim.targets.checks import check_embedding_is_added_once, check_head, check_modules_to_save
 from peft_aim.targets.names import own_names
 
 
@@ -37,6 +37,7 @@ def resolve_targets(model: nn.Module, found: Inspection, config: AIMConfig) -> N
         entries = entries_of(found, list(config.branches))
         if not entries:
             raise ValueError(nothing(model, found, config))
+        check_embedding_is_added_once(found, [norm or block for block, norm in entries.items()])
         for block, pre_norm in entries.items():
             config.branches.setdefault(pre_norm or block, []).append("temporal_embedding")
     check_modules_to_save(model, found, config)

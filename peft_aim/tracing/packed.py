@@ -84,22 +84,30 @@ def computing_weight(module: nn.Module) -> Tensor | None:
 def unknown_storage(module: nn.Module) -> str | None:
     """Return in words how a module stores weights of which not even the widths are known, None if it has none.
 
+    Masks and indices are no weights: booleans, zeros and ones, and integers of 64 bits, which nobody packs.
+
     Example:
         >>> module = nn.Module()
-        >>> module.register_buffer("codes", torch.zeros(6, dtype=torch.uint8))
+        >>> module.register_buffer("mask", torch.ones(6, dtype=torch.uint8))
+        >>> unknown_storage(module)
+        >>> module.register_buffer("codes", torch.arange(6, dtype=torch.uint8))
         >>> unknown_storage(module)
         "'codes' is a torch.uint8 tensor (6,)"
     """
     if is_linear(module):
         return None
-    for name, parameter in module.named_parameters(recurse=False):
-        if not parameter.is_floating_point() and not parameter.is_complex():
-            return _described(name, parameter)
-    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-        if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool and tensor.numel() > 1:
-            return _described(name, tensor)
+    parameters = dict(module.named_parameters(recurse=False))
+    for name, tensor in (*parameters.items(), *module.named_buffers(recurse=False)):
+        if tensor.is_floating_point() or tensor.is_complex():
+            packed = tensor.dtype.itemsize == 1 and tensor.numel() > 1
+        else:
+            packed = (name in parameters or tensor.dtype.itemsize == 1) and not _is_mask_or_index(tensor)
+        if packed:
+            return f"{name!r} is a {tensor.dtype} tensor {tuple(tensor.shape)}"
     return None
 
 
-def _described(name: str, tensor: Tensor) -> str:
-    return f"{name!r} is a {tensor.dtype} tensor {tuple(tensor.shape)}"
+def _is_mask_or_index(tensor: Tensor) -> bool:
+    if tensor.dtype in (torch.bool, torch.int64) or tensor.numel() < 2:
+        return True
+    return not tensor.is_meta and bool(((tensor == 0) | (tensor == 1)).all())

@@ -57,9 +57,19 @@ def mixes(module: nn.Module) -> bool:
 
 
 def norm_width(norm: nn.Module) -> int | None:
-    """Return the number of channels of a norm, None if it has no scale per channel."""
-    weight = getattr(norm, "weight", None)
-    return None if weight is None else weight.numel()
+    """Return the number of channels of a norm, None if it has no scale per channel.
+
+    The scale is its weight, or the first parameter of a norm by hand: a vector, with axes of size 1 or without.
+    """
+    scale = _scale(norm)
+    return None if scale is None else scale.numel()
+
+
+def _scale(norm: nn.Module) -> nn.Parameter | None:
+    scale = getattr(norm, "weight", None)
+    if scale is None:
+        scale = next(norm.parameters(), None)
+    return scale if scale is not None and scale.numel() == max(scale.shape, default=0) else None
 
 
 def input_width(module: nn.Module) -> int | None:
@@ -157,7 +167,7 @@ def _axis_of_scale(norm: nn.Module, shape: tuple[int, ...]) -> int:
     if norm_width(norm) is None:
         power = before.square().mean(-1)
         return -1 if torch.allclose(power, torch.ones_like(power), atol=0.05) else 1
-    twin.weight[0] = 3
+    _scale(twin).view(-1)[0] = 3
     changed = twin(x) != before
     return -1 if changed[..., 1:].sum() == 0 else 1
 

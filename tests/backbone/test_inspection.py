@@ -499,8 +499,33 @@ def test_parts_that_run_more_than_once_are_rejected():
     with pytest.raises(ValueError, match="blocks.1: it shares blocks.0.attention with another block"):
         adapt(Toy(Block(shared), Block(shared)))
     block = Block(attention())
-    with pytest.raises(ValueError, match="blocks.0: it runs more than once in a forward pass"):
+    with pytest.raises(ValueError, match="blocks.0: it is one module with several names, blocks.0 and blocks.1"):
         adapt(Toy(block, block))
+
+
+def test_a_temporal_embedding_is_not_added_several_times():
+    class Looped(Toy):
+        def forward(self, x):
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            return self.head(self.blocks(self.blocks(x)).mean(1))
+
+    text = r"(?s)enter blocks.0, but this runs 2 times in a forward pass.* temporal_embedding='blocks'"
+    with pytest.raises(ValueError, match=text):
+        adapt(Looped(Block(attention())))
+    model = adapt(Looped(Block(attention())), temporal_embedding="blocks")
+    assert [*model.peft_config["default"].branches] == ["blocks.0"]
+
+
+def test_a_block_that_runs_on_tokens_of_several_shapes_is_rejected():
+    class Pyramid(Toy):
+        def forward(self, x):
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            return self.head(self.blocks(self.blocks(x)[:, ::2]).mean(1))
+
+    with pytest.raises(
+        ValueError, match=r"blocks.0: it runs on tokens \(2, 16, 8\) and \(2, 8, 8\) in one forward pass"
+    ):
+        adapt(Pyramid(Block(attention())))
 
 
 def test_explicit_part_names():

@@ -46,6 +46,16 @@ def test_the_kind_of_temporal_attention():
     assert [in_words(anatomy.attend) for anatomy in blocks] == [multihead, own, own, multihead]
 
 
+def test_the_summary_says_it(capsys):
+    for names in ({}, {"layers_to_transform": [1]}):
+        get_peft_model(build(sequence_first.OwnBlock), AIMConfig(**names)).print_adapted_blocks()
+        said = [line for line in capsys.readouterr().out.splitlines() if "sequence first, (N, B, D)" in line]
+        blocks = "resblocks.0, resblocks.1" if names else "resblocks.0 to resblocks.1 (2)"
+        assert said == [f"Tokens with the sequence first, (N, B, D), in {blocks}"]
+    get_peft_model(zoo.build("timm_vit"), AIMConfig()).print_adapted_blocks()
+    assert "sequence first" not in capsys.readouterr().out
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("temporal", ["attention", "conv"])
 @pytest.mark.parametrize("block", BLOCKS)

@@ -70,6 +70,30 @@ def test_layers_of_unknown_widths_are_rejected():
         adapt(packed(Packed))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bool])
+@pytest.mark.parametrize("learned", [False, True])
+def test_masks_are_no_weights(dtype, learned):
+    class Masked(nn.Module):
+        """A module without layers that has a mask, and counts in 64 bits."""
+
+        def __init__(self):
+            super().__init__()
+            mask, index = torch.ones(17, 1).to(dtype), torch.arange(17)
+            mask[3] = 0
+            if learned:
+                self.mask, self.index = (nn.Parameter(t, requires_grad=False) for t in (mask, index))
+            else:
+                self.register_buffer("mask", mask)
+                self.register_buffer("index", index)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.mask.to(x)).index_select(1, self.index)
+
+    model = zoo.build("timm_vit")
+    model.norm_pre = Masked()
+    assert scores(adapt(model)).shape == (2, 5)
+
+
 def test_layers_with_the_interface_of_linear_are_enough(tmp_path):
     backbone = packed(PackedLinear)
     before = zoo.frame_average(backbone, zoo.make_clips())
