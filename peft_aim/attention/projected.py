@@ -126,32 +126,52 @@ def guesses(attention: nn.Module) -> Iterator[Projected]:
     ends = {name: m for name, m in linears.items() if _role(name) is None and not _is_strided(m)}
     outs = [name for name, m in ends.items() if output_width(m) == width]
     units = tuple(_unit(attention, name) for name in inner)
-    ends = [pair for out in reversed(outs) for pair in ((inner, out), (units, _unit(attention, out)))]
-    fused_bias = len(inner) == 1 and linears[inner[0]].bias is not None
+    ends = [pair for out in reversed(outs) for pair in _ends(attention, (inner, out), (units, _unit(attention, out)))]
     log_scale = next((name for name, _ in attention.named_parameters() if name.endswith("logit_scale")), None)
-    pooled = any(isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) for module in attention.modules())
-    options = {
-        "by_head": (False, True) if len(inner) < 3 else (False,),
-        "scale": dict.fromkeys((None, _own_scale(attention))),
-        "activation": dict.fromkeys((None, _own_activation(attention))),
-        "keys_unbiased": (False, True) if log_scale and fused_bias else (False,),
-        "adds_query": (False, True) if pooled else (False,),
-    }
-    for (into, out), *chosen in itertools.product(dict.fromkeys(ends), *options.values()):
-        yield Projected(
-            into,
-            out,
-            heads,
-            first=_first_norm(attention, width, inner[0]),
-            norms=_norms_of_heads(attention, units),
-            log_scale=log_scale,
-            **dict(zip(options, chosen, strict=True)),
-        )
+    for into, out in dict.fromkeys(ends):
+        features = sum(output_width(linears[name]) for name in inner)  # of queries, keys and values
+        keys = (features - input_width(_mixer(attention.get_submodule(out)))) // 2
+        fused_bias = len(inner) == 1 and linears[inner[0]].bias is not None
+        options = {
+            "by_head": (False, True) if len(inner) < 3 else (False,),
+            "scale": dict.fromkeys((None, _own_scale(attention, keys // heads))),
+            "activation": dict.fromkeys((None, _own_activation(attention))),
+            "keys_unbiased": (False, True) if log_scale and fused_bias else (False,),
+            "adds_query": (False, True) if _pools(attention) else (False,),
+        }
+        for chosen in itertools.product(*options.values()):
+            yield Projected(
+                into,
+                out,
+                heads,
+                first=_first_norm(attention, width, inner[0]),
+                norms=_norms_of_heads(attention, units),
+                log_scale=log_scale,
+                **dict(zip(options, chosen, strict=True)),
+            )
 
 
-def _own_scale(attention: nn.Module) -> float | None:
+Ends = tuple[tuple[str, ...], str]  # the names of the first projections, and of the last
+
+
+def _ends(attention: nn.Module, *ends: Ends) -> list[Ends]:
+    """Return the ends of an attention, those with more parameters first: it is rare that some can be left out."""
+
+    def parameters(of: Ends) -> int:
+        return sum(1 for name in (*of[0], of[1]) for _ in attention.get_submodule(name).parameters())
+
+    return sorted(ends, key=parameters, reverse=True)
+
+
+def _pools(attention: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) for module in attention.modules())
+
+
+def _own_scale(attention: nn.Module, width: int) -> float | None:
+    """Return the factor that an attention names, if it is not the usual one for keys of this width."""
     found = [getattr(module, name, None) for module in attention.modules() for name in ("scale", "scale_factor")]
-    return next((value for value in found if isinstance(value, float)), None)
+    scale = next((value for value in found if isinstance(value, float)), None)
+    return None if scale is None or (width > 0 and math.isclose(scale, width**-0.5)) else scale
 
 
 def _own_activation(attention: nn.Module) -> str | None:

@@ -22,7 +22,8 @@ from peft_aim.attention.without_space import LARGE, OwnForward, same
 from peft_aim.tracing import Layout, copy_without_hooks, first_tensor, is_packed, plain_layer
 
 BATCH_FIRST = Layout()
-LENGTHS = (3, 5, 67)  # of the sequences that kinds are tried on; the last is longer than any window
+LENGTHS = (3, 5)  # of the sequences that kinds are tried on
+LONG = 67  # longer than most windows
 
 
 def find_kind(
@@ -103,38 +104,44 @@ def check_mixes_frames(kind: Kind, attention: nn.Module, width: int, positions: 
         kind: The kind to check.
         attention: An attention with random weights in float64.
         width: Token width D.
-        positions: Number of spatial positions that the attention is made for. A sequence of this length is tried as
-            well, since a spatial bias fits there.
+        positions: Number of spatial positions that the attention is made for. The order of a sequence of this length
+            is tried as well, since a spatial bias fits there, and that of one that is longer than most windows.
 
     Raises:
         ValueError: If it does not, with the law that is violated.
     """
     generator = torch.Generator().manual_seed(1)
 
-    def attend(x: Tensor) -> Tensor:
-        return first_tensor(kind(attention, x))
+    def attend(*sequences: Tensor) -> Tensor:
+        return first_tensor(kind(attention, torch.stack(sequences)))
 
-    def check_order(x: Tensor) -> Tensor:
-        y, order = attend(x), torch.randperm(x.shape[1], generator=generator).roll(1)
-        if y.shape != x.shape:
-            raise ValueError(f"the shape changes from {tuple(x.shape)} to {tuple(y.shape)}")
-        if not same(attend(x[:, order]), y[:, order]):
+    def drawn(length: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(length, width, generator=generator, dtype=torch.float64)
+        return x, torch.randperm(length, generator=generator).roll(1)
+
+    def check_order(order: Tensor, x: Tensor, y: Tensor, moved: Tensor) -> None:
+        if not same(moved, y[order]):
+            if same(attend(x[order])[0], y[order]):  # alone
+                raise ValueError("sequences of a batch influence each other")
             raise ValueError("the result depends on positions in the sequence")
-        return y
 
     for length in LENGTHS:
-        x = torch.randn(2, length, width, generator=generator, dtype=torch.float64)
-        y = check_order(x)
-        if not same(attend(x[:1]), y[:1]):
-            raise ValueError("sequences of a batch influence each other")
-        if same(y[:, 0] * x[:, 1], y[:, 1] * x[:, 0]):
-            raise ValueError("it only scales the channels of each token, as squeeze-and-excitation does")
+        x, order = drawn(length)
+        y = attend(x)[0]
+        if y.shape != x.shape:
+            raise ValueError(f"the shape changes from {tuple(x.shape)} to {tuple(y.shape)}")
         changed = x.clone()
-        changed[:, 0] = torch.randn(width, generator=generator, dtype=torch.float64)
-        if same(attend(changed)[:, 1:], y[:, 1:]):
+        changed[0] = torch.randn(width, generator=generator, dtype=torch.float64)
+        moved, after = attend(x[order], changed)
+        check_order(order, x, y, moved)
+        if same(y[0] * x[1], y[1] * x[0]):
+            raise ValueError("it only scales the channels of each token, as squeeze-and-excitation does")
+        if same(after[1:], y[1:]):
             raise ValueError("tokens of a sequence do not influence each other")
-    if 1 < positions <= LARGE:
-        check_order(torch.randn(1, positions, width, generator=generator, dtype=torch.float64))
+    fitting = positions if positions <= LARGE else LONG
+    for length in sorted({fitting, max(fitting, LONG)} - {1}):
+        x, order = drawn(length)
+        check_order(order, x, *attend(x, x[order]))
 
 
 @torch.no_grad()
