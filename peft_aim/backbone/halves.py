@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,8 @@ from peft_aim.backbone.parts import (
     token_width,
 )
 from peft_aim.backbone.resemblance import within
-from peft_aim.backbone.skeleton import Blocks, added
+from peft_aim.backbone.skeleton import Blocks
+from peft_aim.backbone.sums import Callers, Skip
 from peft_aim.tracing import (
     Call,
     Images,
@@ -40,8 +42,7 @@ from peft_aim.tracing import (
     standing_in,
 )
 
-NOT_ADDED = "its caller does not add its output to its input with factor 1"
-WHY_NOT = f"{NOT_ADDED}, so it would not add a temporal branch either"
+SO = ", so it would not add a temporal branch either"
 
 
 @dataclass
@@ -89,6 +90,7 @@ class Search:
     ) -> None:
         self._model, self._batches = (tower, images, root), batches
         self._blocks, self._known, self._kinds = blocks, {*blocks, *skipped}, kinds
+        self._callers = Callers(*self._model)
         self._parent = {child: call for call in root.walk() for child in call.children}
         axes = {call.given.shape: anatomy.tokens.channels for call, anatomy in blocks.values()}
         self._mixers = mixers(root, lambda call: call.name in self._known, axes)
@@ -117,8 +119,9 @@ class Search:
             half = skipping[attention] or next((call for call in chain if call in outside), None)
             try:
                 if half is None:
-                    raise NotABlock(WHY_NOT, known=self._attention_half(attention, attention, True))
-                found.firsts[half.name] = half, self._attention_half(half, attention, half in outside)
+                    known = self._attention_half(attention, attention, Skip())
+                    raise NotABlock(f"{self._callers.why_not((chain or [attention])[-1])}{SO}", known=known)
+                found.firsts[half.name] = half, self._attention_half(half, attention, outside.get(half))
             except NotABlock as reason:
                 why = f"it mixes spatial positions, but {reason}"
                 found.reasons[attention.name] = NotABlock(why, known=reason.known)
@@ -135,16 +138,16 @@ class Search:
             yield call
             call = self._parent.get(call)
 
-    def _added(self, chains: list[list[Call]]) -> set[Call]:
-        """Return of each chain the outermost module whose output its caller adds to its input."""
-        found: set[Call] = set()
+    def _added(self, chains: list[list[Call]]) -> dict[Call, Skip]:
+        """Return of each chain the outermost module whose output its caller adds to its input, and how."""
+        found: dict[Call, Skip] = {}
         while chains:
-            now = added(*self._model, [chain[0] for chain in chains])
+            now = self._callers.skips([chain[0] for chain in chains])
             found |= now
             chains = [chain[1:] for chain in chains if chain[0] not in now and len(chain) > 1]
         return found
 
-    def _attention_half(self, half: Call, attention: Call, outside: bool) -> Anatomy:
+    def _attention_half(self, half: Call, attention: Call, skip: Skip | None) -> Anatomy:
         norms = [part for part in half.walk() if is_norm(part.module) and part not in {*attention.walk()}]
         before = [norm for norm in norms if norm.returned == attention.given]
         behind = [norm for norm in norms if norm.given == attention.returned]
@@ -170,7 +173,7 @@ class Search:
             tokens=tokens,
             norm_tokens=replace(tokens, groups=1),
             attention_tokens=replace(tokens, batch=batch_axis(attention, half, tokens.batch), groups=1),
-            skip_outside=outside,
+            **_outside(skip),
         )
         try:
             attend, output = kind_over_time(attention, known.attention_tokens, width, self._kinds)
@@ -193,9 +196,9 @@ class Search:
         outside = self._added([[call] for call in (*known, *after.values()) if call not in inner])
         for name, call in after.items():
             try:
-                if call not in inner | outside:
-                    raise NotABlock(NOT_ADDED)
-                found.seconds[call.name] = call, _mlp_half(call, firsts[name][1], call in outside)
+                if call not in {*inner, *outside}:
+                    raise NotABlock(self._callers.why_not(call))
+                found.seconds[call.name] = call, _mlp_half(call, firsts[name][1], outside.get(call))
                 found.pairs[name] = call.name
             except NotABlock as reason:
                 found.alone[name] = f"{call.name} follows, but {reason}"
@@ -216,14 +219,22 @@ def _is_pointwise(call: Call) -> bool:
     return all(layer.groups == layer.in_channels or {*layer.kernel_size} == {1} for layer in layers)
 
 
-def _mlp_half(half: Call, first: Anatomy, outside: bool) -> Anatomy:
+def _outside(skip: Skip | None) -> dict[str, Any]:
+    """Return the attributes of a half's anatomy that tell what its caller does."""
+    if skip is None:
+        return {}
+    norm, end = (call and call.name for call in (skip.norm, skip.end))
+    return {"skip_outside": True, "norm_outside": norm, "end_outside": end}
+
+
+def _mlp_half(half: Call, first: Anatomy, skip: Skip | None) -> Anatomy:
     """Return the anatomy of an MLP half: the joint adapter gets the output of its norm, if there is one."""
     mlp = half
     while inner := _only_branch(mlp, half):
         mlp = inner
     norm2 = _called_first(half, mlp) or _called_first(mlp, None)
     end = mlp
-    if mlp is half and not outside:
+    if mlp is half and skip is None:
         norm2, mlp, end = mlp_among(half.parts, True, PartNames())
     axis = channel_axis(half.module, half.given.shape, first.width)
     if mlp is None or axis is None:
@@ -231,7 +242,7 @@ def _mlp_half(half: Call, first: Anatomy, outside: bool) -> Anatomy:
     parts = (norm2 and inside(half, norm2), inside(half, mlp), inside(half, end))
     tokens = replace(first.tokens, channels=axis)
     kept = {"width": first.width, "tokens": tokens, "mlp_tokens": replace(tokens, groups=1)}
-    return Anatomy(None, None, *parts, attend=None, skip_outside=outside, **kept)
+    return Anatomy(None, None, *parts, attend=None, **_outside(skip), **kept)
 
 
 def _called_first(call: Call, before: Call | None) -> Call | None:

@@ -181,7 +181,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         unknown = [name for name, (_, anatomy) in found.probed.items() if anatomy.attention is None]
         found.drop(dict.fromkeys(unknown, "its parts are not known, and on the device 'meta' nothing can be checked"))
     first = _entries(tower, images, root, found) if runs else list(found.blocks or found.probed)[:1]
-    before = {name: _pre_norm(calls, name) for name in first}
+    before = {name: _pre_norm(calls, found.probed[name][1].norm_outside or name) for name in first}
     whole = model._modules.get("_orig_mod", model)  # inside of torch.compile's wrapper
     head = _head(calls, output) if tower is whole else None
     norms = _final_norms(calls, {*found.probed, *found.seconds, *found.skipped, *found.rejected})
