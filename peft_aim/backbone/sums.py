@@ -34,8 +34,8 @@ from peft_aim.tracing import (
 FIRST_SEED = 1000  # of the noise that modules return; that of the layers around them is another
 NOT_ADDED = "its caller does not add its output to its input with factor 1"
 DROPPED = (
-    "its caller adds its output to its input in evaluation, but something else in training. Make the dropout there a "
-    "module, or set its rate to 0"
+    "its caller adds its output to its input in evaluation, but something else in training (a dropout in between has "
+    "to be a module that takes the output, or have the rate 0)"
 )
 
 
@@ -66,7 +66,8 @@ class Callers:
         self._siblings = {child: call.children for call in root.walk() for child in call.children}
         norms = [c for c in root.walk() if is_norm(c.module) and c.given is not None and c.returned is not None]
         modules = [call.module for call in root.walk()]
-        self._norms = {norm.returned: norm for norm in norms if modules.count(norm.module) == 1}
+        self._norms = {norm.returned: norm for norm in norms}
+        self._shared = {norm for norm in norms if modules.count(norm.module) > 1}
         self._skips: dict[Call, Skip | str] = {}
 
     def skips(self, calls: list[Call]) -> dict[Call, Skip]:
@@ -111,7 +112,7 @@ class Callers:
     def _possible(self, call: Call) -> list[Skip]:
         """Return how the output of a module may be added, judging by what its caller calls before and after it."""
         norm = self._norms.get(call.given)
-        fits = norm is not None and _keeps(norm, call.given.shape) and norm not in {*call.walk()}
+        fits = norm is not None and _keeps(norm, call.given.shape) and norm not in {*call.walk(), *self._shared}
         norms = [None, norm] if fits else [None]
         ends, passed = [None], call
         while (passed := self._taker(passed)) and not mixes(passed.module) and not is_norm(passed.module):
@@ -125,8 +126,13 @@ class Callers:
         return next((c for c in behind if c.given == call.returned and _keeps(c, call.returned.shape)), None)
 
     def _taken(self, call: Call) -> str:
-        taker = self._taker(call)
-        return NOT_ADDED if taker is None else f"{NOT_ADDED}: {taker.name}, a {type(taker.module).__name__}, takes it"
+        """Return why the output is not added, with what happens to it or to the input instead."""
+        taker, norm = self._taker(call), self._norms.get(call.given)
+        if taker is not None:
+            return f"{NOT_ADDED}: {taker.name}, a {type(taker.module).__name__}, takes it"
+        if norm in self._shared:
+            return f"{NOT_ADDED}, but perhaps to that of {norm.name}, which it calls on other tokens as well"
+        return NOT_ADDED
 
 
 def _keeps(call: Call, shape: tuple[int, ...]) -> bool:
