@@ -282,6 +282,43 @@ def quadruples_with_one_dropout() -> nn.Module:
     return Net(Dropped())
 
 
+@layout
+def pairs_with_the_mlp_first() -> nn.Module:
+    class First(Pairs):
+        def forward(self, x: Tensor) -> Tensor:
+            for attend, mix in self.layers:
+                x = x + mix(x)
+                x = x + attend(x)
+            return x
+
+    return Net(First(Foo, FeedForward))
+
+
+class MLPFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.mlp, self.norm2, self.attn = nn.LayerNorm(D), mlp(), nn.LayerNorm(D), MSA()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mlp(self.norm1(x))
+        return x + self.attn(self.norm2(x))
+
+
+@layout
+def pairs_in_blocks_with_the_mlp_first() -> nn.Module:
+    return Net(nn.Sequential(*[MLPFirst() for _ in range(DEPTH)]))
+
+
+@refused
+def blocks_with_the_mlp_first_and_a_factor() -> nn.Module:
+    class Halved(MLPFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.mlp(self.norm1(x))
+            return x + 0.5 * self.attn(self.norm2(x))
+
+    return Net(nn.Sequential(*[Halved() for _ in range(DEPTH)]))
+
+
 class Gamma(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from peft_aim.backbone.parts import (
     batch_axis,
     check_attends_to_itself,
     inside,
+    is_pointwise,
     kind_over_time,
     mixing_norm,
     mlp_among,
@@ -188,9 +189,8 @@ class Search:
         return Layout(batch, channels, half.given.shape[batch] // self._model[2].given.shape[0])
 
     def _find_seconds(self, found: Halves, firsts: dict[str, tuple[Call, Anatomy]]) -> None:
-        """Find the MLP half behind each attention half: the next module with layers that its caller calls."""
-        after = {name: self._next(call) for name, (call, _) in firsts.items()}
-        after = {name: call for name, call in after.items() if call is not None}
+        """Find the MLP half of each attention half: the next module with layers that its caller calls."""
+        after = self._mlps({name: call for name, (call, _) in firsts.items()})
         inner = {call for call in after.values() if _has_skip(call, None)}
         known = [call for call, _ in firsts.values()]  # which need not run either
         outside = self._added([[call] for call in (*known, *after.values()) if call not in inner])
@@ -203,20 +203,24 @@ class Search:
             except NotABlock as reason:
                 found.alone[name] = f"{call.name} follows, but {reason}"
 
-    def _next(self, call: Call) -> Call | None:
-        behind = self._parent[call].children if call in self._parent else []
-        behind = behind[behind.index(call) + 1 :] if behind else []
-        after = next((part for part in behind if mixes(part.module)), None)
+    def _mlps(self, firsts: dict[str, Call]) -> dict[str, Call]:
+        """Return what may be the MLP half behind each attention half, or before each if the caller begins with it."""
+        found: dict[str, Call] = {}
+        for caller in dict.fromkeys(self._parent.get(call) for call in firsts.values()):
+            own = {name: call for name, call in firsts.items() if self._parent.get(call) is caller}
+            behind, before = ({name: self._next(call, step) for name, call in own.items()} for step in (1, -1))
+            begins_with_mlp = None in behind.values() and None not in before.values()
+            found |= {name: mlp for name, mlp in (before if begins_with_mlp else behind).items() if mlp is not None}
+        return found
+
+    def _next(self, call: Call, step: int) -> Call | None:
+        """Return the next module with layers that the caller calls, or the one before, if it may be an MLP half."""
+        calls = self._parent[call].children[::step] if call in self._parent else [call]
+        after = next((part for part in calls[calls.index(call) + 1 :] if mixes(part.module)), None)
         if after is None or not maps_tokens(after) or after.given.shape != call.given.shape:
             return None
         others = {*self._mixers, *(part for part in after.walk() if part.name in self._known)}
-        return after if others.isdisjoint(after.walk()) and _is_pointwise(after) else None
-
-
-def _is_pointwise(call: Call) -> bool:
-    """Whether its convolutions act on each position or on each channel alone, as those of MLPs do."""
-    layers = [part.module for part in call.walk() if isinstance(part.module, (nn.Conv1d, nn.Conv2d))]
-    return all(layer.groups == layer.in_channels or {*layer.kernel_size} == {1} for layer in layers)
+        return after if others.isdisjoint(after.walk()) and is_pointwise(after) else None
 
 
 def _outside(skip: Skip | None) -> dict[str, Any]:

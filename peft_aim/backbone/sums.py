@@ -6,6 +6,7 @@ is observed in evaluation and in training, where a caller may drop parts of the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -64,10 +65,7 @@ class Callers:
     def __init__(self, tower: nn.Module, images: Images, root: Call) -> None:
         self._tower, self._images, self._root = tower, images, root
         self._siblings = {child: call.children for call in root.walk() for child in call.children}
-        norms = [c for c in root.walk() if is_norm(c.module) and c.given is not None and c.returned is not None]
-        modules = [call.module for call in root.walk()]
-        self._norms = {norm.returned: norm for norm in norms}
-        self._shared = {norm for norm in norms if modules.count(norm.module) > 1}
+        self._shared = {module for module, count in Counter(c.module for c in root.walk()).items() if count > 1}
         self._skips: dict[Call, Skip | str] = {}
 
     def skips(self, calls: list[Call]) -> dict[Call, Skip]:
@@ -111,13 +109,19 @@ class Callers:
 
     def _possible(self, call: Call) -> list[Skip]:
         """Return how the output of a module may be added, judging by what its caller calls before and after it."""
-        norm = self._norms.get(call.given)
-        fits = norm is not None and _keeps(norm, call.given.shape) and norm not in {*call.walk(), *self._shared}
-        norms = [None, norm] if fits else [None]
+        norm = self._norm(call)
+        norms = [None] if norm is None or norm.module in self._shared else [None, norm]
         ends, passed = [None], call
         while (passed := self._taker(passed)) and not mixes(passed.module) and not is_norm(passed.module):
             ends.append(passed)
         return [Skip(norm, end) for end in ends for norm in norms]
+
+    def _norm(self, call: Call) -> Call | None:
+        """Return the norm by the same caller whose output a call gets."""
+        before = self._siblings.get(call, [])
+        before = before[: before.index(call)] if before else []
+        fitting = (c for c in before if is_norm(c.module) and _keeps(c, call.given.shape))
+        return next((norm for norm in fitting if norm.returned == call.given), None)
 
     def _taker(self, call: Call) -> Call | None:
         """Return the next call, by the same caller, on the output of a call."""
@@ -127,16 +131,16 @@ class Callers:
 
     def _taken(self, call: Call) -> str:
         """Return why the output is not added, with what happens to it or to the input instead."""
-        taker, norm = self._taker(call), self._norms.get(call.given)
+        taker, norm = self._taker(call), self._norm(call)
         if taker is not None:
             return f"{NOT_ADDED}: {taker.name}, a {type(taker.module).__name__}, takes it"
-        if norm in self._shared:
+        if norm is not None and norm.module in self._shared:
             return f"{NOT_ADDED}, but perhaps to that of {norm.name}, which it calls on other tokens as well"
         return NOT_ADDED
 
 
 def _keeps(call: Call, shape: tuple[int, ...]) -> bool:
-    return call.returned is not None and call.given.shape == call.returned.shape == shape
+    return None not in (call.given, call.returned) and call.given.shape == call.returned.shape == shape
 
 
 class _Sums:

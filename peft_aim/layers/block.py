@@ -229,9 +229,8 @@ class AIMLayer(AIMTunerLayer):
             self._given.set(tokens_given(norm, args, kwargs))
 
     def _add_change(self, end: nn.Module, args: tuple, output: Any) -> Any:
-        adapter, change = self.current, self._change.get()
-        self._change.set(None)
-        if adapter is None or change is None:
+        change = self._change.take()
+        if self.current is None or change is None:
             return None
         return replace_first(output, first_tensor(output) + change)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
-from home_made import DEPTH, HEADS, MSA, D, Flat, Gamma, Net, mlp
+from home_made import DEPTH, HEADS, MSA, D, Flat, Gamma, MLPFirst, Net, mlp
 from peft import get_peft_model
 from torch import Tensor, nn
 
@@ -143,6 +143,32 @@ def test_switching_adapters_leaves_nothing_behind():
     assert torch.equal(model(clips), first) and not torch.allclose(first, before)
     layers = [module for module in model.modules() if isinstance(module, AIMLayer)]
     assert all(layer._given.get() is None and layer._change.get() is None for layer in layers)
+
+
+@torch.no_grad()
+def test_with_the_mlp_first_the_temporal_branch_comes_behind_it():
+    """x <- x + mlp(norm1(x)) + J, then x <- x + T(attn_T(norm2(x))), then x <- x + attn(norm2(x)) + S."""
+    model = adapt(nn.Sequential(MLPFirst(), MLPFirst()), temporal_embedding=False, spatial=False, joint=False)
+    seen: list[Tensor] = []
+    model.base_model.model.trunk.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    model.base_model.model.norm.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    model(zoo.make_clips(2, FRAMES))
+    x, result = seen
+    for block in model.base_model.model.trunk:
+        x = x + block.mlp(block.norm1(x))
+        x = x + block.attn.over_time("default", FRAMES, x)
+        x = x + block.attn.base_layer(block.norm2(x))
+    torch.testing.assert_close(result, x)
+
+
+@torch.no_grad()
+def test_they_can_be_compiled():
+    model, clips = adapt(Dropped()), zoo.make_clips(2, FRAMES)
+    before = model(clips)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(clips), before)
+    layer = next(module for module in model.modules() if isinstance(module, AIMLayer))
+    layer.compile(backend="eager")
+    torch.testing.assert_close(model(clips), before)
 
 
 class DroppedByAFunction(Flat):
