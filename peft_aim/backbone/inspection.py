@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -41,6 +42,7 @@ from peft_aim.tracing import (
     runs_on,
     trace,
     traits,
+    unchanged,
 )
 
 TEXT_ARGUMENTS = {"input_ids", "text"}
@@ -129,8 +131,8 @@ class Inspection:
 def inspect_backbone(model: nn.Module, names: PartNames = NO_NAMES) -> Inspection:
     """Run a model once on two blank images, and find its blocks by how they are called.
 
-    Of blocks that are copies of each other, only one runs. The result is cached for as long as the model exists; the
-    model is inspected again only if its structure has changed.
+    Of blocks that are copies of each other, only one runs. The model is the same afterwards. The result is cached for
+    as long as the model exists; the model is inspected again only if its structure has changed.
 
     Args:
         model: An image model, or a model of images and text.
@@ -142,7 +144,8 @@ def inspect_backbone(model: nn.Module, names: PartNames = NO_NAMES) -> Inspectio
     state = traits(model), names, tuple(USERS_KINDS.items())
     before, found = _remembered.get(model, (None, None))
     if before != state:
-        found = _inspect(model, names)
+        with unchanged(model):
+            found = _inspect(model, names)
         _remembered[model] = (traits(model), *state[1:]), found  # running it may have changed its own caches
     return found
 
@@ -223,8 +226,10 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
     """Run a model on two blank images; return the images, the tree of calls and the output."""
     errors = []
     for images in blank_images(tower):
-        try:
+        with suppress(Exception):  # if it uses what its blocks store when they run, all of them have to
             return images, *trace(tower, images, once=_may_be_part_of_a_trunk)
+        try:
+            return images, *trace(tower, images)
         except Exception as error:
             errors.append((error, tuple(next(iter(images.values())).shape)))
     error, shape = errors[0]

@@ -104,7 +104,7 @@ def run_skeleton(
         }
         stand_ins |= {module: partial(blank, known, module.forward, marks) for module, known in layers.items()}
         given = _with_second_image_marked(images, marks) if marked == SECOND_IMAGE else images
-        with running(tower, training), standing_in(stand_ins), _noting(calls, marks, arrived):
+        with running(tower, training), standing_in(stand_ins), marks.in_products(), _noting(calls, marks, arrived):
             output = [tensor for tensor in tensors_in(run(tower, given)) if tensor.is_floating_point()]
         arrived[OUTPUT] = Arrived((), (tuple(bool(marks.of(tensor).any()) for tensor in output),))
         return arrived

@@ -3,7 +3,7 @@
 The lowest layer of the package: it knows nothing about attention, blocks or adapters.
 """
 
-from peft_aim.tracing.calls import Call, Handle, running, trace, unchanged
+from peft_aim.tracing.calls import Call, Handle, trace
 from peft_aim.tracing.copies import traits
 from peft_aim.tracing.example import blank_images, drawn, image_size, runs_on
 from peft_aim.tracing.hollow import passing_marks, without_arithmetic, without_weights
@@ -33,6 +33,7 @@ from peft_aim.tracing.parts import (
     norm_width,
     output_width,
 )
+from peft_aim.tracing.restored import running, unchanged
 from peft_aim.tracing.stand_ins import standing_in
 
 __all__ = [

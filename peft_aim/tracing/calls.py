@@ -25,8 +25,8 @@ from peft_aim.tracing.outputs import (
     with_first_argument,
 )
 from peft_aim.tracing.parts import is_norm
+from peft_aim.tracing.restored import running
 from peft_aim.tracing.stand_ins import standing_in
-from peft_aim.tracing.switches import calling_all_modules
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ def trace(model: nn.Module, images: Images, once: Callable[[Call], bool] = lambd
         model: The model.
         images: What it takes.
         once: Returns True for calls whose copies need not run: modules with the same :func:`traits
-            <peft_aim.tracing.copies.traits>`, before the run, that the same call of another module calls in the same
-            way. A copy returns its input instead, so the call must preserve the shape of its input. The calls below a
-            copy are recorded as if they had been made.
+            <peft_aim.tracing.copies.traits>` before the run, that are called alike. A copy returns its input instead,
+            so the call must preserve the shape of its input. The calls below a copy are recorded as if they had been
+            made.
 
     Returns:
         The call of the model itself, and its output.
@@ -218,8 +218,8 @@ class _Recorder:
                 self._stack.enter_context(standing_in({other: partial(self._run_copy, other.forward)}))
 
     def _run_copy(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call, beside = self._running[-1], self._running[-2].children
-        original = next((run for run in self._copies[call.module] if run in beside and call.is_like(run)), None)
+        call = self._running[-1]
+        original = next((run for run in self._copies[call.module] if call.is_like(run)), None)
         if original is None:
             return forward(*args, **kwargs)
         tokens = tokens_given(call.module, args, kwargs)
@@ -235,9 +235,8 @@ class _Recorder:
             return replace(Handle.of(own[of]), shape=of.shape) if of in own else of
 
         def copied(call: Call) -> Call:
-            inside = f"{call.name}.".startswith(
-                f"{original.name}."
-            )  # other modules that it calls are shared by copies
+            # Modules outside of the original that it calls are shared by its copies.
+            inside = f"{call.name}.".startswith(f"{original.name}.")
             name = f"{copy.name}{call.name.removeprefix(original.name)}" if inside else call.name
             return replace(
                 call,
@@ -251,49 +250,3 @@ class _Recorder:
             )
 
         return [copied(child) for child in original.children]
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore the attributes and buffers of all modules afterwards, and the state of the random number generators."""
-    attributes = [(vars(module), dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    contents = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with torch.random.fork_rng([p.device for p in model.parameters() if p.is_cuda][:1]):
-            yield
-    finally:
-        for now, before, buffers in attributes:
-            now["_buffers"].update(buffers)
-            for name in now.keys() - before.keys():
-                del now[name]
-            now.update(before)
-        with torch.no_grad():
-            for buffer, content in contents:
-                buffer.copy_(content)
-
-
-@contextmanager
-def running(model: nn.Module, training: bool) -> Iterator[None]:
-    """Set a model to training or evaluation mode and freeze it, and restore every module and parameter afterwards.
-
-    Running statistics stay as they are and gradient checkpointing stays off, in training mode too, and so do compiled
-    code and the fast path of torch's own transformer layers, which do not call all modules.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for module, _ in modes:
-        changes = hasattr(module, "running_mean") or getattr(module, "gradient_checkpointing", False)
-        module.training = training and not changes
-    for parameter in trained:  # torch's counters stumble over their views under no_grad
-        parameter.requires_grad_(False)
-    try:
-        with calling_all_modules:
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_()
-        for module, _ in modes:
-            if type(module).train is not nn.Module.train:  # clears a bias cached for evaluation (LeViT)
-                module.train()
-        for module, mode in modes:
-            module.training = mode

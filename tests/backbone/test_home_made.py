@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from benchmarks.coverage import laws
+from benchmarks.measuring.counting import gmac
 from peft_aim import AIMConfig
 from peft_aim.backbone import inspect_backbone
 from peft_aim.layers import AIMLayer
@@ -173,3 +174,34 @@ def test_torch_s_fast_path_does_not_bypass_adapters(name, grad, train):
             assert not torch.allclose(one, model(clips()), atol=1e-6)
         with model.disable_adapter():
             torch.testing.assert_close(model(clips()), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "depth"), [*((name, 3) for name in home_made.LAYOUTS), ("pairs_of_msa", 12)])
+def test_attaching_costs_two_images_at_most(name, depth, monkeypatch):
+    monkeypatch.setattr(home_made, "DEPTH", depth)
+    monkeypatch.setattr(
+        zoo, "SIZE", 112
+    )  # 197 tokens: what is tried on a few sequences hardly depends on their number
+    model = home_made.build(name)
+    of_image = gmac(lambda: model(torch.zeros(1, 3, zoo.SIZE, zoo.SIZE)))
+    ratio = gmac(lambda: get_peft_model(model, AIMConfig())) / of_image
+    assert ratio <= 2.2 and (depth == 3 or ratio <= 1)  # of copies, one runs
+
+
+def test_trunks_may_use_what_their_halves_store():
+    class Storing(Foo):
+        def forward(self, x: Tensor) -> Tensor:
+            self.penalty = self.to_qkv.weight.square().mean()
+            return super().forward(x)
+
+    class Using(Pairs):
+        def forward(self, x: Tensor) -> Tensor:
+            penalty = 0
+            for attend, mix in self.layers:
+                x = x + attend(x)
+                x, penalty = x + mix(x), penalty + attend.penalty
+            return x + 0 * penalty
+
+    model = get_peft_model(Net(Using(Storing, feed_forward)), AIMConfig())
+    assert not hasattr(model.trunk.layers[0][0].base_layer, "penalty")
+    assert sum(isinstance(module, AIMLayer) for module in model.modules()) == 2 * DEPTH

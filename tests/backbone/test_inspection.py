@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import random
 import warnings
 
+import home_made
+import numpy as np
 import pytest
 import timm
 import torch
@@ -162,28 +164,60 @@ def test_random_masking_is_rejected():
         adapt(tf.ViTMAEModel(tf.ViTMAEConfig(**zoo.SMALL)))
 
 
-class Counting(nn.Module):
-    """Counts the images it has been trained on."""
+class Remembering(nn.Module):
+    """Remembers its calls in every way that a module can, and draws random numbers."""
 
     def __init__(self):
         super().__init__()
         self.register_buffer("count", torch.zeros(()))
+        self.total, self.by_shape, self.calls = torch.zeros(1), {"sizes": [0]}, 0
 
     def forward(self, x):
         self.count += len(x) * self.training
-        return x
+        self.total += 1
+        self.calls += 1
+        self.last, self.by_shape[x.shape] = x, x.mean()
+        self.by_shape["sizes"].append(len(x))
+        noise = torch.rand(()).item() + random.random() + np.random.rand()
+        return x + 0 * noise
+
+    def memory(self) -> str:
+        return repr(({name: value for name, value in vars(self).items() if not name.startswith("_")}, self.count))
 
 
-def test_inspection_leaves_no_trace():
-    model = nn.Sequential(nn.BatchNorm2d(3), Counting(), zoo.build("timm_vit")).train()
+class RememberingFoo(home_made.Foo):
+    def __init__(self):
+        super().__init__()
+        self.memory = Remembering()
+
+    def forward(self, x):
+        return super().forward(self.memory(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attaching_leaves_no_trace(training):
+    model = nn.Sequential(nn.BatchNorm2d(3), Remembering(), zoo.build("timm_vit"))
+    trunk = home_made.Pairs(RememberingFoo, home_made.FeedForward)
+    model[2].blocks = nn.Sequential(trunk, *model[2].blocks)
     spectral_norm(model[2].head)
     model[2].image_size = (32, 32)
-    before, drawn = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    inspect_backbone(model, PartNames())
-    assert torch.equal(torch.random.get_rng_state(), drawn)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-    assert all(module.training for module in model.modules())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    model.train(training)
+
+    def state() -> list[str]:
+        modes = [module.training for module in model.modules()]
+        hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
+        memories = [module.memory() for module in model.modules() if isinstance(module, Remembering)]
+        return list(map(repr, [model.state_dict(), modes, hooks, *memories]))
+
+    def drawn() -> list[str]:
+        return [repr(torch.get_rng_state().tolist()), repr(random.getstate()), repr(np.random.get_state())]
+
+    before = state(), drawn()
+    found = inspect_backbone(model, PartNames())
+    assert "2.blocks.0.layers.0.0" in found.blocks and "2.blocks.1" in found.blocks
+    assert (state(), drawn()) == before
+    model = adapt(model).unload()  # which draws the new weights
+    assert state() == before[0]
 
 
 def test_user_hooks_run_only_in_spatial_attention():

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
 
-from peft_aim.tracing.calls import Call, running, trace
+from peft_aim.tracing.calls import Call, Handle, trace
 from peft_aim.tracing.copies import traits
+from peft_aim.tracing.restored import running
 from peft_aim.tracing.stand_ins import standing_in
 
 X = {"x": torch.ones(2, 4)}
@@ -124,6 +125,26 @@ def test_a_copy_returns_its_input_and_has_the_calls_of_the_original():
     assert second.children[0].module is model.blocks[1].linear
     assert torch.equal(output, model.blocks[0](X["x"])[0])
     assert second.returned != second.given  # not the very tensor, which somebody may change in place
+
+
+def test_the_calls_below_a_copy_take_its_own_tokens():
+    class Around(Scaled):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.attention = Scaled(), nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, None]:
+            x = self.inner(x)[0]
+            return self.attention(x, x, key_padding_mask=None, value=x)[0], None
+
+    first, second, third = trace(Chain(Around(), Around(), Around()), X, once=is_scaled)[0].children
+    assert third.copy_of is second.copy_of is first
+    for call in (first, second, third):
+        inner, attention = call.children
+        assert inner.given == inner.children[0].given == call.given
+        assert attention.given == inner.returned == Handle.of(attention.arguments["key"])
+        assert attention.returned == call.returned
+    assert len({call.given for call in (first, second, third)}) == 3
 
 
 def test_forwards_are_restored_and_hooks_run(monkeypatch):
