@@ -108,7 +108,20 @@ class Search:
                 del found.reasons[name]
         alone = {name: block for name, block in self._blocks.items() if block[1].mlp is None}
         self._find_seconds(found, {**alone, **found.firsts})
+        self._drop_incomplete(found)
         return found
+
+    def _drop_incomplete(self, found: Halves) -> None:
+        """Leave out attentions that get the output of a norm of their caller, unless each has its MLP half."""
+        outside = {name: anatomy for name, (_, anatomy) in found.firsts.items() if anatomy.norm_outside is not None}
+        if {*outside} <= {*found.pairs}:
+            return
+        for name, anatomy in outside.items():
+            del found.firsts[name]
+            found.seconds.pop(found.pairs.pop(name, ""), None)
+            why = found.alone.pop(name, "a module that is no such half follows one like it")
+            why = f"it mixes spatial positions after its caller's {anatomy.norm_outside}, but has no MLP half: {why}"
+            found.reasons[name] = NotABlock(why, known=anatomy)
 
     def _find_firsts(self, found: Halves, attentions: list[Call]) -> list[Call]:
         """Find the attention halves with these attentions; return the attentions that have none."""
@@ -202,6 +215,9 @@ class Search:
                 found.pairs[name] = call.name
             except NotABlock as reason:
                 found.alone[name] = f"{call.name} follows, but {reason}"
+        for name in firsts.keys() - after.keys():
+            if (why := self._why_none(firsts[name][0])) is not None:
+                found.alone[name] = why
 
     def _mlps(self, firsts: dict[str, Call]) -> dict[str, Call]:
         """Return what may be the MLP half behind each attention half, or before each if the caller begins with it."""
@@ -212,6 +228,14 @@ class Search:
             begins_with_mlp = None in behind.values() and None not in before.values()
             found |= {name: mlp for name, mlp in (before if begins_with_mlp else behind).items() if mlp is not None}
         return found
+
+    def _why_none(self, call: Call) -> str | None:
+        """Return what follows an attention half in place of an MLP half, if it is a layer or several."""
+        behind = self._parent[call].children if call in self._parent else [call]
+        layer = next((part for part in behind[behind.index(call) + 1 :] if mixes(part.module)), None)
+        if layer is None or None in (layer.given, layer.returned) or layer.given.shape == layer.returned.shape:
+            return None
+        return f"{layer.name} follows, but it maps tokens {layer.given.shape} to {layer.returned.shape}"
 
     def _next(self, call: Call, step: int) -> Call | None:
         """Return the next module with layers that the caller calls, or the one before, if it may be an MLP half."""

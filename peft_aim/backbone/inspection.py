@@ -247,7 +247,8 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
 
 def _may_be_part_of_a_trunk(call: Call) -> bool:
     """Whether copies of this call need not run: it may be a block, half of one, or several."""
-    return maps_tokens(call) and mixes(call.module) and not is_mixer(call.module)
+    is_layer = is_mixer(call.module) and not isinstance(call.module, nn.MultiheadAttention)
+    return maps_tokens(call) and mixes(call.module) and not is_layer
 
 
 def _may_be_a_block(call: Call) -> bool:
