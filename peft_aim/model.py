@@ -173,7 +173,10 @@ class AIMModel(BaseTuner):
         for block, pre_norm in found.entries.items():
             if name == pre_norm:
                 return AIMEmbedding(target, found.modules[block].width, found.entry_tokens[name], clips.frames)
-        return AIMLayer(target, found.modules[name], clips.frames, found.depth(name))
+        anatomy = found.modules[name]
+        outside = (anatomy.norm_outside, anatomy.end_outside)
+        outside = (None if other is None else self.model.get_submodule(other) for other in outside)
+        return AIMLayer(target, anatomy, clips.frames, found.depth(name), *outside)
 
     def _clips(self, names: PartNames) -> Clips:
         """Return the hooks around the backbone; the first adapter creates them, later ones share them."""

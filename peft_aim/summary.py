@@ -138,6 +138,8 @@ def _parts(anatomy: Anatomy) -> str:
     if not anatomy.norm_first:
         branches = ([anatomy.attention, anatomy.norm1], [*mlp, anatomy.norm2])
     named = [[name or "itself" for name in names if name is not None] for names in branches]
+    if anatomy.norm_outside is not None:
+        named[anatomy.is_mlp_half].insert(0, "(norm outside)")
     return "; ".join(" ".join(names) for names in named if names)
 
 

@@ -204,6 +204,148 @@ def blocks_of_residual_wrappers() -> nn.Module:
     return Net(nn.Sequential(*[nn.Sequential(Residual(Foo()), Residual(feed_forward())) for _ in range(DEPTH)]))
 
 
+class Flat(nn.Module):
+    """A trunk that calls everything itself: ``x = x + attention(norm(x))``, ``x = x + mlp(norm(x))``."""
+
+    def __init__(self, attention: Callable[[], nn.Module] = MSA) -> None:
+        super().__init__()
+        quadruples = [nn.ModuleList([nn.LayerNorm(D), attention(), nn.LayerNorm(D), mlp()]) for _ in range(DEPTH)]
+        self.layers, self.drop = nn.ModuleList(quadruples), nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm1, attend, norm2, mix in self.layers:
+            x = x + attend(norm1(x))
+            x = x + mix(norm2(x))
+        return x
+
+
+@layout
+def quadruples() -> nn.Module:
+    return Net(Flat())
+
+
+@layout
+def four_lists() -> nn.Module:
+    class Lists(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            parts = (lambda: nn.LayerNorm(D), MSA, lambda: nn.LayerNorm(D), mlp)
+            self.parts = nn.ModuleDict({f"{i}": nn.ModuleList(p() for _ in range(DEPTH)) for i, p in enumerate(parts)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            for norm1, attend, norm2, mix in zip(*self.parts.values(), strict=True):
+                x = x + attend(norm1(x))
+                x = x + mix(norm2(x))
+            return x
+
+    return Net(Lists())
+
+
+def _block(x: Tensor, norm1: nn.Module, attend: nn.Module, norm2: nn.Module, mix: nn.Module) -> Tensor:
+    h = norm1(x)
+    x = attend(h, h, h, need_weights=False)[0] + x
+    return mix(norm2(x)) + x
+
+
+@layout
+def a_function_on_torch_s_attention() -> nn.Module:
+    class Functional(Flat):
+        def forward(self, x: Tensor) -> Tensor:
+            for parts in self.layers:
+                x = _block(x, *parts)
+            return x
+
+    return Net(Functional(lambda: nn.MultiheadAttention(D, HEADS, batch_first=True)))
+
+
+@layout
+def torch_s_attention_with_norms_on_sums() -> nn.Module:
+    class OnSums(Flat):
+        def forward(self, x: Tensor) -> Tensor:
+            for norm1, attend, norm2, mix in self.layers:
+                x = norm1(x + attend(x, x, x)[0])
+                x = norm2(x + mix(x))
+            return x
+
+    return Net(OnSums(lambda: nn.MultiheadAttention(D, HEADS, batch_first=True)))
+
+
+@layout
+def quadruples_with_one_dropout() -> nn.Module:
+    class Dropped(Flat):
+        def forward(self, x: Tensor) -> Tensor:
+            for norm1, attend, norm2, mix in self.layers:
+                x = x + self.drop(attend(norm1(x)))
+                x = x + self.drop(mix(norm2(x)))
+            return x
+
+    return Net(Dropped())
+
+
+@layout
+def pairs_with_the_mlp_first() -> nn.Module:
+    class First(Pairs):
+        def forward(self, x: Tensor) -> Tensor:
+            for attend, mix in self.layers:
+                x = x + mix(x)
+                x = x + attend(x)
+            return x
+
+    return Net(First(Foo, FeedForward))
+
+
+class MLPFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.mlp, self.norm2, self.attn = nn.LayerNorm(D), mlp(), nn.LayerNorm(D), MSA()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mlp(self.norm1(x))
+        return x + self.attn(self.norm2(x))
+
+
+@layout
+def pairs_in_blocks_with_the_mlp_first() -> nn.Module:
+    return Net(nn.Sequential(*[MLPFirst() for _ in range(DEPTH)]))
+
+
+@refused
+def blocks_with_the_mlp_first_and_a_factor() -> nn.Module:
+    class Halved(MLPFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.mlp(self.norm1(x))
+            return x + 0.5 * self.attn(self.norm2(x))
+
+    return Net(nn.Sequential(*[Halved() for _ in range(DEPTH)]))
+
+
+class Gamma(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((D,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+@layout
+def dictionaries_with_layer_scales() -> nn.Module:
+    class Dictionaries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            parts = {"norm1": lambda: nn.LayerNorm(D), "attn": MSA, "scale1": Gamma, "drop": lambda: nn.Dropout(0.1)}
+            parts |= {"norm2": lambda: nn.LayerNorm(D), "mlp": mlp, "scale2": Gamma}
+            self.layers = nn.ModuleList(nn.ModuleDict({n: p() for n, p in parts.items()}) for _ in range(DEPTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.layers:
+                x = x + part["drop"](part["scale1"](part["attn"](part["norm1"](x))))
+                x = x + part["scale2"](part["mlp"](part["norm2"](x)))
+            return x
+
+    return Net(Dictionaries())
+
+
 class ResidualAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -41,6 +41,8 @@ class Anatomy:
         mlp_tokens: The same for the MLP.
         others: Names of other parts that mix or normalize features.
         skip_outside: Whether it is a half block without a skip connection: its caller adds its output to its input.
+        norm_outside: Then, the name, in the model, of the norm that its caller calls on that input first, if it does.
+        end_outside: And of the last module between the half and the sum, such as a dropout, if there is one.
     """
 
     norm1: str | None
@@ -58,6 +60,8 @@ class Anatomy:
     mlp_tokens: Layout = BATCH_FIRST
     others: tuple[str, ...] = ()
     skip_outside: bool = False
+    norm_outside: str | None = None
+    end_outside: str | None = None
 
     @property
     def is_mlp_half(self) -> bool:

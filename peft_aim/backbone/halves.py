@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,13 +20,15 @@ from peft_aim.backbone.parts import (
     batch_axis,
     check_attends_to_itself,
     inside,
+    is_pointwise,
     kind_over_time,
     mixing_norm,
     mlp_among,
     token_width,
 )
 from peft_aim.backbone.resemblance import within
-from peft_aim.backbone.skeleton import Blocks, added
+from peft_aim.backbone.skeleton import Blocks
+from peft_aim.backbone.sums import Callers, Skip
 from peft_aim.tracing import (
     Call,
     Images,
@@ -40,8 +43,7 @@ from peft_aim.tracing import (
     standing_in,
 )
 
-NOT_ADDED = "its caller does not add its output to its input with factor 1"
-WHY_NOT = f"{NOT_ADDED}, so it would not add a temporal branch either"
+SO = ", so it would not add a temporal branch either"
 
 
 @dataclass
@@ -89,6 +91,7 @@ class Search:
     ) -> None:
         self._model, self._batches = (tower, images, root), batches
         self._blocks, self._known, self._kinds = blocks, {*blocks, *skipped}, kinds
+        self._callers = Callers(*self._model)
         self._parent = {child: call for call in root.walk() for child in call.children}
         axes = {call.given.shape: anatomy.tokens.channels for call, anatomy in blocks.values()}
         self._mixers = mixers(root, lambda call: call.name in self._known, axes)
@@ -105,7 +108,20 @@ class Search:
                 del found.reasons[name]
         alone = {name: block for name, block in self._blocks.items() if block[1].mlp is None}
         self._find_seconds(found, {**alone, **found.firsts})
+        self._drop_incomplete(found)
         return found
+
+    def _drop_incomplete(self, found: Halves) -> None:
+        """Leave out attentions that get the output of a norm of their caller, unless each has its MLP half."""
+        outside = {name: anatomy for name, (_, anatomy) in found.firsts.items() if anatomy.norm_outside is not None}
+        if {*outside} <= {*found.pairs}:
+            return
+        for name, anatomy in outside.items():
+            del found.firsts[name]
+            found.seconds.pop(found.pairs.pop(name, ""), None)
+            why = found.alone.pop(name, "a module that is no such half follows one like it")
+            why = f"it mixes spatial positions after its caller's {anatomy.norm_outside}, but has no MLP half: {why}"
+            found.reasons[name] = NotABlock(why, known=anatomy)
 
     def _find_firsts(self, found: Halves, attentions: list[Call]) -> list[Call]:
         """Find the attention halves with these attentions; return the attentions that have none."""
@@ -117,8 +133,9 @@ class Search:
             half = skipping[attention] or next((call for call in chain if call in outside), None)
             try:
                 if half is None:
-                    raise NotABlock(WHY_NOT, known=self._attention_half(attention, attention, True))
-                found.firsts[half.name] = half, self._attention_half(half, attention, half in outside)
+                    known = self._attention_half(attention, attention, Skip())
+                    raise NotABlock(f"{self._callers.why_not((chain or [attention])[-1])}{SO}", known=known)
+                found.firsts[half.name] = half, self._attention_half(half, attention, outside.get(half))
             except NotABlock as reason:
                 why = f"it mixes spatial positions, but {reason}"
                 found.reasons[attention.name] = NotABlock(why, known=reason.known)
@@ -135,16 +152,16 @@ class Search:
             yield call
             call = self._parent.get(call)
 
-    def _added(self, chains: list[list[Call]]) -> set[Call]:
-        """Return of each chain the outermost module whose output its caller adds to its input."""
-        found: set[Call] = set()
+    def _added(self, chains: list[list[Call]]) -> dict[Call, Skip]:
+        """Return of each chain the outermost module whose output its caller adds to its input, and how."""
+        found: dict[Call, Skip] = {}
         while chains:
-            now = added(*self._model, [chain[0] for chain in chains])
+            now = self._callers.skips([chain[0] for chain in chains])
             found |= now
             chains = [chain[1:] for chain in chains if chain[0] not in now and len(chain) > 1]
         return found
 
-    def _attention_half(self, half: Call, attention: Call, outside: bool) -> Anatomy:
+    def _attention_half(self, half: Call, attention: Call, skip: Skip | None) -> Anatomy:
         norms = [part for part in half.walk() if is_norm(part.module) and part not in {*attention.walk()}]
         before = [norm for norm in norms if norm.returned == attention.given]
         behind = [norm for norm in norms if norm.given == attention.returned]
@@ -170,7 +187,7 @@ class Search:
             tokens=tokens,
             norm_tokens=replace(tokens, groups=1),
             attention_tokens=replace(tokens, batch=batch_axis(attention, half, tokens.batch), groups=1),
-            skip_outside=outside,
+            **_outside(skip),
         )
         try:
             attend, output = kind_over_time(attention, known.attention_tokens, width, self._kinds)
@@ -185,45 +202,67 @@ class Search:
         return Layout(batch, channels, half.given.shape[batch] // self._model[2].given.shape[0])
 
     def _find_seconds(self, found: Halves, firsts: dict[str, tuple[Call, Anatomy]]) -> None:
-        """Find the MLP half behind each attention half: the next module with layers that its caller calls."""
-        after = {name: self._next(call) for name, (call, _) in firsts.items()}
-        after = {name: call for name, call in after.items() if call is not None}
+        """Find the MLP half of each attention half: the next module with layers that its caller calls."""
+        after = self._mlps({name: call for name, (call, _) in firsts.items()})
         inner = {call for call in after.values() if _has_skip(call, None)}
         known = [call for call, _ in firsts.values()]  # which need not run either
         outside = self._added([[call] for call in (*known, *after.values()) if call not in inner])
         for name, call in after.items():
             try:
-                if call not in inner | outside:
-                    raise NotABlock(NOT_ADDED)
-                found.seconds[call.name] = call, _mlp_half(call, firsts[name][1], call in outside)
+                if call not in {*inner, *outside}:
+                    raise NotABlock(self._callers.why_not(call))
+                found.seconds[call.name] = call, _mlp_half(call, firsts[name][1], outside.get(call))
                 found.pairs[name] = call.name
             except NotABlock as reason:
                 found.alone[name] = f"{call.name} follows, but {reason}"
+        for name in firsts.keys() - after.keys():
+            if (why := self._why_none(firsts[name][0])) is not None:
+                found.alone[name] = why
 
-    def _next(self, call: Call) -> Call | None:
-        behind = self._parent[call].children if call in self._parent else []
-        behind = behind[behind.index(call) + 1 :] if behind else []
-        after = next((part for part in behind if mixes(part.module)), None)
+    def _mlps(self, firsts: dict[str, Call]) -> dict[str, Call]:
+        """Return what may be the MLP half behind each attention half, or before each if the caller begins with it."""
+        found: dict[str, Call] = {}
+        for caller in dict.fromkeys(self._parent.get(call) for call in firsts.values()):
+            own = {name: call for name, call in firsts.items() if self._parent.get(call) is caller}
+            behind, before = ({name: self._next(call, step) for name, call in own.items()} for step in (1, -1))
+            begins_with_mlp = None in behind.values() and None not in before.values()
+            found |= {name: mlp for name, mlp in (before if begins_with_mlp else behind).items() if mlp is not None}
+        return found
+
+    def _why_none(self, call: Call) -> str | None:
+        """Return what follows an attention half in place of an MLP half, if it is a layer or several."""
+        behind = self._parent[call].children if call in self._parent else [call]
+        layer = next((part for part in behind[behind.index(call) + 1 :] if mixes(part.module)), None)
+        if layer is None or None in (layer.given, layer.returned) or layer.given.shape == layer.returned.shape:
+            return None
+        return f"{layer.name} follows, but it maps tokens {layer.given.shape} to {layer.returned.shape}"
+
+    def _next(self, call: Call, step: int) -> Call | None:
+        """Return the next module with layers that the caller calls, or the one before, if it may be an MLP half."""
+        calls = self._parent[call].children[::step] if call in self._parent else [call]
+        after = next((part for part in calls[calls.index(call) + 1 :] if mixes(part.module)), None)
         if after is None or not maps_tokens(after) or after.given.shape != call.given.shape:
             return None
         others = {*self._mixers, *(part for part in after.walk() if part.name in self._known)}
-        return after if others.isdisjoint(after.walk()) and _is_pointwise(after) else None
+        return after if others.isdisjoint(after.walk()) and is_pointwise(after) else None
 
 
-def _is_pointwise(call: Call) -> bool:
-    """Whether its convolutions act on each position or on each channel alone, as those of MLPs do."""
-    layers = [part.module for part in call.walk() if isinstance(part.module, (nn.Conv1d, nn.Conv2d))]
-    return all(layer.groups == layer.in_channels or {*layer.kernel_size} == {1} for layer in layers)
+def _outside(skip: Skip | None) -> dict[str, Any]:
+    """Return the attributes of a half's anatomy that tell what its caller does."""
+    if skip is None:
+        return {}
+    norm, end = (call and call.name for call in (skip.norm, skip.end))
+    return {"skip_outside": True, "norm_outside": norm, "end_outside": end}
 
 
-def _mlp_half(half: Call, first: Anatomy, outside: bool) -> Anatomy:
+def _mlp_half(half: Call, first: Anatomy, skip: Skip | None) -> Anatomy:
     """Return the anatomy of an MLP half: the joint adapter gets the output of its norm, if there is one."""
     mlp = half
     while inner := _only_branch(mlp, half):
         mlp = inner
     norm2 = _called_first(half, mlp) or _called_first(mlp, None)
     end = mlp
-    if mlp is half and not outside:
+    if mlp is half and skip is None:
         norm2, mlp, end = mlp_among(half.parts, True, PartNames())
     axis = channel_axis(half.module, half.given.shape, first.width)
     if mlp is None or axis is None:
@@ -231,7 +270,7 @@ def _mlp_half(half: Call, first: Anatomy, outside: bool) -> Anatomy:
     parts = (norm2 and inside(half, norm2), inside(half, mlp), inside(half, end))
     tokens = replace(first.tokens, channels=axis)
     kept = {"width": first.width, "tokens": tokens, "mlp_tokens": replace(tokens, groups=1)}
-    return Anatomy(None, None, *parts, attend=None, skip_outside=outside, **kept)
+    return Anatomy(None, None, *parts, attend=None, **_outside(skip), **kept)
 
 
 def _called_first(call: Call, before: Call | None) -> Call | None:

@@ -188,7 +188,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         unknown = [name for name, (_, anatomy) in found.probed.items() if anatomy.attention is None]
         found.drop(dict.fromkeys(unknown, "its parts are not known, and on the device 'meta' nothing can be checked"))
     first = _entries(tower, images, root, found) if runs else list(found.blocks or found.probed)[:1]
-    before = {name: _pre_norm(calls, name) for name in first}
+    before = {name: _pre_norm(calls, found.probed[name][1].norm_outside or name) for name in first}
     whole = model._modules.get("_orig_mod", model)  # inside of torch.compile's wrapper
     head = _head(calls, output) if tower is whole else None
     norms = _final_norms(calls, {*found.probed, *found.seconds, *found.skipped, *found.rejected})
@@ -261,7 +261,8 @@ def _trace(model: nn.Module, tower: nn.Module) -> tuple[Images, Call, Any]:
 
 def _may_be_part_of_a_trunk(call: Call) -> bool:
     """Whether copies of this call need not run: it may be a block, half of one, or several."""
-    return maps_tokens(call) and mixes(call.module) and not is_mixer(call.module)
+    is_layer = is_mixer(call.module) and not isinstance(call.module, nn.MultiheadAttention)
+    return maps_tokens(call) and mixes(call.module) and not is_layer
 
 
 def _may_be_a_block(call: Call) -> bool:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,9 @@ def mixers(call: Call, passing: Passing = lambda call: False, axes: Axes | None 
     return _Search(call, passing, axes).below(call)
 
 
+_gates: WeakKeyDictionary[Call, bool] = WeakKeyDictionary()  # for all searches in a trace
+
+
 class _Search:
     """A search for the modules that mix positions; of copies, one runs."""
 
@@ -96,7 +100,7 @@ class _Search:
 
     def _is_gate(self, call: Call) -> bool:
         if call not in self._gates:
-            self._gates[call] = _is_gate(call)
+            _gates[call] = self._gates[call] = _gates[call] if call in _gates else _is_gate(call)
         return self._gates[call]
 
     def _spreads(self, call: Call, others: list[Call] | tuple[()]) -> bool | None:

@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from peft_aim.attention import Kind, find_kind, find_output, random_twin
 from peft_aim.backbone.anatomy import Anatomy, NotABlock, PartNames
@@ -23,6 +23,7 @@ from peft_aim.tracing import (
     acts_on_each_position,
     channel_axis,
     input_width,
+    is_linear,
     is_mixer,
     is_norm,
     mixes,
@@ -66,6 +67,12 @@ def examine(call: Call, images: int, batch: int | None, names: PartNames, kinds:
     _check_own(call, parts)
     beside = [c for c in call.parts if not any(part in c.walk() for part in parts)]
     others = [c for c in beside if mixes(c.module) or is_norm(c.module)]
+    first = next((c for c in call.parts[: _position(call.parts, attention)] if c in others and _is_mlp(c)), None)
+    if mlp is None and first is not None:
+        raise NotABlock(
+            f"its {inside(call, first)} runs before its attention {inside(call, attention)}, so a temporal branch "
+            "before the block would not get the tokens that its attention gets"
+        )
     second = [c for c in others if is_attention(c)]
     if second and not names.attention:
         raise NotABlock(f"it calls two attentions, {inside(call, attention)} and {inside(call, second[0])}")
@@ -271,6 +278,18 @@ def _behind(parts: list[Call], part: Call) -> list[Call]:
 def _position(parts: list[Call], part: Call) -> int:
     """Return the index, in a list of calls, of the one that a call is or is part of."""
     return next((i for i, call in enumerate(parts) if part in call.walk()), len(parts))
+
+
+def _is_mlp(call: Call) -> bool:
+    """Whether it may be an MLP or its first layer: it mixes the features of each position."""
+    dense = any(is_linear(part.module) or getattr(part.module, "groups", 0) == 1 for part in call.walk())
+    return dense and is_pointwise(call)
+
+
+def is_pointwise(call: Call) -> bool:
+    """Whether its convolutions act on each position or on each channel alone, as those of MLPs do."""
+    layers = [part.module for part in call.walk() if isinstance(part.module, (nn.Conv1d, nn.Conv2d))]
+    return all(layer.groups == layer.in_channels or {*layer.kernel_size} == {1} for layer in layers)
 
 
 def inside(block: Call, part: Call) -> str:

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.backbone.anatomy import Anatomy
-from peft_aim.backbone.marks import Marks, NaNMarks, observed
+from peft_aim.backbone.marks import Marks, observed
 from peft_aim.tracing import (
     Call,
     Images,
-    first_tensor,
     is_linear,
     is_mixer,
     replace_first,
@@ -37,7 +36,6 @@ from peft_aim.tracing import (
 Blocks = dict[str, tuple[Call, Anatomy]]
 OUTPUT = ""  # the model's own name
 SECOND_IMAGE = "the second image"
-FIRST_SEED = 1000  # of the noise that modules return; that of the layers around them is another
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def run_skeleton(
         ValueError: If code of the model raises an error, with the module.
     """
     calls = [*(call for call, _ in blocks.values()), *watched]
-    layers = _layers_outside(root, {call for call, _ in blocks.values()})
+    layers = layers_outside(root, {call for call, _ in blocks.values()})
 
     def run_with(marks: Marks) -> dict[str, Arrived]:
         arrived: dict[str, Arrived] = {}
@@ -104,14 +102,9 @@ def run_skeleton(
             call.module: partial(_pass_on, call, anatomy.tokens.batch, marks, name == marked)
             for name, (call, anatomy) in blocks.items()
         }
-        stand_ins |= {module: partial(_blank, known, module.forward, marks) for module, known in layers.items()}
+        stand_ins |= {module: partial(blank, known, module.forward, marks) for module, known in layers.items()}
         given = _with_second_image_marked(images, marks) if marked == SECOND_IMAGE else images
-        with (
-            running(tower, training),
-            standing_in(stand_ins),
-            marks.in_products(),
-            _noting(calls, marks, arrived),
-        ):
+        with running(tower, training), standing_in(stand_ins), marks.in_products(), _noting(calls, marks, arrived):
             output = [tensor for tensor in tensors_in(run(tower, given)) if tensor.is_floating_point()]
         arrived[OUTPUT] = Arrived((), (tuple(bool(marks.of(tensor).any()) for tensor in output),))
         return arrived
@@ -119,10 +112,10 @@ def run_skeleton(
     try:
         return observed(run_with)
     except Exception as error:
-        raise ValueError(_why_it_stopped(tower, error)) from error
+        raise ValueError(why_it_stopped(tower, error)) from error
 
 
-def _why_it_stopped(tower: nn.Module, error: Exception) -> str:
+def why_it_stopped(tower: nn.Module, error: Exception) -> str:
     """Return in words which module raised an error."""
     names = {module: name for name, module in tower.named_modules()}
     owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -157,14 +150,16 @@ def _noting(calls: Iterable[Call], marks: Marks, arrived: dict[str, Arrived]) ->
         yield
 
 
-def _layers_outside(root: Call, blocks: set[Call]) -> dict[nn.Module, list[Call]]:
+def layers_outside(root: Call, blocks: set[Call]) -> dict[nn.Module, list[Call]]:
     """Return the calls of layers that mix features outside of blocks, by layer."""
     found: dict[nn.Module, list[Call]] = defaultdict(list)
 
     def collect(call: Call) -> None:
+        if call in blocks:
+            return
         if is_mixer(call.module) and call.returned is not None:
             found[call.module].append(call)
-        elif call not in blocks:
+        else:
             for child in call.children:
                 collect(child)
 
@@ -184,7 +179,7 @@ def _pass_on(call: Call, batch: int, marks: Marks, is_source: bool, *args: Any, 
     return replace_first(call.form, marks.put(tokens, where))
 
 
-def _blank(calls: list[Call], forward: Callable[..., Any], marks: Marks, *args: Any, **kwargs: Any) -> Any:
+def blank(calls: list[Call], forward: Callable[..., Any], marks: Marks, *args: Any, **kwargs: Any) -> Any:
     """Return zeros with the marks of the input if the layer was traced on this shape; run it otherwise."""
     given = [tensor for tensor in tensors_in((args, kwargs)) if tensor.is_floating_point()]
     known = next((call for call in calls if given and call.given and call.given.shape == given[0].shape), None)
@@ -211,67 +206,3 @@ def _mark(layer: nn.Module, where: Tensor, given: Tensor) -> None:
 def _along(marked: Tensor, axis: int) -> Tensor:
     """Return for each entry along an axis whether it contains a mark."""
     return marked.movedim(axis, 0).flatten(1).any(1) if marked.ndim > 1 else marked
-
-
-@torch.no_grad()
-def added(tower: nn.Module, images: Images, root: Call, calls: list[Call]) -> set[Call]:
-    """Return which modules' outputs are added to their inputs: the sum is what some later module takes or returns.
-
-    Args:
-        tower: The part of the model that takes images.
-        images: Its arguments.
-        root: Its traced call.
-        calls: Calls of the modules, which map tokens to tokens of the same shape; they return noise.
-    """
-    if not calls or calls[0].given.device.type == "meta":
-        return set()
-    sums: dict[Call, Tensor] = {}
-    found: set[Call] = set()
-
-    def observe(tensor: Any) -> None:
-        if isinstance(tensor, Tensor):
-            found.update(call for call, total in sums.items() if _holds(total, tensor))
-            for call in found & sums.keys():
-                del sums[call]
-
-    def stand_in(call: Call, index: int, *args: Any, **kwargs: Any) -> Any:
-        tokens = tokens_given(call.module, args, kwargs)
-        noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(FIRST_SEED + index)).to(tokens)
-        sums[call] = tokens + noise
-        return replace_first(call.form, noise)
-
-    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        observe(tokens_given(module, args, kwargs))
-
-    stand_ins = {call.module: partial(stand_in, call, index) for index, call in enumerate(calls)}
-    for module, known in _layers_outside(root, {*calls}).items():
-        stand_ins[module] = partial(_noise, known, module.forward)
-    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in tower.modules()]
-    handles += [
-        m.register_forward_hook(lambda m, args, output: observe(first_tensor(output))) for m in tower.modules()
-    ]
-    try:
-        with running(tower, training=False), standing_in(stand_ins):
-            run(tower, images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _noise(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return noise of a layer's traced output shape, so that no branch is silent."""
-    output = _blank(calls, forward, NaNMarks(), *args, **kwargs)
-    tensor = first_tensor(output)
-    return replace_first(output, torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor))
-
-
-def _holds(tokens: Tensor, seen: Tensor) -> bool:
-    """Whether a tensor is tokens, the first of each image, or their mean, bit for bit."""
-    if seen.ndim == tokens.ndim:
-        wanted = [tokens, tokens.transpose(0, 1)]
-    elif tokens.ndim == 3:  # (B, N, D) or (N, B, D)
-        wanted = [tokens[:, 0], tokens.mean(1), tokens[0], tokens.mean(0)]
-    else:
-        wanted = [tokens.mean((2, 3))]
-    return any(w.shape == seen.shape and torch.equal(w, seen) for w in wanted)

@@ -47,6 +47,16 @@ class PerThread:
             self._traced = None  # an earlier trace may have failed midway
             self._own.value = value
 
+    def take(self) -> Any:
+        """Return the value set last, if any, and forget it; that may have been in code that is compiled alone."""
+        value = self._traced
+        if torch.compiler.is_compiling():
+            self._traced = None
+            return value
+        own = self._get_own()
+        self.set(None)
+        return value if own is None else own
+
     @torch.compiler.disable
     def _get_own(self) -> Any:
         return getattr(self._own, "value", None)

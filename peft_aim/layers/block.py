@@ -25,9 +25,14 @@ from peft_aim.tracing import (
     first_parameter,
     first_tensor,
     replace_first,
-    with_first_argument,
+    tokens_given,
+    with_tokens,
 )
 
+WITHOUT_NORM = (
+    "Attention or MLP runs, but not the norm {} before it, which takes the tokens that its adapters need. Call one "
+    "after the other, as the model did when the adapters were added."
+)
 BRANCHES = ("temporal", "spatial", "joint")  # in the order in which they run
 TEMPORAL = "aim_temporal_"  # how the names of the temporal branch's containers begin
 TEMPORAL_WEIGHTS = ("inner_embedding", "conv", "in_down", "in_up", "down", "up")
@@ -77,11 +82,16 @@ class AIMLayer(AIMTunerLayer):
     attention half f returns :math:`t + f(x + t)` with the temporal branch t, so that the sum is
     :math:`(x + t) + f(x + t)`.
 
+    The caller may also compute :math:`x + \mathrm{drop}(f(\mathrm{norm}(x)))`. Then x is noted where the norm takes
+    it, the layer returns :math:`f(\mathrm{norm}(x + t))`, and t is added to what the dropout returns.
+
     Args:
         block: The block.
         anatomy: Its parts.
         frames: Maps tokens to the number of frames of their clips.
         depth: Position of the block, from 0 for the first to 1 for the last.
+        norm: The module ``anatomy.norm_outside`` of the model.
+        end: The module ``anatomy.end_outside`` of the model.
     """
 
     adapter_layer_names = (
@@ -91,7 +101,15 @@ class AIMLayer(AIMTunerLayer):
     )
     other_param_names = ("aim_settings",)
 
-    def __init__(self, block: nn.Module, anatomy: Anatomy, frames: Frames, depth: float) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        anatomy: Anatomy,
+        frames: Frames,
+        depth: float,
+        norm: nn.Module | None = None,
+        end: nn.Module | None = None,
+    ) -> None:
         super().__init__(block)
         self.anatomy = anatomy
         self.frames = frames
@@ -102,6 +120,12 @@ class AIMLayer(AIMTunerLayer):
         self._hidden: Widths = frozenset()
         self._mlp_input = PerThread()  # set while an MLP runs that calls its norm itself or consists of several parts
         self._handles = []
+        self._outside = norm, end  # a tuple, so that torch does not take them for parts of this layer
+        self._given, self._change = PerThread(), PerThread()  # tokens that the norm takes; what the end is to add
+        if norm is not None:
+            self._handles.append(norm.register_forward_pre_hook(self._note_given, with_kwargs=True))
+        if end is not None:
+            self._handles.append(end.register_forward_hook(self._add_change))
         if isinstance(attention, nn.MultiheadAttention):  # first, so that its output is detached before S is added
             self._handles += [
                 attention.register_forward_pre_hook(_leave_the_fast_path, with_kwargs=True),
@@ -147,14 +171,19 @@ class AIMLayer(AIMTunerLayer):
         adapter = self.current
         if adapter is None:
             return self.base_layer(*args, **kwargs)
-        tokens = first_argument(self._block_input, args, kwargs)
+        tokens = given = first_argument(self._block_input, args, kwargs)
+        if self._outside[0] is not None and self._changes_tokens(adapter):
+            given = self._given.get()
+            self._given.set(None)
+            if given is None:
+                raise RuntimeError(WITHOUT_NORM.format(self.anatomy.norm_outside))
         frames = self.frames.of(self.anatomy.tokens.batch_first(tokens), self.anatomy.tokens.groups)
         settings = self.aim_settings[adapter]
         if not torch.is_grad_enabled() or settings.recompute == "nothing":
-            output = self._run(adapter, frames, *args, **kwargs)
+            output = self._run(adapter, frames, given, *args, **kwargs)
         else:
             run = partial(self._run_unless_changed, adapter, settings, frames)
-            output = recomputing(settings.recompute, self._hidden, run, *args, **kwargs)
+            output = recomputing(settings.recompute, self._hidden, run, given, *args, **kwargs)
         self.frames.remember(first_tensor(output), frames)  # for the next block of a recomputed segment
         return output
 
@@ -170,18 +199,40 @@ class AIMLayer(AIMTunerLayer):
             )
         return self._run(adapter, frames, *args, **kwargs)
 
-    def _run(self, adapter: str, frames: int, *args: Any, **kwargs: Any) -> Any:
-        """Run the adapters before the block, and the block."""
-        given = tokens = first_argument(self._block_input, args, kwargs)
+    def _run(self, adapter: str, frames: int, given: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the adapters before the block, and the block; given are the tokens that the temporal branch takes."""
+        tokens = given
+        self._change.set(None)
         if adapter in self.aim_temporal_embedding:
             tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy.tokens)
         if adapter in self.aim_temporal_up:
             tokens = tokens + self._checkpointed(partial(self.over_time, adapter, frames), tokens)
-        args, kwargs = with_first_argument(tokens, self._block_input, args, kwargs)
+        if tokens is given:
+            return self.base_layer(*args, **kwargs)
+        taken = tokens if self._outside[0] is None else self._outside[0](tokens)
+        self._given.set(None)
+        args, kwargs = with_tokens(taken, self._block_input, args, kwargs)
         output = self.base_layer(*args, **kwargs)
-        if not self.anatomy.skip_outside or tokens is given:
+        if not self.anatomy.skip_outside:
+            return output
+        if self._outside[1] is not None:
+            self._change.set(tokens - given)
             return output
         return replace_first(output, first_tensor(output) + (tokens - given))  # the caller adds only what was given
+
+    def _changes_tokens(self, adapter: str) -> bool:
+        return adapter in self.aim_temporal_embedding or adapter in self.aim_temporal_up
+
+    def _note_given(self, norm: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        adapter = self.current
+        if adapter is not None and self._changes_tokens(adapter):
+            self._given.set(tokens_given(norm, args, kwargs))
+
+    def _add_change(self, end: nn.Module, args: tuple, output: Any) -> Any:
+        change = self._change.take()
+        if self.current is None or change is None:
+            return None
+        return replace_first(output, first_tensor(output) + change)
 
     def has(self, adapter_name: str, branch: str) -> bool:
         """Whether an adapter has one of the :data:`BRANCHES` here."""
@@ -197,7 +248,10 @@ class AIMLayer(AIMTunerLayer):
         held = {name: getattr(self, f"{TEMPORAL}{name}") for name in TEMPORAL_WEIGHTS}
         weights = {name: container[adapter] for name, container in held.items() if adapter in container}
         layout = self.anatomy.tokens
-        mixed = self.aim_settings[adapter].temporal(self.base_layer, weights, layout.batch_first(tokens), frames)
+        branch = self.aim_settings[adapter].temporal
+        if branch.normalizes and self._outside[0] is not None:
+            tokens = self._outside[0](tokens)
+        mixed = branch(self.base_layer, weights, layout.batch_first(tokens), frames)
         return self._drop(layout.restored(mixed), adapter, layout)
 
     def _add_spatial(self, attention: nn.Module, args: tuple, output: Any) -> Any:

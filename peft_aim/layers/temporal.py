@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ class TemporalAttention:
     """
 
     anatomy: Anatomy
+    normalizes: ClassVar[bool] = True  # the tokens, also by a norm that the block's caller calls
 
     def __str__(self) -> str:
         return in_words(self.anatomy.attend)
@@ -110,6 +112,7 @@ class TemporalConvolution:
 
     anatomy: Anatomy
     kernel: int
+    normalizes: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return f"convolution over {self.kernel} frames"

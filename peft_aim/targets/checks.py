@@ -99,7 +99,8 @@ def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig
     hooked += found.final_norms if config.final_norm else []
     blocks = [name for name in found.modules if name in config.branches]
     learning = [name for name, module in named if within(name, blocks) and any(True for _ in module.parameters())]
-    hooked += [*blocks, *learning]
+    outside = {found.modules[name].norm_outside for name in blocks} | {found.modules[n].end_outside for n in blocks}
+    hooked += [*blocks, *learning, *(name for name in outside if name is not None)]
     for wanted in config.modules_to_save or []:
         matched = [name for name, _ in named if name.endswith(wanted)]  # as PEFT does
         wrong = [name for name in matched if any(part == name or part.startswith(f"{name}.") for part in hooked)]

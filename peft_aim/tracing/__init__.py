@@ -19,6 +19,7 @@ from peft_aim.tracing.outputs import (
     tensors_in,
     tokens_given,
     with_first_argument,
+    with_tokens,
 )
 from peft_aim.tracing.packed import computing_weight, is_linear, is_packed, is_plain, plain_layer, unknown_storage
 from peft_aim.tracing.parts import (
@@ -74,6 +75,7 @@ __all__ = [
     "unchanged",
     "unknown_storage",
     "with_first_argument",
+    "with_tokens",
     "without_arithmetic",
     "without_weights",
 ]

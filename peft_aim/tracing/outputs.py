@@ -63,6 +63,18 @@ def with_first_argument(value: Any, name: str, args: tuple, kwargs: dict[str, An
     return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, name: value})
 
 
+def with_tokens(tokens: Tensor, name: str, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Return the arguments of a call with the first one replaced, wherever it is given: attention(x, x, x).
+
+    Example:
+        >>> with_tokens("new", "query", ("x", "x"), {"value": "x", "need_weights": False})
+        (('new', 'new'), {'value': 'new', 'need_weights': False})
+    """
+    before = first_argument(name, args, kwargs)
+    args = tuple(tokens if value is before else value for value in args)
+    return args, {key: tokens if value is before else value for key, value in kwargs.items()}
+
+
 def first_tensor(output: Any) -> Tensor:
     """Return an output's first tensor: the output itself, or the first item of a tuple.
 

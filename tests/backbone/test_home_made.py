@@ -19,7 +19,7 @@ from peft_aim import AIMConfig
 from peft_aim.backbone import inspect_backbone
 from peft_aim.layers import AIMLayer
 
-PAIRS = [name for name in home_made.LAYOUTS if "torch" not in name and "several" not in name]
+PAIRS = [name for name in home_made.LAYOUTS if not name.startswith("torch_encoder") and "several" not in name]
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,8 @@ NOT_ADDED = (
 THREE = r"(?s)can adapt 3 blocks of Net, but not these:\n"
 ACCOUNT = {
     "pairs_with_a_factor": f"trunk.layers.0.0, .* {NOT_ADDED} either",
+    "blocks_with_the_mlp_first_and_a_factor": "trunk.0, trunk.1, trunk.2: its mlp runs before its attention attn, so "
+    "a temporal branch before the block would not get the tokens that its attention gets",
     "parallel_branches": f"trunk.layers.0.0, .* {NOT_ADDED} either",
     "another_token_mixer": f"{THREE}  trunk.3: {MIXES} TokenMLP cannot .*pass target_modules='trunk",
     "a_token_mixer_in_a_block": f"trunk.0.extra, .* {MIXES} TokenMLP cannot",

@@ -1,0 +1,231 @@
+"""Observes how the callers of modules add their outputs to the tokens: ``x + f(x)``, or ``x + drop(f(norm(x)))``.
+
+The modules return noise, so a sum with it is recognized, bit for bit, in what some later module takes or returns. This
+is observed in evaluation and in training, where a caller may drop parts of the output first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_aim.backbone.marks import NaNMarks
+from peft_aim.backbone.skeleton import blank, layers_outside, why_it_stopped
+from peft_aim.tracing import (
+    Call,
+    Images,
+    first_tensor,
+    is_norm,
+    mixes,
+    replace_first,
+    run,
+    running,
+    standing_in,
+    tokens_given,
+    unchanged,
+)
+
+FIRST_SEED = 1000  # of the noise that modules return; that of the layers around them is another
+NOT_ADDED = "its caller does not add its output to its input with factor 1"
+DROPPED = (
+    "its caller adds its output to its input in evaluation, but something else in training (a dropout in between has "
+    "to be a module that takes the output, or have the rate 0)"
+)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """How a caller adds the output of a module f to its tokens: ``x + end(f(norm(x)))``.
+
+    Attributes:
+        norm: The call of the norm, None for ``x + end(f(x))``.
+        end: The call of the last module between f and the sum, a dropout or LayerScale; None for ``x + f(norm(x))``.
+    """
+
+    norm: Call | None = None
+    end: Call | None = None
+
+
+class Callers:
+    """The callers of modules, in the trace of a model.
+
+    Args:
+        tower: The part of the model that takes images.
+        images: Its arguments.
+        root: Its traced call.
+    """
+
+    def __init__(self, tower: nn.Module, images: Images, root: Call) -> None:
+        self._tower, self._images, self._root = tower, images, root
+        self._siblings = {child: call.children for call in root.walk() for child in call.children}
+        self._shared = {module for module, count in Counter(c.module for c in root.walk()).items() if count > 1}
+        self._skips: dict[Call, Skip | str] = {}
+
+    def skips(self, calls: list[Call]) -> dict[Call, Skip]:
+        """Return how their callers add the outputs of modules that map tokens to tokens, where they do.
+
+        Raises:
+            ValueError: If code of the model raises an error on noise, with the module.
+        """
+        if calls and calls[0].given.device.type != "meta":
+            self._observe(calls)
+        found = {call: self._skips.get(call) for call in calls}
+        return {call: skip for call, skip in found.items() if isinstance(skip, Skip)}
+
+    def why_not(self, call: Call) -> str:
+        """Return in words why a module's output is not added."""
+        why = self._skips.get(call)
+        return why if isinstance(why, str) else NOT_ADDED
+
+    @torch.no_grad()
+    def _observe(self, calls: list[Call]) -> None:
+        """Run the model with noise as the outputs of modules, in evaluation and in training."""
+        possible = {call: self._possible(call) for call in calls}
+        seen = _Sums(self._root, possible)
+        try:
+            with seen.noted(self._tower), running(self._tower, training=False):
+                run(self._tower, self._images)
+        except Exception as error:
+            raise ValueError(why_it_stopped(self._tower, error)) from error
+        trained = _Sums(self._root, possible)
+        with suppress(Exception), self._training(trained):  # a model may need more than images in training
+            run(self._tower, self._images)
+        for call, skips in possible.items():
+            now = [skip for skip in skips if (call, skip) in seen.found]
+            both = [skip for skip in now if call not in trained.called or (call, skip) in trained.found]
+            self._skips[call] = both[0] if both else DROPPED if now else self._taken(call)
+
+    @contextmanager
+    def _training(self, seen: _Sums) -> Iterator[None]:
+        with unchanged(self._tower), seen.noted(self._tower), running(self._tower, training=True):
+            yield
+
+    def _possible(self, call: Call) -> list[Skip]:
+        """Return how the output of a module may be added, judging by what its caller calls before and after it."""
+        norm = self._norm(call)
+        norms = [None] if norm is None or norm.module in self._shared else [None, norm]
+        ends, passed = [None], call
+        while (passed := self._taker(passed)) and not mixes(passed.module) and not is_norm(passed.module):
+            ends.append(passed)
+        return [Skip(norm, end) for end in ends for norm in norms]
+
+    def _norm(self, call: Call) -> Call | None:
+        """Return the norm by the same caller whose output a call gets."""
+        before = self._siblings.get(call, [])
+        before = before[: before.index(call)] if before else []
+        fitting = (c for c in before if is_norm(c.module) and _keeps(c, call.given.shape))
+        return next((norm for norm in fitting if norm.returned == call.given), None)
+
+    def _taker(self, call: Call) -> Call | None:
+        """Return the next call, by the same caller, on the output of a call."""
+        behind = self._siblings.get(call, [])
+        behind = behind[behind.index(call) + 1 :] if behind else []
+        return next((c for c in behind if c.given == call.returned and _keeps(c, call.returned.shape)), None)
+
+    def _taken(self, call: Call) -> str:
+        """Return why the output is not added, with what happens to it or to the input instead."""
+        taker, norm = self._taker(call), self._norm(call)
+        if taker is not None:
+            return f"{NOT_ADDED}: {taker.name}, a {type(taker.module).__name__}, takes it"
+        if norm is not None and norm.module in self._shared:
+            return f"{NOT_ADDED}, but perhaps to that of {norm.name}, which it calls on other tokens as well"
+        return NOT_ADDED
+
+
+def _keeps(call: Call, shape: tuple[int, ...]) -> bool:
+    return None not in (call.given, call.returned) and call.given.shape == call.returned.shape == shape
+
+
+class _Sums:
+    """The sums that are seen in one run.
+
+    Attributes:
+        found: The modules and how their outputs are added.
+        called: The modules that ran.
+    """
+
+    def __init__(self, root: Call, possible: dict[Call, list[Skip]]) -> None:
+        self._root, self._possible = root, possible
+        self._given: dict[nn.Module, Tensor] = {}
+        self._normed: dict[nn.Module, Tensor] = {}
+        self._terms: dict[Call, dict[Call | None, Tensor]] = {}  # what is added to, by call and norm
+        self._waiting: dict[tuple[Call, Skip], Tensor] = {}
+        self.found: set[tuple[Call, Skip]] = set()
+        self.called: set[Call] = set()
+
+    @contextmanager
+    def noted(self, tower: nn.Module) -> Iterator[None]:
+        """Note the sums of a run."""
+        stand_ins = {call.module: partial(self._return_noise, call, i) for i, call in enumerate(self._possible)}
+        for module, known in layers_outside(self._root, {*self._possible}).items():
+            stand_ins[module] = partial(_noise, known, module.forward)
+        with ExitStack() as stack:
+            for module in tower.modules():
+                stack.callback(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(self._after).remove)
+            stack.enter_context(standing_in(stand_ins))
+            yield
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        tokens = tokens_given(module, args, kwargs)
+        self._look_at(tokens)
+        if isinstance(tokens, Tensor):
+            self._given[module] = tokens
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        tensor = first_tensor(output)
+        self._look_at(tensor)
+        self._normed[module] = tensor
+        for call, skips in self._possible.items():
+            for skip in skips:
+                if skip.end is not None and skip.end.module is module:
+                    self._expect(call, skip, tensor)
+
+    def _return_noise(self, call: Call, index: int, *args: Any, **kwargs: Any) -> Any:
+        tokens = tokens_given(call.module, args, kwargs)
+        noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(FIRST_SEED + index)).to(tokens)
+        self.called.add(call)
+        self._terms[call] = {None: tokens.clone()}
+        for norm in {skip.norm for skip in self._possible[call]} - {None}:
+            normed = self._normed.get(norm.module)
+            if normed is not None and normed.shape == tokens.shape and torch.equal(normed, tokens):
+                self._terms[call][norm] = self._given[norm.module].clone()
+        for skip in self._possible[call]:
+            if skip.end is None:
+                self._expect(call, skip, noise)
+        return replace_first(call.form, noise)
+
+    def _expect(self, call: Call, skip: Skip, output: Tensor) -> None:
+        term = self._terms.get(call, {}).get(skip.norm)
+        if term is not None and (call, skip) not in self._waiting and term.shape == output.shape:
+            self._waiting[call, skip] = term + output
+
+    def _look_at(self, tensor: Any) -> None:
+        if isinstance(tensor, Tensor):
+            seen = [key for key, total in self._waiting.items() if key not in self.found and _holds(total, tensor)]
+            self.found.update(seen)
+
+
+def _noise(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return noise of a layer's traced output shape, so that no branch is silent."""
+    output = blank(calls, forward, NaNMarks(), *args, **kwargs)
+    tensor = first_tensor(output)
+    return replace_first(output, torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor))
+
+
+def _holds(tokens: Tensor, seen: Tensor) -> bool:
+    """Whether a tensor is tokens, the first of each image, or their mean, bit for bit."""
+    if seen.ndim == tokens.ndim:
+        wanted = [tokens, tokens.transpose(0, 1)]
+    elif tokens.ndim == 3:  # (B, N, D) or (N, B, D)
+        wanted = [tokens[:, 0], tokens.mean(1), tokens[0], tokens.mean(0)]
+    else:
+        wanted = [tokens.mean((2, 3))]
+    return any(w.shape == seen.shape and torch.equal(w, seen) for w in wanted)
