@@ -291,6 +291,14 @@ def is_pointwise(call: Call) -> bool:
     return all(layer.groups == layer.in_channels or {*layer.kernel_size} == {1} for layer in layers)
 
 
+def no_norm(call: Call) -> str:
+    """Return in words why a module that stands in the place of a norm is taken for none."""
+    return (
+        f"a {type(call.module).__name__}, which is not known to be a norm: it has no scale per channel, or does not "
+        "limit the size of each token. If it is one, let the name of its class contain 'Norm'"
+    )
+
+
 def inside(block: Call, part: Call) -> str:
     """Return the name of a part inside a block, "" for the block itself."""
     return "" if part is block else part.name.removeprefix(f"{block.name}.")
