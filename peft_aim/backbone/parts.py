@@ -299,6 +299,15 @@ def no_norm(call: Call) -> str:
     )
 
 
+def on_what(call: Call, anatomy: Anatomy) -> str:
+    """Return in words on what an attention is called that gets neither the input of its block nor that of a norm."""
+    attention = next(part for part in call.walk() if inside(call, part) == anatomy.attention)
+    makers = [part for part in call.walk() if part.returned == attention.given and not mixes(part.module)]
+    if not makers:
+        return "neither on its input nor on the normalized input"
+    return f"on the output of {inside(call, makers[0])}, {no_norm(makers[0])}"
+
+
 def inside(block: Call, part: Call) -> str:
     """Return the name of a part inside a block, "" for the block itself."""
     return "" if part is block else part.name.removeprefix(f"{block.name}.")

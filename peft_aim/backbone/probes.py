@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.backbone.anatomy import Anatomy
-from peft_aim.backbone.parts import inside, no_norm
+from peft_aim.backbone.parts import inside, on_what
 from peft_aim.backbone.skeleton import OUTPUT, SECOND_IMAGE, Blocks, run_skeleton
 from peft_aim.tracing import (
     Call,
@@ -22,7 +22,6 @@ from peft_aim.tracing import (
     first_tensor,
     is_mixer,
     is_norm,
-    mixes,
     replace_first,
     running,
     standing_in,
@@ -212,7 +211,7 @@ def _fault(call: Call, anatomy: Anatomy) -> str | None:
     if anatomy.norm_first and anatomy.norm1 and not _is_called_on(loud.normed, loud.attention_input):
         return "its attention is not called on the output of its first norm"
     if not (anatomy.norm_first and anatomy.norm1) and not _is_called_on(quiet.given, quiet.attention_input):
-        return f"its attention is called {_on_what(call, anatomy)}"
+        return f"its attention is called {on_what(call, anatomy)}"
     if not _passes(quiet.given, quiet.between):
         return "the input of its MLP branch is not the input of the block plus the output of the attention branch"
     if not _passes(quiet.between, quiet.returned):
@@ -220,15 +219,6 @@ def _fault(call: Call, anatomy: Anatomy) -> str | None:
     if added and _equal(loud.given, loud.between):
         return "its MLP branch runs in parallel to its attention, not after it"
     return None
-
-
-def _on_what(call: Call, anatomy: Anatomy) -> str:
-    """Return in words on what an attention is called that gets neither the input of its block nor that of a norm."""
-    attention = next(part for part in call.walk() if inside(call, part) == anatomy.attention)
-    makers = [part for part in call.walk() if part.returned == attention.given and not mixes(part.module)]
-    if not makers:
-        return "neither on its input nor on the normalized input"
-    return f"on the output of {inside(call, makers[0])}, {no_norm(makers[0])}"
 
 
 @dataclass
