@@ -292,6 +292,23 @@ def is_pointwise(call: Call) -> bool:
     return all(layer.groups == layer.in_channels or {*layer.kernel_size} == {1} for layer in layers)
 
 
+def no_norm(call: Call) -> str:
+    """Return in words why a module that stands in the place of a norm is taken for none."""
+    return (
+        f"a {type(call.module).__name__}, which is not known to be a norm: it has no scale per channel, or does not "
+        "limit the size of each token. If it is one, let the name of its class contain 'Norm'"
+    )
+
+
+def on_what(call: Call, anatomy: Anatomy) -> str:
+    """Return in words on what an attention is called that gets neither the input of its block nor that of a norm."""
+    attention = next(part for part in call.walk() if inside(call, part) == anatomy.attention)
+    makers = [part for part in call.walk() if part.returned == attention.given and not mixes(part.module)]
+    if not makers:
+        return "neither on its input nor on the normalized input"
+    return f"on the output of {inside(call, makers[0])}, {no_norm(makers[0])}"
+
+
 def inside(block: Call, part: Call) -> str:
     """Return the name of a part inside a block, "" for the block itself."""
     return "" if part is block else part.name.removeprefix(f"{block.name}.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.backbone.anatomy import Anatomy
-from peft_aim.backbone.parts import inside
+from peft_aim.backbone.parts import inside, on_what
 from peft_aim.backbone.skeleton import OUTPUT, SECOND_IMAGE, Blocks, run_skeleton
 from peft_aim.tracing import (
     Call,
@@ -211,7 +211,7 @@ def _fault(call: Call, anatomy: Anatomy) -> str | None:
     if anatomy.norm_first and anatomy.norm1 and not _is_called_on(loud.normed, loud.attention_input):
         return "its attention is not called on the output of its first norm"
     if not (anatomy.norm_first and anatomy.norm1) and not _is_called_on(quiet.given, quiet.attention_input):
-        return "its attention is called neither on its input nor on the normalized input"
+        return f"its attention is called {on_what(call, anatomy)}"
     if not _passes(quiet.given, quiet.between):
         return "the input of its MLP branch is not the input of the block plus the output of the attention branch"
     if not _passes(quiet.between, quiet.returned):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.backbone.marks import NaNMarks
+from peft_aim.backbone.parts import no_norm
 from peft_aim.backbone.skeleton import blank, layers_outside, why_it_stopped
 from peft_aim.tracing import (
     Call,
@@ -136,6 +137,10 @@ class Callers:
             return f"{NOT_ADDED}: {taker.name}, a {type(taker.module).__name__}, takes it"
         if norm is not None and norm.module in self._shared:
             return f"{NOT_ADDED}, but perhaps to that of {norm.name}, which it calls on other tokens as well"
+        before = self._siblings.get(call, [call])
+        makers = [c for c in before[: before.index(call)] if c.returned == call.given and not mixes(c.module)]
+        if makers and norm is None:
+            return f"{NOT_ADDED} (it gets the output of {makers[-1].name}, {no_norm(makers[-1])})"
         return NOT_ADDED
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.hooks import ModelHook
@@ -15,14 +17,52 @@ MIXERS = (nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm: its class name contains "norm" (LayerNorm, BatchNormAct2d), and it has no layers.
+    """Whether a module is a norm: by its class name (LayerNorm, BatchNormAct2d), or else by what it does to tokens.
+
+    A norm has no layers. Under another name, it has a scale per channel, acts on each token alone and limits its size,
+    as RMSNorm and dynamic tanh (DyT) do.
 
     Example:
-        >>> is_norm(nn.LayerNorm(4)), is_norm(nn.Linear(4, 4))
-        (True, False)
+        >>> class Tanh(nn.Module):
+        ...     def __init__(self) -> None:
+        ...         super().__init__()
+        ...         self.scale = nn.Parameter(torch.ones(4))
+        ...     def forward(self, x):
+        ...         return x.tanh() * self.scale
+        >>> is_norm(nn.LayerNorm(4)), is_norm(nn.Linear(4, 4)), is_norm(Tanh())
+        (True, False, True)
     """
-    learns = any(True for child in module.children() for _ in child.parameters())
-    return "norm" in type(module).__name__.lower() and not learns
+    if "norm" in type(module).__name__.lower():
+        return not any(True for child in module.children() for _ in child.parameters())
+    if type(module).__module__.startswith("torch.nn.") or any(True for _ in module.children()) or is_linear(module):
+        return False
+    if module not in _bounding:
+        _bounding[module] = _bounds_each_token(module)
+    return _bounding[module]
+
+
+# Few modules are tried: those without parts, of classes outside of torch.
+_bounding: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _bounds_each_token(module: nn.Module) -> bool:
+    """Whether a module without parts maps each token alone, to one that no longer grows with it."""
+    tensors = [*module.parameters(), *module.buffers()]
+    vectors = all(t.is_floating_point() and t.numel() == max(t.shape, default=1) for t in tensors)
+    width = max((parameter.numel() for parameter in module.parameters()), default=0)
+    if not vectors or width < 2:
+        return False
+    for shape, axis in (((1, 3, width), -1), ((1, width, 3, 1), 1)):
+        with suppress(Exception):  # it takes other tokens
+            twin, x = _twin_and_tokens(module, shape)
+            y, changed = twin(1e4 * x), x.clone()
+            changed.movedim(axis, -1)[0, 0] += torch.arange(width).view(width)
+            moved = (twin(1e4 * changed) != y).movedim(axis, -1).any(-1).flatten()
+            bounded = y.shape == x.shape and torch.allclose(y, twin(1e5 * x), rtol=1e-3, atol=1e-4)
+            if bounded and y.std() > 0.1 and moved[0] and not moved[1:].any():
+                return True
+    return False
 
 
 def is_dropout(module: nn.Module) -> bool:
