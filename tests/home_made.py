@@ -409,6 +409,30 @@ def mlp_in_several_calls() -> nn.Module:
     return Net(nn.Sequential(*[Inline() for _ in range(DEPTH)]))
 
 
+class WithoutClassToken(Pairs):
+    """Pairs whose MLPs get the tokens without the class token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attend, mix in self.layers:
+            x = x + attend(x)
+            token, x = x[:, :1], x[:, 1:]
+            x = torch.cat([token, mix(x) + x], 1)
+        return x
+
+
+@layout
+def pairs_with_registers_that_skip_the_mlp() -> nn.Module:
+    """The class token is a register, and the last tokens are laid out as an image."""
+
+    class Mean(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.stem(images).flatten(2).mT
+            x = self.trunk(torch.cat([self.token.expand(len(x), -1, -1), x], 1))
+            return self.head(x[:, 1:].mT.unflatten(-1, (2, -1)).mean((2, 3)))
+
+    return Mean(WithoutClassToken(Attention, FeedForward))
+
+
 @layout
 def several_blocks_that_run_twice() -> nn.Module:
     class Looped(nn.Module):

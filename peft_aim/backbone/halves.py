@@ -27,7 +27,7 @@ from peft_aim.backbone.parts import (
     token_width,
 )
 from peft_aim.backbone.resemblance import within
-from peft_aim.backbone.skeleton import Blocks
+from peft_aim.backbone.skeleton import OUTPUT, Blocks, run_skeleton
 from peft_aim.backbone.sums import Callers, Skip
 from peft_aim.tracing import (
     Call,
@@ -211,13 +211,21 @@ class Search:
             try:
                 if call not in {*inner, *outside}:
                     raise NotABlock(self._callers.why_not(call))
-                found.seconds[call.name] = call, _mlp_half(call, firsts[name][1], outside.get(call))
+                half = call, _mlp_half(call, firsts[name][1], outside.get(call))
+                if call.given.shape != firsts[name][0].given.shape:
+                    self._check_matters(*half)
+                found.seconds[call.name] = half
                 found.pairs[name] = call.name
             except NotABlock as reason:
                 found.alone[name] = f"{call.name} follows, but {reason}"
         for name in firsts.keys() - after.keys():
             if (why := self._why_none(firsts[name][0])) is not None:
                 found.alone[name] = why
+
+    def _check_matters(self, call: Call, anatomy: Anatomy) -> None:
+        """Check that the model's output depends on that of a half, which the last one without class token has not."""
+        if not run_skeleton(*self._model, {call.name: (call, anatomy)}, marked=call.name)[OUTPUT].any_marked:
+            raise NotABlock("its output does not reach that of the model")
 
     def _mlps(self, firsts: dict[str, Call]) -> dict[str, Call]:
         """Return what may be the MLP half behind each attention half, or before each if the caller begins with it."""
@@ -241,10 +249,18 @@ class Search:
         """Return the next module with layers that the caller calls, or the one before, if it may be an MLP half."""
         calls = self._parent[call].children[::step] if call in self._parent else [call]
         after = next((part for part in calls[calls.index(call) + 1 :] if mixes(part.module)), None)
-        if after is None or not maps_tokens(after) or after.given.shape != call.given.shape:
+        if after is None or not maps_tokens(after) or not _maps_some_of(call, after):
             return None
         others = {*self._mixers, *(part for part in after.walk() if part.name in self._known)}
         return after if others.isdisjoint(after.walk()) and is_pointwise(after) else None
+
+
+def _maps_some_of(call: Call, after: Call) -> bool:
+    """Whether a module takes the tokens of another, perhaps without its class token or registers."""
+    if len(call.given.shape) != len(after.given.shape) or len(call.given.shape) != 3:
+        return call.given.shape == after.given.shape
+    differ = [own >= other for own, other in zip(call.given.shape, after.given.shape, strict=True) if own != other]
+    return differ in ([], [True]) and call.given.shape[-1] == after.given.shape[-1]
 
 
 def _outside(skip: Skip | None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from peft_aim.tracing import (
 )
 
 FIRST_SEED = 1000  # of the noise that modules return; that of the layers around them is another
+MANY = 32  # values, of which not all are in a tensor by chance
 NOT_ADDED = "its caller does not add its output to its input with factor 1"
 DROPPED = (
     "its caller adds its output to its input in evaluation, but something else in training (a dropout in between has "
@@ -161,7 +162,7 @@ class _Sums:
         self._given: dict[nn.Module, Tensor] = {}
         self._normed: dict[nn.Module, Tensor] = {}
         self._terms: dict[Call, dict[Call | None, Tensor]] = {}  # what is added to, by call and norm
-        self._waiting: dict[tuple[Call, Skip], Tensor] = {}
+        self._waiting: dict[tuple[Call, Skip], _Sum] = {}
         self.found: set[tuple[Call, Skip]] = set()
         self.called: set[Call] = set()
 
@@ -210,11 +211,11 @@ class _Sums:
     def _expect(self, call: Call, skip: Skip, output: Tensor) -> None:
         term = self._terms.get(call, {}).get(skip.norm)
         if term is not None and (call, skip) not in self._waiting and term.shape == output.shape:
-            self._waiting[call, skip] = term + output
+            self._waiting[call, skip] = _Sum.of(term, output)
 
     def _look_at(self, tensor: Any) -> None:
         if isinstance(tensor, Tensor):
-            seen = [key for key, total in self._waiting.items() if key not in self.found and _holds(total, tensor)]
+            seen = [key for key, total in self._waiting.items() if key not in self.found and total.is_in(tensor)]
             self.found.update(seen)
 
 
@@ -225,12 +226,33 @@ def _noise(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs:
     return replace_first(output, torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor))
 
 
-def _holds(tokens: Tensor, seen: Tensor) -> bool:
-    """Whether a tensor is tokens, the first of each image, or their mean, bit for bit."""
-    if seen.ndim == tokens.ndim:
-        wanted = [tokens, tokens.transpose(0, 1)]
-    elif tokens.ndim == 3:  # (B, N, D) or (N, B, D)
-        wanted = [tokens[:, 0], tokens.mean(1), tokens[0], tokens.mean(0)]
-    else:
-        wanted = [tokens.mean((2, 3))]
-    return any(w.shape == seen.shape and torch.equal(w, seen) for w in wanted)
+@dataclass(frozen=True)
+class _Sum:
+    """A sum of tokens and noise, by which it is recognized.
+
+    Attributes:
+        some: Its first values and its last, without those of constant tokens, as new class tokens often are.
+        means: Its means over all positions.
+    """
+
+    some: tuple[Tensor, Tensor]
+    means: list[Tensor]
+
+    @classmethod
+    def of(cls, tokens: Tensor, noise: Tensor) -> _Sum:
+        """Add tokens ``(B, N, D)``, ``(N, B, D)`` or ``(B, D, H, W)`` and noise."""
+        total = tokens + noise
+        values, count = total[tokens != tokens.roll(1, -1)], min(MANY, tokens.shape[-1])
+        axes = ((2, 3),) if tokens.ndim == 4 else (0, 1)
+        return cls((values[:count], values[len(values) - count :]), [total.mean(axis) for axis in axes])
+
+    def is_in(self, seen: Tensor) -> bool:
+        """Whether a tensor has its first or last values, in any order and among others, or is its mean.
+
+        A caller may split off a class token or registers, and lay out the rest as an image.
+        """
+        if seen.dtype == self.means[0].dtype:
+            for values in self.some:
+                if len(values) and bool((seen == values[0]).any()) and bool(torch.isin(values, seen).all()):
+                    return True
+        return any(mean.shape == seen.shape and torch.equal(mean, seen) for mean in self.means)

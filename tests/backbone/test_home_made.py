@@ -9,7 +9,7 @@ import home_made
 import pytest
 import torch
 import zoo
-from home_made import DEPTH, Foo, LayerScale, Net, Pairs, feed_forward
+from home_made import DEPTH, Foo, LayerScale, Net, Pairs, WithoutClassToken, feed_forward
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
@@ -144,6 +144,11 @@ def test_a_half_without_the_other_is_reported():
     message = r"only one half of 3 blocks:\n  trunk.layers.0.0: trunk.layers.0.1 follows, but its caller does not add"
     with pytest.warns(UserWarning, match=message):
         get_peft_model(Net(NoSkip(Foo, feed_forward)), AIMConfig())
+    message = (
+        r"only one half of 1 blocks:\n  trunk.layers.2.0: trunk.layers.2.1 follows, but its output does not reach"
+    )
+    with pytest.warns(UserWarning, match=message):
+        get_peft_model(Net(WithoutClassToken(Foo, feed_forward)), AIMConfig())
 
 
 def test_saved_halves_load_without_a_warning(tmp_path):

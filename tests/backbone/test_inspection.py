@@ -120,7 +120,6 @@ def test_models_without_images_are_rejected():
     ("name", "reason"),
     [
         ("mobilevitv2_050", r"transformer.0, .*: its norm norm1, a GroupNorm1, normalizes over all spatial positions"),
-        ("tnt_s_patch16_224", "blocks.0, .* and 8 more: it calls two attentions, attn_in and attn_out"),
         ("mixer_s32_224", r"Mlp cannot be used .*no kind fits tokens \(2, 512, 49\) with channels on axis 1"),
         ("convformer_s18", r"SepConv cannot be used as temporal attention .*: the result depends on positions"),
     ],
