@@ -123,16 +123,14 @@ def _orders(positions: tuple[int, ...], cell: int) -> Iterator[Tensor]:
     """Iterate over permutations of the positions of a grid that move whole cells; small grids have symmetries."""
     generator = torch.Generator().manual_seed(2)
     index = torch.arange(math.prod(positions)).view(positions)
-    tiles = index.unfold(0, cell, cell).flatten(1) if index.ndim == 1 else _tiles(index, cell)
+    tiles = index
+    for axis in range(index.ndim):
+        tiles = tiles.unfold(axis, cell, cell)
+    tiles = tiles.flatten(index.ndim).flatten(0, index.ndim - 1)  # (number of cells, positions of a cell)
     for _ in range(8):
         order = torch.empty(index.numel(), dtype=torch.long)
         order[tiles.flatten()] = tiles[torch.randperm(len(tiles), generator=generator)].flatten()
         yield order
-
-
-def _tiles(index: Tensor, cell: int) -> Tensor:
-    """Return the cells of a grid (H, W), each flat."""
-    return index.unfold(0, cell, cell).unfold(1, cell, cell).flatten(2).flatten(0, 1)
 
 
 def _calls(
@@ -154,6 +152,8 @@ def _calls(
             yield on(grid, positions)
     elif len(own) == 2:  # a window may be one row
         yield (1, own[1]), given
+    elif len(own) > 2:  # of a grid of windows, one
+        yield (*[1] * (len(own) - 2), *own[-2:]), given
     if is_large:
         yield own, given
 

@@ -116,3 +116,23 @@ def test_the_bias_of_a_convolution_over_positions_is_left_out_with_it():
     nn.init.zeros_(twin.local.weight), nn.init.zeros_(twin.local.bias)
     x = torch.randn(2, D, 3, 3, dtype=torch.float64)
     assert torch.allclose(kind(twin, x.flatten(2).mT), twin(x).flatten(2).mT, atol=1e-6)
+
+
+def test_a_grid_of_windows_is_tried_with_one_window():
+    class OnWindows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.to_qkv, self.to_out = HEADS, nn.Linear(D, 3 * D), nn.Linear(D, D)
+            self.bias = nn.Parameter(torch.zeros(HEADS, 4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, _, _, height, width, _ = x.shape  # (B, rows, columns, height, width, D)
+            q, k, v = self.to_qkv(x.flatten(3, 4)).unflatten(-1, (3, HEADS, -1)).movedim(-3, 0).transpose(-3, -2)
+            mixed = ((q @ k.mT) * (D // HEADS) ** -0.5 + self.bias).softmax(-1) @ v
+            return self.to_out(mixed.transpose(-3, -2).flatten(-2)).unflatten(-2, (height, width))
+
+    twin = random_twin(OnWindows())
+    kind = find_kind(twin, (2, 3, 2, 2, 2, D), {})
+    x = torch.randn(5, 1, 1, 2, 2, D, dtype=torch.float64)
+    nn.init.zeros_(twin.bias)
+    assert torch.allclose(kind(twin, x.flatten(1, 4)), twin(x).flatten(1, 4), atol=1e-6)
