@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -34,7 +34,6 @@ from peft_aim.tracing import (
 )
 
 FIRST_SEED = 1000  # of the noise that modules return; that of the layers around them is another
-MANY = 32  # values, of which not all are in a tensor by chance
 NOT_ADDED = "its caller does not add its output to its input with factor 1"
 DROPPED = (
     "its caller adds its output to its input in evaluation, but something else in training (a dropout in between has "
@@ -102,7 +101,8 @@ class Callers:
         for call, skips in possible.items():
             now = [skip for skip in skips if (call, skip) in seen.found]
             both = [skip for skip in now if call not in trained.called or (call, skip) in trained.found]
-            self._skips[call] = both[0] if both else DROPPED if now else self._taken(call)
+            # The last end, since one that changes nothing now may be a dropout whose rate is 0 only at first.
+            self._skips[call] = both[-1] if both else DROPPED if now else self._taken(call)
 
     @contextmanager
     def _training(self, seen: _Sums) -> Iterator[None]:
@@ -112,7 +112,7 @@ class Callers:
     def _possible(self, call: Call) -> list[Skip]:
         """Return how the output of a module may be added, judging by what its caller calls before and after it."""
         norm = self._norm(call)
-        norms = [None] if norm is None or norm.module in self._shared else [None, norm]
+        norms = [None] if norm is None or self._shared & {norm.module, call.module} else [None, norm]
         ends, passed = [None], call
         while (passed := self._taker(passed)) and not mixes(passed.module) and not is_norm(passed.module):
             ends.append(passed)
@@ -136,8 +136,11 @@ class Callers:
         taker, norm = self._taker(call), self._norm(call)
         if taker is not None:
             return f"{NOT_ADDED}: {taker.name}, a {type(taker.module).__name__}, takes it"
-        if norm is not None and norm.module in self._shared:
-            return f"{NOT_ADDED}, but perhaps to that of {norm.name}, which it calls on other tokens as well"
+        if norm is not None and self._shared & {norm.module, call.module}:
+            repeated = norm if norm.module in self._shared else call
+            return (
+                f"{NOT_ADDED}, but perhaps to that of {norm.name}; {repeated.name} is called on other tokens as well"
+            )
         before = self._siblings.get(call, [call])
         makers = [c for c in before[: before.index(call)] if c.returned == call.given and not mixes(c.module)]
         if makers and norm is None:
@@ -211,12 +214,13 @@ class _Sums:
     def _expect(self, call: Call, skip: Skip, output: Tensor) -> None:
         term = self._terms.get(call, {}).get(skip.norm)
         if term is not None and (call, skip) not in self._waiting and term.shape == output.shape:
-            self._waiting[call, skip] = _Sum.of(term, output)
+            self._waiting[call, skip] = _Sum(term, output)
 
     def _look_at(self, tensor: Any) -> None:
         if isinstance(tensor, Tensor):
-            seen = [key for key, total in self._waiting.items() if key not in self.found and total.is_in(tensor)]
-            self.found.update(seen)
+            hashed = cache(partial(_layouts, tensor))  # most sums are of tokens of one width
+            waiting = [(key, total) for key, total in self._waiting.items() if key not in self.found]
+            self.found.update(key for key, total in waiting if total.is_in(tensor, hashed))
 
 
 def _noise(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -226,33 +230,59 @@ def _noise(calls: list[Call], forward: Callable[..., Any], *args: Any, **kwargs:
     return replace_first(output, torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor))
 
 
-@dataclass(frozen=True)
 class _Sum:
-    """A sum of tokens and noise, by which it is recognized.
+    """A sum of tokens ``(B, N, D)``, ``(N, B, D)``, ``(B, D, H, W)`` or ``(B, H, W, D)`` and noise.
 
-    Attributes:
-        some: Its first values and its last, without those of constant tokens, as new class tokens often are.
-        means: Its means over all positions.
+    It is recognized by its tokens, but for those that are constant before, as new class tokens often are.
     """
 
-    some: tuple[Tensor, Tensor]
-    means: list[Tensor]
-
-    @classmethod
-    def of(cls, tokens: Tensor, noise: Tensor) -> _Sum:
-        """Add tokens ``(B, N, D)``, ``(N, B, D)`` or ``(B, D, H, W)`` and noise."""
+    def __init__(self, tokens: Tensor, noise: Tensor) -> None:
         total = tokens + noise
-        values, count = total[tokens != tokens.roll(1, -1)], min(MANY, tokens.shape[-1])
+        self._dtype = total.dtype
+        self._hashed: list[tuple[int, Tensor, int]] = []  # width, tokens, and how many constant ones are left out
+        for axis in (1, -1) if tokens.ndim == 4 else (-1,):
+            varies = (tokens != tokens.narrow(axis, 0, 1)).any(axis).flatten()
+            hashed = _hashed(total.movedim(axis, -1))
+            self._hashed.append((total.shape[axis], hashed[varies], int((~varies).sum())))
         axes = ((2, 3),) if tokens.ndim == 4 else (0, 1)
-        return cls((values[:count], values[len(values) - count :]), [total.mean(axis) for axis in axes])
+        self._means = [total.mean(axis) for axis in axes]
 
-    def is_in(self, seen: Tensor) -> bool:
-        """Whether a tensor has its first or last values, in any order and among others, or is its mean.
+    def is_in(self, seen: Tensor, hashed: Callable[[int], list[Tensor]]) -> bool:
+        """Whether a tensor consists of its tokens, in any order and among others, or is its mean.
 
-        A caller may split off a class token or registers, and lay out the rest as an image.
+        A caller may split off a class token or registers, and lay out the rest as an image or by groups. Other tokens
+        in the place of some are another sum.
+
+        Args:
+            seen: The tensor.
+            hashed: Returns its tokens of a width, in each layout.
         """
-        if seen.dtype == self.means[0].dtype:
-            for values in self.some:
-                if len(values) and bool((seen == values[0]).any()) and bool(torch.isin(values, seen).all()):
+        if seen.dtype != self._dtype:
+            return False
+        if any(mean.shape == seen.shape and torch.equal(mean, seen) for mean in self._means):
+            return True
+        for width, tokens, constant in self._hashed:
+            for others in hashed(width):
+                there = int(torch.isin(tokens, others).sum())
+                if there and (there == len(tokens) or len(others) <= there + constant):
                     return True
-        return any(mean.shape == seen.shape and torch.equal(mean, seen) for mean in self.means)
+        return False
+
+
+def _layouts(seen: Tensor, width: int) -> list[Tensor]:
+    """Return what may be the tokens of a width in a tensor, by its axes of this size; the last may have several."""
+    axes = [axis for axis, size in enumerate(seen.shape[:-1]) if size == width]
+    layouts = [seen.movedim(axis, -1) for axis in axes] + ([seen] if seen.numel() % width == 0 else [])
+    return [_hashed(layout.reshape(-1, width)) for layout in layouts]
+
+
+def _hashed(tokens: Tensor) -> Tensor:
+    """Return a number for each token ``(*, D)``, that of equal ones only: in half precision, many values are equal.
+
+    Example:
+        >>> _hashed(torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])).unique().numel()
+        2
+    """
+    bits = tokens.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tokens.element_size()]).long()
+    factors = torch.randint(-(2**62), 2**62, bits.shape[-1:], generator=torch.Generator().manual_seed(0))
+    return (bits * factors.to(bits.device)).sum(-1).flatten()

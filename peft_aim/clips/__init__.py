@@ -4,7 +4,7 @@ Layers look up the number of frames per clip in :class:`Frames`.
 """
 
 from peft_aim.clips.fold import Clips, mixed_batch_message, per_clip
-from peft_aim.clips.frames import Frames
+from peft_aim.clips.frames import ClipShape, Frames
 from peft_aim.clips.per_thread import PerThread
 
-__all__ = ["Clips", "Frames", "PerThread", "mixed_batch_message", "per_clip"]
+__all__ = ["ClipShape", "Clips", "Frames", "PerThread", "mixed_batch_message", "per_clip"]

@@ -76,6 +76,11 @@ class Frames:
                 self._await_backward.add(waiting)
         return shape
 
+    @property
+    def call(self) -> ClipShape | None:
+        """The call that this thread runs, another object for each; None in backward and outside of calls."""
+        return self._running.get()
+
     def of(self, tokens: Tensor, groups: int = 1) -> int:
         """Return the number of frames T of the clips that a block's tokens ``(B*T*G, *N, D)`` belong to.
 

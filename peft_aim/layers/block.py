@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peft_aim.attention import off_the_fast_path
 from peft_aim.backbone import Anatomy
-from peft_aim.clips import Frames, PerThread
+from peft_aim.clips import ClipShape, Frames, PerThread
 from peft_aim.config import AIMConfig
 from peft_aim.layers.adapter import bottleneck, drop_path
 from peft_aim.layers.base import AIMTunerLayer
@@ -31,11 +31,30 @@ from peft_aim.tracing import (
 
 WITHOUT_NORM = (
     "Attention or MLP runs, but not the norm {} before it, which takes the tokens that its adapters need. Call one "
-    "after the other, as the model did when the adapters were added."
+    "after the other, as the model did when the adapters were added; activation checkpointing has to recompute both."
+)
+WITHOUT_GRADIENTS = (
+    "The temporal branch before {} was computed without gradients, but what it is added to has some. Checkpoint with "
+    "use_reentrant=False, or the sum as well."
 )
 BRANCHES = ("temporal", "spatial", "joint")  # in the order in which they run
 TEMPORAL = "aim_temporal_"  # how the names of the temporal branch's containers begin
 TEMPORAL_WEIGHTS = ("inner_embedding", "conv", "in_down", "in_up", "down", "up")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the temporal branch has added to the tokens, for the end that adds it again.
+
+    Attributes:
+        tokens: The tokens.
+        call: The call of the model, None in backward. If it fails before the end runs, a later one must not add this.
+        has_gradients: Whether gradients were recorded.
+    """
+
+    tokens: Tensor
+    call: ClipShape | None
+    has_gradients: bool
 
 
 @dataclass(frozen=True)
@@ -121,7 +140,7 @@ class AIMLayer(AIMTunerLayer):
         self._mlp_input = PerThread()  # set while an MLP runs that calls its norm itself or consists of several parts
         self._handles = []
         self._outside = norm, end  # a tuple, so that torch does not take them for parts of this layer
-        self._given, self._change = PerThread(), PerThread()  # tokens that the norm takes; what the end is to add
+        self._given, self._change = PerThread(), PerThread()  # tokens that the norm takes; change that the end adds
         if norm is not None:
             self._handles.append(norm.register_forward_pre_hook(self._note_given, with_kwargs=True))
         if end is not None:
@@ -180,16 +199,18 @@ class AIMLayer(AIMTunerLayer):
         frames = self.frames.of(self.anatomy.tokens.batch_first(tokens), self.anatomy.tokens.groups)
         settings = self.aim_settings[adapter]
         if not torch.is_grad_enabled() or settings.recompute == "nothing":
-            output = self._run(adapter, frames, given, *args, **kwargs)
+            output, change = self._run(adapter, frames, given, *args, **kwargs)
         else:
             run = partial(self._run_unless_changed, adapter, settings, frames)
-            output = recomputing(settings.recompute, self._hidden, run, given, *args, **kwargs)
+            output, change = recomputing(settings.recompute, self._hidden, run, given, *args, **kwargs)
+        if self._outside[1] is not None:  # set here, as the end is not recomputed with the block
+            self._change.set(None if change is None else Change(change, self.frames.call, torch.is_grad_enabled()))
         self.frames.remember(first_tensor(output), frames)  # for the next block of a recomputed segment
         return output
 
     def _run_unless_changed(
         self, adapter: str, settings: BranchSettings, frames: int, *args: Any, **kwargs: Any
-    ) -> Any:
+    ) -> tuple[Any, Tensor | None]:
         """Run in forward and again in backward, where the same adapter has to be active."""
         if self.current != adapter or self.aim_settings[adapter] is not settings:
             now = f"{self.current!r} is active" if self.current != adapter else "another one has been swapped in"
@@ -199,26 +220,28 @@ class AIMLayer(AIMTunerLayer):
             )
         return self._run(adapter, frames, *args, **kwargs)
 
-    def _run(self, adapter: str, frames: int, given: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the adapters before the block, and the block; given are the tokens that the temporal branch takes."""
+    def _run(self, adapter: str, frames: int, given: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
+        """Run the adapters before the block, and the block; given are the tokens that the temporal branch takes.
+
+        Returns:
+            The output, and what the temporal branch has changed, if the end is to add that.
+        """
         tokens = given
-        self._change.set(None)
         if adapter in self.aim_temporal_embedding:
             tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy.tokens)
         if adapter in self.aim_temporal_up:
             tokens = tokens + self._checkpointed(partial(self.over_time, adapter, frames), tokens)
         if tokens is given:
-            return self.base_layer(*args, **kwargs)
+            return self.base_layer(*args, **kwargs), None
         taken = tokens if self._outside[0] is None else self._outside[0](tokens)
         self._given.set(None)
         args, kwargs = with_tokens(taken, self._block_input, args, kwargs)
         output = self.base_layer(*args, **kwargs)
         if not self.anatomy.skip_outside:
-            return output
+            return output, None
         if self._outside[1] is not None:
-            self._change.set(tokens - given)
-            return output
-        return replace_first(output, first_tensor(output) + (tokens - given))  # the caller adds only what was given
+            return output, tokens - given
+        return replace_first(output, first_tensor(output) + (tokens - given)), None  # the caller adds what was given
 
     def _changes_tokens(self, adapter: str) -> bool:
         return adapter in self.aim_temporal_embedding or adapter in self.aim_temporal_up
@@ -230,9 +253,11 @@ class AIMLayer(AIMTunerLayer):
 
     def _add_change(self, end: nn.Module, args: tuple, output: Any) -> Any:
         change = self._change.take()
-        if self.current is None or change is None:
+        if self.current is None or change is None or change.call is not self.frames.call:
             return None
-        return replace_first(output, first_tensor(output) + change)
+        if torch.is_grad_enabled() and not change.has_gradients:
+            raise RuntimeError(WITHOUT_GRADIENTS.format(self.anatomy.end_outside))
+        return replace_first(output, first_tensor(output) + change.tokens)
 
     def has(self, adapter_name: str, branch: str) -> bool:
         """Whether an adapter has one of the :data:`BRANCHES` here."""

@@ -195,6 +195,15 @@ class OneNorm(Flat):
         return x
 
 
+class OneAttention(Flat):
+    def forward(self, x: Tensor) -> Tensor:
+        for norm1, attend, norm2, mix in self.layers:
+            x = x + attend(norm1(x))
+            x = x + attend(norm2(x))
+            x = x + mix(x)
+        return x
+
+
 class DroppedNorms(Flat):
     def forward(self, x: Tensor) -> Tensor:
         for norm1, attend, norm2, mix in self.layers:
@@ -211,6 +220,17 @@ class Halved(Flat):
         return x
 
 
+class HalvedPatches(Flat):
+    """The factor on the last token is 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = torch.cat([torch.full((x.shape[1] - 1, 1), 0.5), torch.ones(1, 1)])
+        for norm1, attend, norm2, mix in self.layers:
+            x = x + factor * attend(norm1(x))
+            x = x + mix(norm2(x))
+        return x
+
+
 IN_TRAINING = (
     r"but something else in training \(a dropout in between has to be a module that takes the output, or have the "
     r"rate 0\), so it would not add a temporal branch either"
@@ -220,8 +240,10 @@ REFUSED = {
     DroppedByAFunction: f"its caller adds its output to its input in evaluation, {IN_TRAINING}",
     DroppedNorms: f"its caller adds its output to its input in evaluation, {IN_TRAINING}",
     NormsBehind: f"{NOT_ADDED}: trunk.layers.0.0, a LayerNorm, takes it, so it would",
-    OneNorm: f"{NOT_ADDED}, but perhaps to that of trunk.layers.0.2, which it calls on other tokens as well, so",
+    OneNorm: f"{NOT_ADDED}, but perhaps to that of trunk.layers.0.2; trunk.layers.0.2 is called on other tokens",
     Halved: f"{NOT_ADDED}, so it would not add a temporal branch either",
+    HalvedPatches: f"{NOT_ADDED}, so it would not add a temporal branch either",
+    OneAttention: f"{NOT_ADDED}, but perhaps to that of trunk.layers.0.2; trunk.layers.0.1 is called on other tokens",
 }
 
 
@@ -231,6 +253,40 @@ def test_what_the_caller_does_instead_is_said(trunk):
         ValueError, match=rf"  trunk.layers.0.1[:,].* it mixes spatial positions, but {REFUSED[trunk]}"
     ):
         get_peft_model(Net(trunk()), AIMConfig())
+
+
+def test_few_different_numbers_make_no_sum():
+    """In half precision, most values of any sum are among those of another one."""
+    backbone = Net(Halved())
+    backbone.image_size = (224, 224)
+    with pytest.raises(ValueError, match="does not add its output to its input with factor 1"):
+        get_peft_model(backbone.bfloat16(), AIMConfig())
+
+
+class DropPath(nn.Module):
+    """Stochastic depth without a factor in training."""
+
+    rate = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(len(x), 1, 1) >= self.rate) if self.training else x
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@torch.no_grad()
+def test_a_temporal_branch_is_not_dropped_whatever_the_rate_was_at_first(rate):
+    trunk = Dropped()
+    trunk.drop = DropPath()
+    trunk.drop.rate = rate
+    model, seen = adapt(trunk, temporal_embedding=False).train(), []
+    trunk.drop.rate = 1.0
+    for module in (model.base_model.model.trunk, model.base_model.model.norm):
+        module.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    model(zoo.make_clips(2, FRAMES))
+    x, result = seen
+    for layer in (m for m in model.modules() if isinstance(m, AIMLayer) and m.anatomy.attention is not None):
+        x = x + layer.over_time("default", FRAMES, x)
+    torch.testing.assert_close(result, x)
 
 
 def test_a_call_without_the_norm_is_an_error():
