@@ -81,7 +81,7 @@ def test_half_precision_backbone_with_full_precision_adapters(name):
     ("name", "backend"),
     [
         ("timm_vit", "aot_eager"),
-        *[(name, "eager") for name in ("hf_vit", "timm_swin", "hf_dinov3", "open_clip_vit")],  # traced only, faster
+        *[(name, "eager") for name in ("hf_vit", "timm_swin")],  # traced only, faster
     ],
 )
 def test_compiled_as_one_graph(name, backend):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,13 +38,15 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     noted = _Contents()
     for _, before in attributes:
         noted.note(before)
-    drawn = random.getstate(), np.random.get_state()
+    numpy = sys.modules.get("numpy")  # which a model may draw from, but AIM does not need
+    drawn = random.getstate(), numpy and numpy.random.get_state()
     try:
         with torch.random.fork_rng([p.device for p in model.parameters() if p.is_cuda][:1]):
             yield
     finally:
         random.setstate(drawn[0])
-        np.random.set_state(drawn[1])
+        if numpy is not None:
+            numpy.random.set_state(drawn[1])
         for now, before in attributes:
             for name in now.keys() - before.keys():
                 del now[name]

@@ -57,6 +57,16 @@ class ScaledBetween(Block):
         return self.attn(h, h, h, need_weights=False)[0]
 
 
+class TwoAttentions(Block):
+    def __init__(self):
+        super().__init__()
+        self.attn2 = nn.MultiheadAttention(D, 2, batch_first=True)
+
+    def attend(self, x):
+        h = super().attend(x)
+        return self.attn2(h, h, h, need_weights=False)[0]
+
+
 class ToLatents(Block):
     def attend(self, x):
         latents = self.extra(x)[:, :6]
@@ -105,6 +115,7 @@ class Toy(nn.Module):
         (NormOutOfSight, "its attention is called neither on its input nor on the normalized input"),
         (LinearBetween, "its attention is not called on the output of its first norm"),
         (ScaledBetween, "its attention is not called on the output of its first norm"),
+        (TwoAttentions, "it calls two attentions, attn and attn2"),
         (ToLatents, r"its attention also gets tokens \(2, 6, 8\) as key, so it attends to tokens other than its own"),
         (NormOfImages, "its norm norm1, a LayerNorm, normalizes over all spatial positions"),
         (GateAsAttention, "Gate cannot be used as temporal attention .*it only scales the channels of each token"),
