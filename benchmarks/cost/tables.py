@@ -169,7 +169,6 @@ def attach_page(found: Facts) -> str:
             f"{row['image_gmac']:.1f}",
             f"{row['attach_gmac']:.1f}",
             f"**{row['ratio']:.2f}**",
-            f"{row['seconds']:.1f}",
             f"{row['inspection_mb']:.0f}",
             f"{row['two_images_mb']:.0f}",
             f"{row['largest_block_mb']:.0f}",
@@ -177,7 +176,7 @@ def attach_page(found: Facts) -> str:
         )
         for row in found["rows"]
     ]
-    names = ["", "one image, GMAC", "`get_peft_model`, GMAC", "ratio", "seconds", "peak of live tensors, MB"]
+    names = ["", "one image, GMAC", "`get_peft_model`, GMAC", "ratio", "peak of live tensors, MB"]
     names += ["two images, MB", "largest block, MB", "runs of the model: first adapter, second, loaded later"]
     most = max(row["ratio"] for row in found["rows"])
     where = f"`{found['command']}`: {found['device']}, torch {found['versions']['torch']}, commit {found['commit']}."
