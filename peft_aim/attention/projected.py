@@ -123,8 +123,8 @@ def guesses(attention: nn.Module) -> Iterator[Projected]:
     if heads is None or not inner:
         return
     width = input_width(linears[inner[0]])
-    ends = {name: m for name, m in linears.items() if _role(name) is None and not _is_strided(m)}
-    outs = [name for name, m in ends.items() if output_width(m) == width]
+    others = {name: m for name, m in linears.items() if _role(name) is None and not _is_strided(m)}
+    outs = [name for name, m in others.items() if output_width(m) == width]
     units = tuple(_unit(attention, name) for name in inner)
     ends = [pair for out in reversed(outs) for pair in _ends(attention, (inner, out), (units, _unit(attention, out)))]
     log_scale = next((name for name, _ in attention.named_parameters() if name.endswith("logit_scale")), None)

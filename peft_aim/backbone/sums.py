@@ -250,8 +250,8 @@ class _Sum:
     def is_in(self, seen: Tensor, hashed: Callable[[int], list[Tensor]]) -> bool:
         """Whether a tensor consists of its tokens, in any order and among others, or is its mean.
 
-        A caller may split off a class token or registers, and lay out the rest as an image or by groups. Other tokens
-        in the place of some are another sum.
+        A caller may split off a class token or registers, or average these over windows, and lay out the rest as an
+        image or by groups. Other tokens in the place of more than half are another sum.
 
         Args:
             seen: The tensor.
@@ -264,7 +264,7 @@ class _Sum:
         for width, tokens, constant in self._hashed:
             for others in hashed(width):
                 there = int(torch.isin(tokens, others).sum())
-                if there and (there == len(tokens) or len(others) <= there + constant):
+                if 2 * there >= len(tokens) > 0 or 0 < there >= len(others) - constant:
                     return True
         return False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import home_made
 import pytest
 import torch
@@ -12,6 +14,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from peft_aim import AIMConfig
+from peft_aim.backbone.sums import _layouts, _Sum
 from peft_aim.layers import AIMLayer
 
 PLACES = {"0": "norm1", "1": "attn", "2": "norm2", "3": "mlp"}
@@ -261,6 +264,19 @@ def test_few_different_numbers_make_no_sum():
     backbone.image_size = (224, 224)
     with pytest.raises(ValueError, match="does not add its output to its input with factor 1"):
         get_peft_model(backbone.bfloat16(), AIMConfig())
+
+
+def test_a_sum_is_seen_without_its_registers_or_with_others():
+    tokens, noise, others = torch.randn(3, 2, 8, D)
+    total = _Sum(tokens, noise)
+
+    def is_seen(count: int, with_others: bool) -> bool:
+        kept = (tokens + noise)[:, count:]
+        seen = torch.cat([others[:, :count], kept], 1) if with_others else kept
+        return total.is_in(seen, partial(_layouts, seen))
+
+    assert all(is_seen(count, with_others=False) for count in (0, 1, 7))
+    assert is_seen(4, with_others=True) and not is_seen(5, with_others=True)
 
 
 class DropPath(nn.Module):
