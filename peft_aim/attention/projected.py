@@ -216,7 +216,7 @@ def _pointwise(attention: nn.Module) -> dict[str, nn.Module]:
 
 def _is_strided(layer: nn.Module) -> bool:
     """Whether a layer is a convolution over square cells that do not overlap (scaled attention, Twins by hand)."""
-    is_conv = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding == (0, 0)
+    is_conv = isinstance(layer, nn.Conv2d) and (layer.groups, layer.padding, layer.dilation) == (1, (0, 0), (1, 1))
     return is_conv and layer.kernel_size == layer.stride == (layer.stride[0],) * 2 != (1, 1)
 
 
