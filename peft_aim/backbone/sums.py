@@ -162,9 +162,10 @@ class _Sums:
 
     def __init__(self, root: Call, possible: dict[Call, list[Skip]]) -> None:
         self._root, self._possible = root, possible
-        self._given: dict[nn.Module, Tensor] = {}
+        self._norms = {skip.norm.module for skips in possible.values() for skip in skips if skip.norm is not None}
+        self._given: dict[nn.Module, Tensor] = {}  # by norm
         self._normed: dict[nn.Module, Tensor] = {}
-        self._terms: dict[Call, dict[Call | None, Tensor]] = {}  # what is added to, by call and norm
+        self._terms: dict[Call, dict[Call | None, Tensor]] = {}  # of calls with an end: what it is added to, by norm
         self._waiting: dict[tuple[Call, Skip], _Sum] = {}
         self.found: set[tuple[Call, Skip]] = set()
         self.called: set[Call] = set()
@@ -185,34 +186,37 @@ class _Sums:
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         tokens = tokens_given(module, args, kwargs)
         self._look_at(tokens)
-        if isinstance(tokens, Tensor):
+        if module in self._norms and isinstance(tokens, Tensor):
             self._given[module] = tokens
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         tensor = first_tensor(output)
         self._look_at(tensor)
-        self._normed[module] = tensor
+        if module in self._norms:
+            self._normed[module] = tensor
         for call, skips in self._possible.items():
             for skip in skips:
                 if skip.end is not None and skip.end.module is module:
-                    self._expect(call, skip, tensor)
+                    self._expect(call, skip, self._terms.get(call, {}), tensor)
 
     def _return_noise(self, call: Call, index: int, *args: Any, **kwargs: Any) -> Any:
         tokens = tokens_given(call.module, args, kwargs)
         noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(FIRST_SEED + index)).to(tokens)
         self.called.add(call)
-        self._terms[call] = {None: tokens.clone()}
+        terms = {None: tokens.clone()}
         for norm in {skip.norm for skip in self._possible[call]} - {None}:
             normed = self._normed.get(norm.module)
             if normed is not None and normed.shape == tokens.shape and torch.equal(normed, tokens):
-                self._terms[call][norm] = self._given[norm.module].clone()
+                terms[norm] = self._given[norm.module].clone()
         for skip in self._possible[call]:
             if skip.end is None:
-                self._expect(call, skip, noise)
+                self._expect(call, skip, terms, noise)
+            else:
+                self._terms[call] = terms
         return replace_first(call.form, noise)
 
-    def _expect(self, call: Call, skip: Skip, output: Tensor) -> None:
-        term = self._terms.get(call, {}).get(skip.norm)
+    def _expect(self, call: Call, skip: Skip, terms: dict[Call | None, Tensor], output: Tensor) -> None:
+        term = terms.get(skip.norm)
         if term is not None and (call, skip) not in self._waiting and term.shape == output.shape:
             self._waiting[call, skip] = _Sum(term, output)
 

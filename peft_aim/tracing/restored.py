@@ -76,7 +76,8 @@ class _Contents:
                 container.clear()
                 getattr(container, "update", getattr(container, "extend", None))(content)
         for tensor, content in self._tensors.values():
-            tensor.copy_(content)
+            if not tensor.is_meta and not torch.equal(tensor, content):  # a graph may have saved those that are equal
+                tensor.copy_(content)
 
 
 def _ids(container: Any) -> list[int]:
