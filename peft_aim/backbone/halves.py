@@ -43,7 +43,7 @@ from peft_aim.tracing import (
     standing_in,
 )
 
-SO = ", so it would not add a temporal branch either"
+SO = ", so it would not add a temporal branch either; one can be added before a block that is a module of its own"
 
 
 @dataclass

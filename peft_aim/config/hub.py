@@ -143,7 +143,7 @@ class SavedAdapter:
         reason = f"it answers with status {status}" if status else f"{type(cause).__name__}: {cause}"
         return (
             f"The Hub cannot be reached for {path} of {self.name} ({reason}), and the cache {where} has no copy. "
-            "Check the connection and try again."
+            f"Check the connection and try again, or the name: there is no folder {self.name} here."
         )
 
     def _revisions(self) -> str:

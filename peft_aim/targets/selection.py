@@ -186,11 +186,16 @@ def nothing(model: nn.Module, found: Inspection, config: AIMConfig) -> str:
     seen = found.left_out or found.without_attention
     candidates = listed({name: seen[name] for name in outermost(seen)})
     observed = f"Candidates were:{candidates}" if seen else "None of its modules resembles such a block."
+    if not found.modules:
+        return (
+            f"{type(model).__name__} has no block that AIM can adapt. {observed}\nNone of its modules maps tokens to "
+            "tokens of the same shape, so a convolution over time is not possible either. Use another backbone."
+        )
     if config.may_convolve:
         known = as_regex(outermost(found.modules)[:8])
         return (
             f"{type(model).__name__} has no block that AIM can adapt by itself. {observed}\nGive target_modules, "
-            f"names of modules that map tokens to tokens: {known or 'this model has none'!r}, for example."
+            f"names of modules that map tokens to tokens: {known!r}, for example."
         )
     others = as_regex(list(found.convolved)) if found.convolved else "modules that you name with target_modules"
     instead = (
@@ -220,9 +225,13 @@ def _targets(model: nn.Module, found: Inspection, config: AIMConfig) -> list[str
         others = [name for name in outermost(found.modules) if name not in blocks]
         a = "A" if config.may_convolve else "With temporal='auto', a"
         convolved = f" {a} convolution over time is possible in {as_regex(others[:8])!r} as well."
+        kind = type(model).__name__
+        known = (
+            f"The blocks of this {kind} are {as_regex(list(blocks))!r}." if blocks else f"This {kind} has no block."
+        )
         raise ValueError(
-            f"target_modules={config.target_modules!r} matches {what}.{reasons}\nThe blocks of this "
-            f"{type(model).__name__} are {as_regex(list(blocks))!r}.{convolved if others and config.temporal else ''}"
+            f"target_modules={config.target_modules!r} matches {what}.{reasons}\n{known}"
+            f"{convolved if others and config.temporal else ''}"
         )
     adapted = {name for name, module in named if isinstance(module, AIMLayer)}
     for name in matched:

@@ -127,6 +127,16 @@ def test_deceptive_blocks_are_rejected(block, reason):
         get_peft_model(Toy(block()), AIMConfig())
 
 
+@pytest.mark.parametrize("options", [{}, {"temporal": "auto"}])
+def test_a_model_without_tokens_gets_no_advice_that_cannot_help(options):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 15 * 15, 2))
+    model.image_size = (32, 32)
+    with pytest.raises(ValueError, match="maps tokens to tokens of the same shape, so a convolution over time is not"):
+        get_peft_model(model, AIMConfig(**options))
+    with pytest.raises(ValueError, match=r"matches 2, which AIM cannot adapt as a block.\nThis Sequential has no "):
+        get_peft_model(model, AIMConfig(target_modules="2", **options))
+
+
 @pytest.mark.parametrize("name", ["eca_vovnet39b", "nf_seresnet26", "lambda_resnet26t"])
 def test_channel_gates_are_not_attention(name):
     with pytest.raises(ValueError, match="has no block that AIM can adapt"):
