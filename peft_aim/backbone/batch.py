@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 from torch import nn
 
+from peft_aim.backbone.anatomy import Anatomy
 from peft_aim.backbone.skeleton import SECOND_IMAGE, run_skeleton
-from peft_aim.tracing import Call, Images
+from peft_aim.tracing import Call, Images, tensors_in
 
 
 def find_batch_axes(tower: nn.Module, images: Images, root: Call) -> dict[Call, int]:
@@ -40,6 +43,28 @@ def find_batch_axes(tower: nn.Module, images: Images, root: Call) -> dict[Call, 
         if axes:
             found[call] = (seen or preferred or axes)[0]
     return found
+
+
+def check_batch_first(model: nn.Module, output: Any, blocks: Iterable[Anatomy]) -> None:
+    """Check that a model with tokens (N, B, D) does not return those of several layers, (L, N, B, D) or (L, B, N, D).
+
+    Args:
+        model: The image model.
+        output: Its output for two images.
+        blocks: The parts of its blocks.
+
+    Raises:
+        ValueError: If it does: with as many layers as frames, layers would be averaged.
+    """
+    if not any(anatomy.tokens.batch == 1 for anatomy in blocks):
+        return
+    for tensor in tensors_in(output):
+        shape = tuple(tensor.shape)
+        if len(shape) > 3 and (shape[1] == 2 or (shape[0] != 2 and shape[2] == 2)):
+            raise ValueError(
+                f"{type(model).__name__} returns a tensor {shape} for 2 images, whose leading axis is not the batch, "
+                "so it cannot be averaged over frames. Use a model whose outputs all start with the batch."
+            )
 
 
 def _possible(call: Call, images: int) -> list[int]:

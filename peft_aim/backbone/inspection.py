@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from peft_aim.attention import USERS_KINDS
 from peft_aim.backbone.anatomy import Anatomy, PartNames
-from peft_aim.backbone.batch import find_batch_axes
+from peft_aim.backbone.batch import check_batch_first, find_batch_axes
 from peft_aim.backbone.candidates import Candidates
 from peft_aim.backbone.halves import Search
 from peft_aim.backbone.mixing import maps_tokens
@@ -176,6 +176,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         skipped = [name for name in found.skipped if not _is_trunk(name, calls)]
         found.join(Search(tower, images, root, batches, blocks, skipped, found.kinds).run())
     found.settle(calls)
+    check_batch_first(model, output, [anatomy for _, anatomy in found.probed.values()])
     found.drop(_registered_twice(model, found.probed))
     if found.probed:
         check_positions_stay(tower, images, root, found.probed)

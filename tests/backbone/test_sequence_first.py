@@ -103,3 +103,13 @@ def test_outputs_with_the_sequence_first_are_rejected():
         match=r"returned a tensor \(16, 4, 32\) for 4 images .* Its leading axis is not the batch, so it cannot be",
     ):
         adapted(zoo.make_clips(batch=2, frames=2))  # 16 tokens would be a multiple of 4 images
+
+
+@pytest.mark.parametrize(("layers", "axis"), [(2, 1), (8, 1), (8, 2)])
+def test_outputs_of_several_layers_are_rejected_when_the_adapter_is_added(layers, axis):
+    """With 8 frames, the 8 layers of BridgeTower's output would be averaged."""
+    model = build(sequence_first.OwnBlock, class_token=False)
+    tokens = model.tokens
+    model.forward = lambda images: torch.stack([tokens(images).transpose(0, 2 - axis)] * layers)
+    with pytest.raises(ValueError, match=r"returns a tensor \(.*\) for 2 images, whose leading axis is not the batch"):
+        get_peft_model(model, AIMConfig(num_frames=8))
