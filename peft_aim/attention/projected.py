@@ -128,16 +128,17 @@ def guesses(attention: nn.Module) -> Iterator[Projected]:
     units = tuple(_unit(attention, name) for name in inner)
     ends = [pair for out in reversed(outs) for pair in _ends(attention, (inner, out), (units, _unit(attention, out)))]
     log_scale = next((name for name, _ in attention.named_parameters() if name.endswith("logit_scale")), None)
+    fused_bias = len(inner) == 1 and linears[inner[0]].bias is not None
+    pooled = any(map(is_wide, attention.modules()))
+    features = sum(output_width(linears[name]) for name in inner)  # of queries, keys and values
     for into, out in dict.fromkeys(ends):
-        features = sum(output_width(linears[name]) for name in inner)  # of queries, keys and values
         keys = (features - input_width(_mixer(attention.get_submodule(out)))) // 2
-        fused_bias = len(inner) == 1 and linears[inner[0]].bias is not None
         options = {
             "by_head": (False, True) if len(inner) < 3 else (False,),
             "scale": dict.fromkeys((None, _own_scale(attention, keys // heads))),
             "activation": dict.fromkeys((None, _own_activation(attention))),
             "keys_unbiased": (False, True) if log_scale and fused_bias else (False,),
-            "adds_query": (False, True) if _pools(attention) else (False,),
+            "adds_query": (False, True) if pooled else (False,),
         }
         for chosen in itertools.product(*options.values()):
             yield Projected(
@@ -163,8 +164,9 @@ def _ends(attention: nn.Module, *ends: Ends) -> list[Ends]:
     return sorted(ends, key=parameters, reverse=True)
 
 
-def _pools(attention: nn.Module) -> bool:
-    return any(isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) for module in attention.modules())
+def is_wide(module: nn.Module) -> bool:
+    """Whether a module is a convolution with a kernel larger than 1 x 1."""
+    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
 
 
 def _own_scale(attention: nn.Module, width: int) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.attention.projected import Projected
+from peft_aim.attention.projected import Projected, is_wide
 from peft_aim.tracing import Layout, first_tensor, is_mixer, is_norm, norm_width
 
 # Layers that pool queries or keys over an image, together with norms over all channels.
@@ -40,7 +40,7 @@ class OwnForward:
         self.attention, self.layout = attention, layout
         self._calls = list(_calls(attention, layout.positions(shape), arguments))
         self._width = shape[layout.channels]
-        self._pools = any(isinstance(module, POOLS) or _is_wide(module) for module in attention.modules())
+        self._pools = any(isinstance(module, POOLS) or is_wide(module) for module in attention.modules())
         self._known: dict[Hashable, list[tuple[Arguments, Tensor, Tensor]]] = {}
 
     def check_reproduced(self, kind: Projected) -> None:
@@ -115,7 +115,7 @@ def _of_one_term(attention: nn.Module, names: Iterable[str]) -> list[list[str]]:
     terms: dict[str, list[str]] = {}
     for name in names:
         owner = name.rpartition(".")[0]
-        terms.setdefault(owner if _is_wide(attention.get_submodule(owner)) else name, []).append(name)
+        terms.setdefault(owner if is_wide(attention.get_submodule(owner)) else name, []).append(name)
     return [*terms.values()]
 
 
@@ -160,11 +160,6 @@ def _calls(
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(n, int) for n in value)
-
-
-def _is_wide(module: nn.Module) -> bool:
-    """Whether a module is a convolution with a kernel larger than 1 x 1."""
-    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
 
 
 @contextmanager

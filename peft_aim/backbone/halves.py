@@ -239,16 +239,19 @@ class Search:
 
     def _why_none(self, call: Call) -> str | None:
         """Return what follows an attention half in place of an MLP half, if it is a layer or several."""
-        behind = self._parent[call].children if call in self._parent else [call]
-        layer = next((part for part in behind[behind.index(call) + 1 :] if mixes(part.module)), None)
+        layer = self._following(call)
         if layer is None or None in (layer.given, layer.returned) or layer.given.shape == layer.returned.shape:
             return None
         return f"{layer.name} follows, but it maps tokens {layer.given.shape} to {layer.returned.shape}"
 
+    def _following(self, call: Call, step: int = 1) -> Call | None:
+        """Return the next module with layers that the caller of a module calls, or with step -1 the one before."""
+        calls = self._parent[call].children[::step] if call in self._parent else [call]
+        return next((part for part in calls[calls.index(call) + 1 :] if mixes(part.module)), None)
+
     def _next(self, call: Call, step: int) -> Call | None:
         """Return the next module with layers that the caller calls, or the one before, if it may be an MLP half."""
-        calls = self._parent[call].children[::step] if call in self._parent else [call]
-        after = next((part for part in calls[calls.index(call) + 1 :] if mixes(part.module)), None)
+        after = self._following(call, step)
         if after is None or not maps_tokens(after) or not _maps_some_of(call, after):
             return None
         others = {*self._mixers, *(part for part in after.walk() if part.name in self._known)}
