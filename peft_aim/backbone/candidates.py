@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection
 
 from peft_aim.backbone.anatomy import Anatomy, NotABlock, PartNames
@@ -117,8 +117,10 @@ class Candidates:
             for name in [*stages, *(name for name in kind if within(name, {*self.skipped} - {*stages}))]:
                 self.others[name] = kind.pop(name)
         self.convolved = self._to_convolve()
-        self.repeated = tuple(name for name in names if names.count(name) > 1)
-        shapes = {name: {str(call.given.shape) for call in calls if call.name == name} for name in self.blocks}
+        runs = Counter(names)
+        self.repeated = tuple(name for name in names if runs[name] > 1)
+        again = [name for name in self.blocks if runs[name] > 1]
+        shapes = {name: {str(call.given.shape) for call in calls if call.name == name} for name in again}
         several = {name: " and ".join(sorted(given)) for name, given in shapes.items() if len(given) > 1}
         self.drop({name: f"it runs on tokens {given} in one forward pass" for name, given in several.items()})
 
