@@ -53,6 +53,23 @@ def continued(times: Sequence[int | None], base: Fraction, usual: Fraction) -> l
     """
     seconds = [Fraction(0)]
     for before, now in pairwise(times):
-        step = usual if before is None or now is None else (now - before) * base
-        seconds.append(seconds[-1] + (step if 0 < step <= RESTART else usual))
+        seconds.append(seconds[-1] + elapsed(before, now, base, usual))
     return seconds
+
+
+def elapsed(before: int | None, now: int | None, base: Fraction, usual: Fraction, most: float = RESTART) -> Fraction:
+    """Return the seconds between two frames: ``usual``, if the clock is missing, or has started again in between.
+
+    Args:
+        before: Time of the first frame in units of ``base``.
+        now: Time of the second frame.
+        base: Length of a unit in seconds.
+        usual: Usual seconds between two frames.
+        most: Seconds after which the clock counts as started again.
+
+    Example:
+        >>> elapsed(90, 93, Fraction(1, 2), Fraction(1, 4)), elapsed(90, 89, Fraction(1, 2), Fraction(1, 4))
+        (Fraction(3, 2), Fraction(1, 4))
+    """
+    step = usual if before is None or now is None else (now - before) * base
+    return step if 0 < step <= most else usual
