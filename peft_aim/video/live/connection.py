@@ -26,11 +26,11 @@ class Connection:
     def __init__(self, stream: av.VideoStream) -> None:
         self._stream = stream
         self.rate = float(1 / usual_step(stream))
-        self.is_recording = stream.container.duration is not None
+        self.is_recording = has_an_end(stream.container)
         self.is_hdr = is_hdr(stream)
 
     def frames(self, damage: Damage) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Yield the frames with their seconds since the first, ascending; packets that cannot be decoded are skipped.
+        """Yield the frames with their seconds since the first, ascending, without those that cannot be decoded.
 
         Args:
             damage: Failures are noted here.
@@ -40,10 +40,20 @@ class Connection:
         """
         stream, seconds, before = self._stream, Fraction(0), None
         clock = (stream.time_base, usual_step(stream), may_restart(stream))
-        for frame in decoded_packets(stream.container.demux(stream), damage):
-            seconds += elapsed(before.pts, frame.pts, *clock) if before else 0
-            before = frame
-            yield float(seconds), frame
+        for packet in stream.container.demux(stream):
+            errors = damage.errors
+            for frame in decoded_packets([packet], damage):
+                seconds += elapsed(before.pts, frame.pts, *clock) if before else 0
+                before = frame
+                yield float(seconds), frame
+            if packet.is_corrupt and damage.errors == errors:
+                damage.note("parts of it are missing", f"at {float(seconds):.2f} s")
+
+
+def has_an_end(container: av.container.InputContainer) -> bool:
+    """Return whether a video is known to end: its length is, or the size of its file, which is not a playlist."""
+    is_playlist = container.format.flags & av.format.Flags.no_byte_seek.value
+    return container.duration is not None or (container.size > 0 and not is_playlist)
 
 
 class SizedPictures:

@@ -30,27 +30,31 @@ class GrowingFile:
     """
 
     def __init__(self, path: str, patience: float, stop: Event) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+        self._file = io.FileIO(path)
         self._path, self._patience, self._stop, self.waits = path, patience, stop, False
 
-    @classmethod
-    def opened(
-        cls, path: str, patience: float, stop: Event, say: Callable[[str], None]
-    ) -> av.container.InputContainer:
-        """Open the container of a file; of one that grows, as soon as it has begun."""
+    def container(self, say: Callable[[str], None]) -> av.container.InputContainer:
+        """Open the container in the file; if it grows, as soon as it has begun.
+
+        Args:
+            say: Called with what to tell the user.
+
+        Raises:
+            av.error.FFmpegError: If it is not a video.
+        """
         said = False
         while True:
-            file = cls(path, patience, stop)
             try:
-                container = av.open(file, **ANY_TITLE)
+                container = av.open(self, **ANY_TITLE)
             except av.error.FFmpegError as error:
-                if not file.grows or stop.wait(PAUSE):
+                if not self.grows or self._stop.wait(PAUSE):
                     raise
                 if not said:
-                    say(f"{path} cannot be read yet ({error.strerror}). Waiting, since it was written to just now.")
+                    say(f"{self._path} cannot be read yet ({error.strerror}); it is still being written to.")
                 said = True
+                self.seek(0)
             else:
-                file.waits = True
+                self.waits = True
                 return container
 
     @property

@@ -52,7 +52,7 @@ class Reader:
         self._stopped.set()
         self._mailbox.close()
         if self._thread.ident is not None:
-            self._thread.join(timeout=1)
+            self._thread.join(timeout=0.5)
 
     def _run(self) -> None:
         try:
@@ -94,7 +94,7 @@ class Reader:
                 streams = streams and not connection.is_recording
                 self._mailbox.newest_win = streams if self._live is None else self._live
                 self._taker.take_from(connection)
-            reason = "it ended" if streams else ""
+            reason = "it ended" if streams and self._retry else ""
         except BrokenVideo as error:
             reason = str(error).rstrip(".")
             if not counts.seen:

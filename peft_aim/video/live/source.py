@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from threading import Event
 
@@ -104,21 +105,25 @@ class Feed:
         Raises:
             BrokenVideo: If it does not answer, is not a video or has no video stream.
         """
-        try:
-            container = self._open(timeout, stop, say)
-        except (av.error.FFmpegError, OSError) as error:
-            raise BrokenVideo(f"{self.name} cannot be opened as a video: {self.reason(error, timeout)}.") from error
-        with container:
+        with ExitStack() as stack:
+            try:
+                container = stack.enter_context(self._container(stack, timeout, stop, say))
+            except (av.error.FFmpegError, OSError) as error:
+                reason = self.reason(error, timeout)
+                raise BrokenVideo(f"{self.name} cannot be opened as a video: {reason}.") from error
             stream = best_stream(container)
             if stream is None:
                 raise BrokenVideo(f"{self.name} has no video stream.")
             yield stream
 
-    def _open(self, timeout: float, stop: Event, say: Callable[[str], None]) -> av.container.InputContainer:
+    def _container(
+        self, stack: ExitStack, timeout: float, stop: Event, say: Callable[[str], None]
+    ) -> av.container.InputContainer:
         if self.kind == "file":
-            return GrowingFile.opened(self.path, timeout, stop, say)
+            return stack.enter_context(closing(GrowingFile(self.path, timeout, stop))).container(say)
         if self.kind == "pipe":  # unbuffered: the lock of sys.stdin would be in the way when the program ends
-            return av.open(open(self.path, "rb", buffering=0, closefd=self.path != 0), **ANY_TITLE)
+            pipe = stack.enter_context(FileIO(self.path, closefd=self.path != 0))
+            return av.open(pipe, **ANY_TITLE)
         device = {"format": "v4l2"} if self.kind == "camera" else {}
         return av.open(self.path, timeout=(timeout, timeout), **device, **ANY_TITLE)
 

@@ -139,7 +139,8 @@ class Watch:
         self._reader.start()
         patience = self._timeout
         try:
-            yield Remark(self._introduction)
+            if self._introduction:
+                yield Remark(self._introduction)
             while True:
                 match self._mailbox.get(LOOK):
                     case Taken() as taken:
