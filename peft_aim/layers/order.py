@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 
-def new_convolution(width: int, kernel: int, bias: bool = True) -> nn.Conv2d:
+def new_convolution(width: int, kernel: int, bias: bool = True, causal: bool = False) -> nn.Conv2d:
     """Return a depthwise convolution over time for a bottleneck, with random weights.
 
     It need not start at zero if a layer that follows it does. From zero, it would learn slowly: its weights are of
@@ -22,8 +22,10 @@ def new_convolution(width: int, kernel: int, bias: bool = True) -> nn.Conv2d:
         width: Width R of the bottleneck.
         kernel: Number of frames that it covers, an odd number.
         bias: Whether it has a bias.
+        causal: Whether these are a frame and those before it, rather than its neighbors on both sides.
     """
-    convolution = nn.Conv2d(width, width, (kernel, 1), padding=(kernel // 2, 0), groups=width, bias=bias)
+    before = kernel - 1 if causal else kernel // 2
+    convolution = nn.Conv2d(width, width, (kernel, 1), padding=(before, 0), groups=width, bias=bias)
     nn.init.normal_(convolution.weight, std=kernel**-0.5)
     return convolution
 
@@ -49,6 +51,7 @@ def convolve(z: Tensor, convolution: nn.Module, frames: int, groups: int = 1) ->
     """
     clips = z.unflatten(0, (z.shape[0] // (frames * groups), frames, groups)).flatten(2, -2)  # (B, T, G*N, R)
     mixed = convolution(clips.permute(0, 3, 1, 2))  # (B, R, T, G*N), a view that is channels last in memory
+    mixed = mixed[:, :, :frames]  # a causal one has seen zeros behind the clip as well
     return mixed.permute(0, 2, 3, 1).reshape(z.shape)
 
 
