@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -124,8 +126,7 @@ class Stream:
     def _run(self, frames: Tensor, past: Past, is_first: bool) -> Tensor:
         """Return the scores of each frame, ``(B, T, classes)``."""
         past.begin()
-        # The first call creates what is remembered; compiled code then finds it.
-        with torch.compiler.set_stance("force_eager") if is_first else nullcontext():
+        with uncompiled() if is_first else nullcontext():  # creates what is remembered, which compiled code then finds
             output = self.model(Continued(frames, past))
         found = (tensor for tensor in tensors_in(output) if tensor.ndim == 3 and tensor.is_floating_point())
         scores = next(found, None)
@@ -207,6 +208,16 @@ def adapted_root(model: nn.Module) -> nn.Module:
             "AIMConfig(causal=True)), or PeftModel.from_pretrained."
         )
     return root
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled models as they were before; in one thread at a time, since that is a setting of the process."""
+    with _stance, torch.compiler.set_stance("force_eager"):
+        yield
+
+
+_stance = threading.Lock()
 
 
 def versions(weights: list[Tensor]) -> list[int]:
