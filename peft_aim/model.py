@@ -160,6 +160,8 @@ class AIMModel(BaseTuner):
             layer.set_adapter(self.active_adapters)
             put_into(parent, target_name, layer)
             target = layer
+        if isinstance(target, AIMLayer):  # how it attends to earlier frames is found when the first adapter needs it
+            target.anatomy = self.model.aim_clips.inspection.modules[current_key]
         like = computing_weight(self.model)
         target.update_layer(adapter_name, peft_config, peft_config.branches[current_key], like)
 
@@ -176,7 +178,9 @@ class AIMModel(BaseTuner):
         anatomy = found.modules[name]
         outside = (anatomy.norm_outside, anatomy.end_outside)
         outside = (None if other is None else self.model.get_submodule(other) for other in outside)
-        return AIMLayer(target, anatomy, clips.frames, found.depth(name), *outside)
+        layer = AIMLayer(target, anatomy, clips.frames, found.depth(name), *outside)
+        clips.layers.append(layer)
+        return layer
 
     def _clips(self, names: PartNames) -> Clips:
         """Return the hooks around the backbone; the first adapter creates them, later ones share them."""

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "peft_aim"
 FLOORS = [
     *("version", "peft_type", "files", "card", "tracing", "recompute", "config"),
     *("attention", "backbone", "clips", "layers"),
-    *("saving", "targets", "summary", "model"),
+    *("saving", "targets", "summary", "model", "streaming"),
     *("__init__", "convert"),
     *("video.recipe", "video.processes", "video.data.listing", "video.data.decode", "video.data"),
     *("video", "video.training", "video.demo", "video.live"),

@@ -7,6 +7,7 @@ D D (1 + r), and the activations between the two are not saved. The result is th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,27 +18,30 @@ from torch import Tensor, nn
 from peft_aim.attention.kinds import Kind
 from peft_aim.tracing import first_tensor, is_plain
 
+Weights = tuple[Tensor, Tensor]
 
-def as_one(out: nn.Linear, down: nn.Linear, x: Tensor) -> Tensor:
-    """Apply two consecutive linear layers, ``down(out(x))``, by the product of their weights.
+
+def product(out: nn.Linear, down: nn.Linear) -> Weights:
+    """Return weight and bias of two consecutive linear layers, ``down(out(x))``.
 
     Args:
         out: Linear layer D' -> D.
         down: Linear layer D -> r D.
-        x: Tokens.
-
-    Shape:
-        ``(*, D') -> (*, r D)``
 
     Example:
         >>> out, down, x = nn.Linear(8, 4), nn.Linear(4, 2), torch.randn(3, 8)
-        >>> torch.allclose(as_one(out, down, x), down(out(x)), atol=1e-6)
+        >>> torch.allclose(F.linear(x, *product(out, down)), down(out(x)), atol=1e-6)
         True
     """
     weight, bias = down.weight @ out.weight, down.bias
     if out.bias is not None:  # a matrix-vector product would round depending on memory alignment
         bias = bias + (down.weight * out.bias).sum(1)
-    return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
+    return weight, bias
+
+
+def as_one(weights: Callable[[], Weights], x: Tensor) -> Tensor:
+    """Apply the :func:`product` of two linear layers to a matrix of tokens, ``(*, D') -> (*, r D)``."""
+    return F.linear(x.reshape(-1, x.shape[-1]), *weights()).unflatten(0, x.shape[:-1])
 
 
 class WithPart:
@@ -68,13 +72,16 @@ class WithPart:
     __call__ = forward
 
 
-def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> WithPart | None:
+def ending_in(
+    attention: nn.Module, out: str, down: nn.Linear, kept: Callable[[Callable[[], Weights]], Weights] | None = None
+) -> WithPart | None:
     """Return an attention whose output projection is merged with the layer that follows it.
 
     Args:
         attention: An attention on tokens of width D.
         out: Name of its output projection.
         down: Linear layer D -> r D.
+        kept: Returns the product that a function computes, perhaps from an earlier call.
 
     Returns:
         The attention, for a single call. None if the two layers cannot run as one: they differ in dtype, their weights
@@ -87,7 +94,8 @@ def ending_in(attention: nn.Module, out: str, down: nn.Linear) -> WithPart | Non
     plain = is_plain(last.weight) and is_plain(down.weight)
     if not plain or "forward" in vars(attention) or not all(map(_is_untouched, [*around[1:], last, down])):
         return None
-    return WithPart(attention, out, partial(as_one, last, down))
+    weights = partial(product, last, down)
+    return WithPart(attention, out, partial(as_one, weights if kept is None else partial(kept, weights)))
 
 
 def _on_the_way(module: nn.Module, name: str) -> list[nn.Module]:

@@ -60,6 +60,10 @@ class Projected:
 
     def __call__(self, attention: nn.Module, x: Tensor) -> Tensor:
         """Run over time, ``(B*N, T, D) -> (B*N, T, D)``."""
+        return self.mix(attention, *self.project(attention, x))
+
+    def project(self, attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value of tokens ``(B*N, T, D)``, each ``(B*N, heads, T, D / heads)``."""
         part = attention.get_submodule
         if self.first is not None:
             as_images = _takes_images(part(self.first)) or _takes_images(part(self.inner[0]))
@@ -67,17 +71,31 @@ class Projected:
         heads = self._heads(attention, x)
         normed = [part(name)(head) for name, head in zip(self.norms, heads, strict=False)]
         query, key, value = [*normed, *heads[len(normed) :]]
-        scale = self.scale
         if self.log_scale is not None:
             log_scale = attention.get_parameter(self.log_scale).view(1, -1, 1, 1)
             query = F.normalize(query, dim=-1) * log_scale.clamp(max=math.log(100)).exp()
-            key, scale = F.normalize(key, dim=-1), 1.0
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)  # (B*N, heads, T, D / heads)
+            key = F.normalize(key, dim=-1)
+        return query, key, value
+
+    def mix(
+        self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Mix the values by the scores of queries and keys, and project the result, to ``(B*N, T, D)``.
+
+        Args:
+            attention: The attention.
+            query: Queries ``(B*N, heads, T, D / heads)``.
+            key: Keys of T' frames.
+            value: Their values.
+            mask: Which keys each query attends to, ``(T, T')``; None for all.
+        """
+        scale = self.scale if self.log_scale is None else 1.0
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)  # (B*N, heads, T, D / heads)
         if self.adds_query:
             mixed = mixed + query
         mixed = mixed.transpose(1, 2).flatten(2)
         if self.activation is not None:
-            mixed = part(self.activation)(mixed)
+            mixed = attention.get_submodule(self.activation)(mixed)
         return _project(attrgetter(self.out)(attention), mixed)  # an attribute that may have been replaced
 
     def cell(self, attention: nn.Module) -> int:
@@ -94,7 +112,7 @@ class Projected:
         return {id(parameter) for parameter in parameters + _separate_biases(attention)}
 
     def _heads(self, attention: nn.Module, x: Tensor) -> list[Tensor]:
-        """Return query, key and value, each ``(B*N, heads, T, D / heads)``."""
+        """Return the projections to query, key and value, each ``(B*N, heads, T, D / heads)``."""
         projected = [_project(attention.get_submodule(name), x) for name in self.inner]
         values = input_width(_mixer(attention.get_submodule(self.out)))
         keys = (sum(features.shape[-1] for features in projected) - values) // 2

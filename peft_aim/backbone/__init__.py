@@ -5,6 +5,7 @@ Everything is found by structure and checked by running it; :func:`inspect_backb
 
 from peft_aim.backbone.anatomy import Anatomy, PartNames
 from peft_aim.backbone.candidates import listed, outermost
+from peft_aim.backbone.causal import note_causal
 from peft_aim.backbone.inspection import Inspection, inspect_backbone
 from peft_aim.backbone.names import check_known, parse
 from peft_aim.backbone.quantized import check_gradients_pass
@@ -22,6 +23,7 @@ __all__ = [
     "check_own_code_and_weights",
     "inspect_backbone",
     "listed",
+    "note_causal",
     "outermost",
     "parse",
     "within",

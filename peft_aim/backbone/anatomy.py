@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peft_aim.attention import Kind
+from peft_aim.attention import Causal, Kind
 from peft_aim.tracing import Layout
 
 BATCH_FIRST = Layout()
@@ -34,6 +34,7 @@ class Anatomy:
         width: Token width D.
         attend: The kind of temporal attention, None if the attention cannot run over time.
         output: Name, inside the attention, of the linear layer at its end, None if there is none.
+        causal: How it attends to earlier frames only, None if it cannot, or as long as no adapter needs that.
         norm_first: Whether the branches are pre-norm rather than post-norm.
         tokens: Layout of the tokens that the block is called on.
         norm_tokens: The same for the norm of the attention branch.
@@ -53,6 +54,7 @@ class Anatomy:
     width: int
     attend: Kind | None
     output: str | None = None
+    causal: Causal | None = None
     norm_first: bool = True
     tokens: Layout = BATCH_FIRST
     norm_tokens: Layout = BATCH_FIRST

@@ -4,7 +4,21 @@ Layers look up the number of frames per clip in :class:`Frames`.
 """
 
 from peft_aim.clips.fold import Clips, mixed_batch_message, per_clip
-from peft_aim.clips.frames import ClipShape, Frames
+from peft_aim.clips.frames import ClipShape, Frames, Span
+from peft_aim.clips.past import Cell, Continued, Past, kept, times
 from peft_aim.clips.per_thread import PerThread
 
-__all__ = ["ClipShape", "Clips", "Frames", "PerThread", "mixed_batch_message", "per_clip"]
+__all__ = [
+    "Cell",
+    "ClipShape",
+    "Clips",
+    "Continued",
+    "Frames",
+    "Past",
+    "PerThread",
+    "Span",
+    "kept",
+    "mixed_batch_message",
+    "per_clip",
+    "times",
+]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from peft_aim.backbone import Inspection
 from peft_aim.clips.frames import ClipShape, Frames
 from peft_aim.clips.loss import add_loss, take_labels
+from peft_aim.clips.past import Continued
 from peft_aim.clips.per_thread import PerThread
 from peft_aim.tracing import first_argument, map_tensors, with_first_argument
 
@@ -30,6 +31,7 @@ class Clips:
     def __init__(self, inspection: Inspection) -> None:
         self.inspection = inspection
         self.frames = Frames()
+        self.layers: list[Any] = []  # the blocks with adapters
         self._labels = PerThread()
 
     def attach(self, model: nn.Module) -> None:
@@ -64,7 +66,9 @@ class Clips:
             )
         if kwargs.get("adapter_names") is not None:
             raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
-        clips = first_argument(self._arguments[0], args, kwargs)
+        clips, past = first_argument(self._arguments[0], args, kwargs), None
+        if isinstance(clips, Continued):
+            clips, past = clips
         if not isinstance(clips, Tensor):
             raise ValueError(
                 f"{type(model).__name__} got a {type(clips).__name__} instead of clips. Pass a tensor "
@@ -82,7 +86,7 @@ class Clips:
             )
         for norm in self._frozen_norms:
             norm.eval()
-        shape = ClipShape(*clips.shape[:2])
+        shape = ClipShape(*clips.shape[:2], past, self._averaged())
         images = clips.flatten(0, 1)
         if not images.requires_grad and _checkpoints(model):
             # Reentrant checkpointing drops all gradients of a function if none of its inputs requires one.
@@ -100,11 +104,18 @@ class Clips:
         self._labels.set(None)
         if shape is None or output is None:  # the call failed
             return None
-        output = map_tensors(lambda t: per_clip(t, shape.clips, shape.frames), output)
+        if shape.past is not None:
+            return map_tensors(lambda t: by_frame(t, shape.clips, shape.frames), output)
+        output = map_tensors(lambda t: per_clip(t, shape.clips, shape.frames, shape.averaged), output)
         if labels.labels is None:
             return output
         head = self.inspection.head and self.inspection.head.removeprefix(f"{self.inspection.tower}.")
         return add_loss(model, head, labels, output)
+
+    def _averaged(self) -> int | None:
+        """Return over how many of the last frames outputs are averaged with the active adapter, None for all."""
+        active = ((layer, layer.current) for layer in self.layers)
+        return next((layer.adapters[name].averaged for layer, name in active if name is not None), None)
 
     def _fold_further(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Fold masks and grids of patches, ``(B, T, ...)``, as the patches are folded."""
@@ -159,13 +170,14 @@ class Clips:
             )
 
 
-def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
+def per_clip(tensor: Tensor, clips: int, frames: int, averaged: int | None = None) -> Tensor:
     """Convert an output for B*T images to one for B clips.
 
     Args:
         tensor: A tensor of the model's output.
         clips: Number of clips B.
         frames: Number of frames T per clip.
+        averaged: Over how many of the last frames to average, None for all.
 
     Shape:
         ``(B*T,)`` and ``(B*T, D)`` are averaged, to ``(B,)`` and ``(B, D)``; ``(B*T, N, D) -> (B, T*N, D)``;
@@ -180,6 +192,20 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
     """
     if tensor.ndim == 0:
         return tensor
+    tensor = by_frame(tensor, clips, frames)
+    if tensor.ndim <= 3 and tensor.is_floating_point():
+        return (tensor if averaged is None else tensor[:, -averaged:]).mean(1)
+    return tensor.flatten(1, 2) if tensor.ndim == 4 else tensor
+
+
+def by_frame(tensor: Tensor, clips: int, frames: int) -> Tensor:
+    """Split the leading axis of an output for B*T images by clip, ``(B*T, ...) -> (B, T, ...)``.
+
+    Raises:
+        ValueError: If the leading axis of the tensor is not the batch of images.
+    """
+    if tensor.ndim == 0:
+        return tensor
     images = clips * frames
     # Each image may be split into windows, so that the leading axis is a multiple; or the sequence comes first.
     sequence_first = tensor.ndim == 3 and tensor.shape[0] != images and tensor.shape[1] == images
@@ -189,10 +215,7 @@ def per_clip(tensor: Tensor, clips: int, frames: int) -> Tensor:
             f"{frames} frames). Its leading axis is not the batch, so it cannot be averaged over frames. Use a model "
             "whose outputs all start with the batch."
         )
-    tensor = tensor.unflatten(0, (clips, tensor.shape[0] // clips if clips else frames))
-    if tensor.ndim <= 3 and tensor.is_floating_point():
-        return tensor.mean(1)
-    return tensor.flatten(1, 2) if tensor.ndim == 4 else tensor
+    return tensor.unflatten(0, (clips, tensor.shape[0] // clips if clips else frames))
 
 
 def _check_per_image(shape: ClipShape, given: dict[str, Any]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from peft_aim.clips.past import Past
 from peft_aim.clips.per_thread import PerThread
 from peft_aim.tracing import tensors_in
 
@@ -21,10 +22,14 @@ class ClipShape:
     Attributes:
         clips: Number of clips B.
         frames: Number of frames T per clip.
+        past: What a stream remembers of the frames before, None outside of streams.
+        averaged: Over how many of the last frames outputs are averaged, None for all.
     """
 
     clips: int
     frames: int
+    past: Past | None = None
+    averaged: int | None = None
 
     @property
     def images(self) -> int:
@@ -44,6 +49,18 @@ class ClipShape:
                 f"its batch is not {images}, so frames cannot be distinguished. Exclude this block with "
                 "exclude_modules."
             )
+
+
+class Span(NamedTuple):
+    """The frames of the clips that tokens belong to.
+
+    Attributes:
+        frames: Their number T.
+        past: What a stream remembers of the frames before, None outside of streams.
+    """
+
+    frames: int
+    past: Past | None
 
 
 class Frames:
@@ -81,8 +98,8 @@ class Frames:
         """The call that this thread runs, another object for each; None in backward and outside of calls."""
         return self._running.get()
 
-    def of(self, tokens: Tensor, groups: int = 1) -> int:
-        """Return the number of frames T of the clips that a block's tokens ``(B*T*G, *N, D)`` belong to.
+    def of(self, tokens: Tensor, groups: int = 1) -> Span:
+        """Return the frames of the clips that a block's tokens ``(B*T*G, *N, D)`` belong to.
 
         Raises:
             ValueError: If the leading axis of the tokens is not the batch of frames, or if no call is running.
@@ -91,7 +108,7 @@ class Frames:
         if traced is None:
             return self._of_now(tokens, groups)
         traced.check(tokens, groups)
-        return traced.frames
+        return Span(traced.frames, traced.past)
 
     def remember(self, tokens: Tensor, frames: int) -> None:
         """Record T for tokens, for as long as their memory lives."""
@@ -99,7 +116,7 @@ class Frames:
             self._remember_now(tokens, frames)
 
     @torch.compiler.disable
-    def _of_now(self, tokens: Tensor, groups: int) -> int:
+    def _of_now(self, tokens: Tensor, groups: int) -> Span:
         shape = self._running.get()
         if shape is not None:
             shape.check(tokens, groups)
@@ -107,7 +124,7 @@ class Frames:
         if frames is None:
             frames = self._of_waiting(tokens, groups)
         self.remember(tokens, frames)
-        return frames
+        return Span(frames, shape and shape.past)
 
     def _of_waiting(self, tokens: Tensor, groups: int) -> int:
         shapes = [waiting.shape for waiting in self._await_backward] if in_backward() else []

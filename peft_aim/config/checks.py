@@ -54,7 +54,7 @@ def _check_numbers(config: PeftConfig) -> None:
 
 
 def _check_flags(config: PeftConfig) -> None:
-    for name in ("spatial", "joint", "temporal_conv", "final_norm", "init_weights"):
+    for name in ("causal", "spatial", "joint", "temporal_conv", "final_norm", "init_weights"):
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name}={getattr(config, name)!r} is not a bool. Give True or False.")
 
@@ -180,6 +180,11 @@ def _check_temporal(config: PeftConfig) -> None:
         raise ValueError(
             f"temporal_kernel={config.temporal_kernel} has no effect: there is no convolution over time. Set "
             "temporal='conv' or temporal_conv=True, or leave temporal_kernel out."
+        )
+    if config.causal and not config.temporal:
+        raise ValueError(
+            "causal=True contradicts temporal=False: without a temporal branch, no frame gets information from "
+            "others. Set temporal='attention', or leave causal out."
         )
     if config.temporal_layers is not None and not config.temporal:
         raise ValueError(

@@ -46,6 +46,12 @@ class AIMConfig(PeftConfig):
         temporal_layers: Blocks that have a temporal branch, counted in the order in which blocks run: "even" (the
             first, the third, ...), as in the paper's Swin, "odd", or indices. The other blocks get the other adapters
             only. None means all blocks.
+        causal: Whether a frame gets information from itself and earlier frames only, so that videos can be classified
+            while they last (:mod:`peft_aim.streaming`). In temporal attention, it attends to ``num_frames`` frames at
+            most, the last of them itself; a convolution covers it and the frames before it. The temporal embedding of
+            frame t is that of index min(t, num_frames - 1), for clips of any length. Scores and pooled features are
+            averaged over the last ``num_frames`` frames. Attention then leaves out its own dropout. The default is
+            the paper's: all frames of a clip attend to each other.
         joint: Whether blocks get the joint adapter.
         temporal_adapters: Number of temporal adapters per block, 1 or 2. 2 adds a bottleneck with a skip connection
             before temporal attention. The paper uses 1, and 2 for Something-Something v2.
@@ -127,6 +133,7 @@ class AIMConfig(PeftConfig):
     temporal: bool | str = "attention"
     temporal_kernel: int = 3
     temporal_layers: str | list[int] | None = None
+    causal: bool = False
     joint: bool = True
     temporal_adapters: int = 1
     scale: float = 0.5
@@ -206,11 +213,13 @@ class AIMConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the options as they are saved, with the values of the model that the adapter is being saved from.
 
-        Options of AIM that are None are left out, which means the same: versions that do not know an option then read
-        the adapters that do not use it.
+        Options of AIM that are None are left out, and ``causal`` if it is False, which means the same: versions that
+        do not know an option then read the adapters that do not use it.
         """
         inherited = {option.name for option in fields(PeftConfig)}  # transformers reads them, also if they are None
         found = {**super().to_dict(), **self.of_model}
+        if not self.causal:
+            del found["causal"]
         return {name: value for name, value in found.items() if value is not None or name in inherited}
 
     @property

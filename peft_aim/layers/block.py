@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peft_aim.attention import off_the_fast_path
 from peft_aim.backbone import Anatomy
-from peft_aim.clips import ClipShape, Frames, PerThread
+from peft_aim.clips import ClipShape, Frames, Past, PerThread, Span
 from peft_aim.config import AIMConfig
 from peft_aim.layers.adapter import bottleneck, drop_path
 from peft_aim.layers.base import AIMTunerLayer
@@ -66,18 +66,21 @@ class BranchSettings:
         scale: Factor s on the joint adapter.
         drop_path: Stochastic depth rate of this block.
         recompute: The setting of activation checkpointing.
+        averaged: Over how many of the last frames of a clip outputs are averaged, None for all.
     """
 
     temporal: TemporalBranch
     scale: float
     drop_path: float
     recompute: str
+    averaged: int | None
 
     @classmethod
     def of(cls, config: AIMConfig, anatomy: Anatomy, depth: float) -> BranchSettings:
         """Return the settings for a block from an adapter's options."""
         temporal = temporal_branch(config, anatomy)
-        return cls(temporal, config.scale, config.drop_path * depth, config.recompute)
+        averaged = config.num_frames if config.causal else None
+        return cls(temporal, config.scale, config.drop_path * depth, config.recompute, averaged)
 
 
 class AIMLayer(AIMTunerLayer):
@@ -196,20 +199,20 @@ class AIMLayer(AIMTunerLayer):
             self._given.set(None)
             if given is None:
                 raise RuntimeError(WITHOUT_NORM.format(self.anatomy.norm_outside))
-        frames = self.frames.of(self.anatomy.tokens.batch_first(tokens), self.anatomy.tokens.groups)
+        span = self.frames.of(self.anatomy.tokens.batch_first(tokens), self.anatomy.tokens.groups)
         settings = self.aim_settings[adapter]
         if not torch.is_grad_enabled() or settings.recompute == "nothing":
-            output, change = self._run(adapter, frames, given, *args, **kwargs)
+            output, change = self._run(adapter, span, given, *args, **kwargs)
         else:
-            run = partial(self._run_unless_changed, adapter, settings, frames)
+            run = partial(self._run_unless_changed, adapter, settings, span)
             output, change = recomputing(settings.recompute, self._hidden, run, given, *args, **kwargs)
         if self._outside[1] is not None:  # set here, as the end is not recomputed with the block
             self._change.set(None if change is None else Change(change, self.frames.call, torch.is_grad_enabled()))
-        self.frames.remember(first_tensor(output), frames)  # for the next block of a recomputed segment
+        self.frames.remember(first_tensor(output), span.frames)  # for the next block of a recomputed segment
         return output
 
     def _run_unless_changed(
-        self, adapter: str, settings: BranchSettings, frames: int, *args: Any, **kwargs: Any
+        self, adapter: str, settings: BranchSettings, span: Span, *args: Any, **kwargs: Any
     ) -> tuple[Any, Tensor | None]:
         """Run in forward and again in backward, where the same adapter has to be active."""
         if self.current != adapter or self.aim_settings[adapter] is not settings:
@@ -218,9 +221,9 @@ class AIMLayer(AIMTunerLayer):
                 f"A block with recompute={settings.recompute!r} is run again in backward for the adapter {adapter!r}, "
                 f"but now {now}. Call backward() before you switch, swap or disable adapters."
             )
-        return self._run(adapter, frames, *args, **kwargs)
+        return self._run(adapter, span, *args, **kwargs)
 
-    def _run(self, adapter: str, frames: int, given: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
+    def _run(self, adapter: str, span: Span, given: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """Run the adapters before the block, and the block; given are the tokens that the temporal branch takes.
 
         Returns:
@@ -228,9 +231,9 @@ class AIMLayer(AIMTunerLayer):
         """
         tokens = given
         if adapter in self.aim_temporal_embedding:
-            tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.anatomy.tokens)
+            tokens = embed(tokens, self.aim_temporal_embedding[adapter], span, self.anatomy.tokens)
         if adapter in self.aim_temporal_up:
-            tokens = tokens + self._checkpointed(partial(self.over_time, adapter, frames), tokens)
+            tokens = tokens + self._checkpointed(partial(self.over_time, adapter, span.frames, past=span.past), tokens)
         if tokens is given:
             return self.base_layer(*args, **kwargs), None
         taken = tokens if self._outside[0] is None else self._outside[0](tokens)
@@ -268,7 +271,7 @@ class AIMLayer(AIMTunerLayer):
         for handle in self._handles:
             handle.remove()
 
-    def over_time(self, adapter: str, frames: int, tokens: Tensor) -> Tensor:
+    def over_time(self, adapter: str, frames: int, tokens: Tensor, past: Past | None = None) -> Tensor:
         """Compute the temporal branch of an adapter, in the shape of the tokens."""
         held = {name: getattr(self, f"{TEMPORAL}{name}") for name in TEMPORAL_WEIGHTS}
         weights = {name: container[adapter] for name, container in held.items() if adapter in container}
@@ -276,7 +279,7 @@ class AIMLayer(AIMTunerLayer):
         branch = self.aim_settings[adapter].temporal
         if branch.normalizes and self._outside[0] is not None:
             tokens = self._outside[0](tokens)
-        mixed = branch(self.base_layer, weights, layout.batch_first(tokens), frames)
+        mixed = branch(self.base_layer, weights, layout.batch_first(tokens), frames, past)
         return self._drop(layout.restored(mixed), adapter, layout)
 
     def _add_spatial(self, attention: nn.Module, args: tuple, output: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.clips import Frames
+from peft_aim.clips import Frames, Past, Span, times
 from peft_aim.config import AIMConfig
 from peft_aim.layers.adapter import add_temporal_embedding
 from peft_aim.layers.base import AIMTunerLayer
@@ -24,7 +24,9 @@ class TemporalEmbedding(nn.Module):
     called. Files name it without ``weight``, see :func:`saved_name`.
 
     Args:
-        initial: The initial embedding.
+        initial: The initial embedding, of T' frames.
+        causal: Whether frames after the last have the embedding of the last, rather than that of all frames being
+            interpolated to the length of the clip. In streams, it is always so.
 
     Shape:
         embedding ``(1, T', D)``; tokens ``(B*T*G, *N, D) -> (B*T*G, *N, D)``
@@ -34,13 +36,17 @@ class TemporalEmbedding(nn.Module):
         [0.0, 2.0]
     """
 
-    def __init__(self, initial: Tensor) -> None:
+    def __init__(self, initial: Tensor, causal: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(initial)
+        self.causal = causal
 
-    def forward(self, tokens: Tensor, frames: int, groups: int = 1) -> Tensor:
+    def forward(self, tokens: Tensor, frames: int, groups: int = 1, past: Past | None = None) -> Tensor:
         """Add the embedding to tokens of clips of T frames, in G patch groups each."""
-        return add_temporal_embedding(tokens, self.weight, frames, groups)
+        embedding = self.weight
+        if self.causal or past is not None:
+            embedding = embedding[:, times(frames, past, tokens.device).clamp(max=embedding.shape[1] - 1)]
+        return add_temporal_embedding(tokens, embedding, frames, groups)
 
 
 def saved_name(name: str) -> str:
@@ -66,7 +72,7 @@ class AIMEmbedding(AIMTunerLayer):
         norm: The norm.
         width: Token width D.
         tokens: Layout of the tokens that the norm is called on.
-        frames: Maps tokens to the number of frames of their clips.
+        frames: Maps tokens to the frames of their clips.
     """
 
     adapter_layer_names = ("aim_temporal_embedding",)
@@ -84,24 +90,24 @@ class AIMEmbedding(AIMTunerLayer):
         """Add the temporal embedding to tokens ``(B*T, *N, D)`` and normalize them."""
         adapter = self.current
         if adapter is not None:
-            frames = self.frames.of(self.tokens.batch_first(tokens), self.tokens.groups)
-            tokens = embed(tokens, self.aim_temporal_embedding[adapter], frames, self.tokens)
+            span = self.frames.of(self.tokens.batch_first(tokens), self.tokens.groups)
+            tokens = embed(tokens, self.aim_temporal_embedding[adapter], span, self.tokens)
         return self.base_layer(tokens, *args, **kwargs)
 
 
 def new_embedding(config: AIMConfig, width: int) -> TemporalEmbedding:
     """Return a new temporal embedding (1, T, D)."""
     draw = torch.zeros if config.init_weights else torch.randn
-    return TemporalEmbedding(draw(1, config.num_frames, width))
+    return TemporalEmbedding(draw(1, config.num_frames, width), config.causal)
 
 
-def embed(tokens: Tensor, embedding: nn.Module, frames: int, layout: Layout) -> Tensor:
+def embed(tokens: Tensor, embedding: nn.Module, span: Span, layout: Layout) -> Tensor:
     """Add a temporal embedding to tokens in any layout.
 
     Args:
         tokens: Tokens of B clips.
         embedding: The :class:`TemporalEmbedding`.
-        frames: Frames T per clip.
+        span: Frames T per clip, and what a stream remembers of those before.
         layout: Their layout.
     """
-    return layout.restored(embedding(layout.batch_first(tokens), frames, layout.groups))
+    return layout.restored(embedding(layout.batch_first(tokens), span.frames, layout.groups, span.past))

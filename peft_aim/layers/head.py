@@ -54,6 +54,6 @@ class AIMHead(AIMTunerLayer):
             return self.base_layer(features, *args, **kwargs)
         head = self.aim_head[adapter]
         if self.training and self.aim_dropout[adapter]:
-            features = same_in_all_frames(features, self.aim_dropout[adapter], self.frames.of(features))
+            features = same_in_all_frames(features, self.aim_dropout[adapter], self.frames.of(features).frames)
         # A view of the class token would keep all other tokens in memory until backward.
         return head(features.to(head.weight.dtype).contiguous())

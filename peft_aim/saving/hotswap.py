@@ -40,8 +40,8 @@ def hotswap_adapter(
     Raises:
         ValueError: If the saved weights differ from the loaded ones in names or shapes (other blocks, bottlenecks,
             number of frames or classes, another ``temporal_embedding`` or ``temporal_conv``), if they are not of an
-            AIM adapter or cannot be downloaded, or if the model has no adapter of this name. The model is then
-            unchanged.
+            AIM adapter or cannot be downloaded, if only one of the two is causal, or if the model has no adapter of
+            this name. The model is then unchanged.
 
     Warns:
         UserWarning: If the saved adapter was trained on another backbone.
@@ -71,6 +71,13 @@ def hotswap_adapter(
     device = next(iter(tensors.values())).device
     if device.type == "meta":
         raise ValueError(f"The adapter {adapter_name!r} is on the device 'meta'. Load its weights first.")
+    if config.causal != loaded.causal:
+        raise ValueError(
+            f"{model_name_or_path} has causal={config.causal}, but the adapter {adapter_name!r} has "
+            f"causal={loaded.causal}. Load it under another name instead: "
+            f"model.load_adapter({str(model_name_or_path)!r}, 'other'), "
+            "model.set_adapter('other')."
+        )
     config.fetch_weights()
     check_fits(tensors, saved_shapes(config.folder), model_name_or_path)
     weights = load_peft_weights(config.folder, torch_device or str(device))

@@ -8,7 +8,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from peft_aim.backbone import Inspection, PartNames, check_own_code_and_weights, within
+from peft_aim.backbone import Inspection, PartNames, check_own_code_and_weights, listed, within
 from peft_aim.config import AIMConfig
 from peft_aim.layers import AIMTunerLayer
 from peft_aim.targets.names import own_names
@@ -111,6 +111,24 @@ def check_modules_to_save(model: nn.Module, found: Inspection, config: AIMConfig
                 f"modules_to_save={config.modules_to_save} matches {what}. Give modules outside of adapted blocks, "
                 f"such as the final norm. At its top level, this {type(model).__name__} has {', '.join(outside)}."
             )
+
+
+def check_causal(reasons: dict[str, str], config: AIMConfig) -> None:
+    """Check that temporal attention can be limited to earlier frames where no convolution may take its place.
+
+    Args:
+        reasons: Why it cannot, by the name of the block.
+        config: The options.
+
+    Raises:
+        ValueError: If it cannot, with the reasons.
+    """
+    if reasons and not config.may_convolve:
+        raise ValueError(
+            f"causal=True is not possible in {len(reasons)} blocks:{listed(reasons)}\nTo give these a causal "
+            "convolution over time instead of temporal attention, pass temporal='auto'; to leave them out, "
+            "exclude_modules."
+        )
 
 
 def check_embedding_is_added_once(found: Inspection, entries: list[str]) -> None:

@@ -10,11 +10,16 @@ from types import SimpleNamespace
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
-from peft_aim.backbone import Anatomy, Inspection, listed, outermost, within
+from peft_aim.backbone import Anatomy, Inspection, listed, note_causal, outermost, within
 from peft_aim.config import AIMConfig
 from peft_aim.layers import BRANCHES, AIMLayer, is_decayed
 from peft_aim.saving import plain, unwrapped
-from peft_aim.targets.checks import check_embedding_is_added_once, check_head, check_modules_to_save
+from peft_aim.targets.checks import (
+    check_causal,
+    check_embedding_is_added_once,
+    check_head,
+    check_modules_to_save,
+)
 from peft_aim.targets.names import own_names
 
 
@@ -33,6 +38,8 @@ def resolve_targets(model: nn.Module, found: Inspection, config: AIMConfig) -> N
     if config.has_block_adapters:
         config.branches = select_blocks(model, found, config.search_anew())
         config.note_targets(as_regex(list(config.branches)))
+        if config.causal and config.temporal != "conv":
+            check_causal(note_causal(model, found, _with_temporal(config)), config)
     if config.temporal_embedding == "input":
         entries = entries_of(found, list(config.branches))
         if not entries:
@@ -46,6 +53,10 @@ def resolve_targets(model: nn.Module, found: Inspection, config: AIMConfig) -> N
         config.branches[found.head] = ["head"]
     if config.final_norm:
         config.branches |= {name: ["norm"] for name in found.final_norms}
+
+
+def _with_temporal(config: AIMConfig) -> list[str]:
+    return [name for name, has in config.branches.items() if "temporal" in has]
 
 
 def branches(config: AIMConfig, anatomy: Anatomy, index: int) -> list[str]:

@@ -43,6 +43,8 @@ class Recipe:
             convolution in other blocks.
         temporal_layers: Blocks in which information passes between frames: "even" (the first, the third, ...), "odd",
             or indices such as 0,2,4. None (the default) means all.
+        causal: Whether frames get information from earlier frames only, so that the adapter can classify a stream at
+            the cost of one frame per frame.
         temporal_adapters: Temporal adapters per block: 1, or 2 to add one before the temporal attention.
         temporal_conv: Whether the adapter after temporal attention also has a convolution over time; the paper has
             none. None (the default) means that it has, wherever there is temporal attention.
@@ -102,6 +104,7 @@ class Recipe:
     scale: float = 0.5
     temporal: str = "attention"
     temporal_layers: str | tuple[int, ...] | None = None
+    causal: bool = False
     temporal_adapters: int = 1
     temporal_conv: bool | None = None
     temporal_embedding: str | None = None

@@ -27,7 +27,7 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
     temporal = aim_options.get("temporal", recipe.temporal)
     temporal = "attention" if temporal is True else temporal
     recipe = replace(recipe, temporal=temporal or recipe.temporal).with_order()
-    branch = ("temporal_layers", "temporal_adapters", "temporal_conv", "temporal_embedding")
+    branch = ("temporal_layers", "causal", "temporal_adapters", "temporal_conv", "temporal_embedding")
     of_backbone = getattr(getattr(backbone, "config", None), "problem_type", None)
     drops = temporal or aim_options.get("joint", True)
     options = {

@@ -1,0 +1,225 @@
+"""Classify videos while they last, at the cost of one frame per frame."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from peft_aim.backbone import listed, note_causal
+from peft_aim.clips import Cell, Continued, Past
+from peft_aim.config import AIMConfig
+from peft_aim.saving import adapter_weights
+from peft_aim.targets import adapted_blocks
+from peft_aim.tracing import tensors_in
+
+
+class Stream:
+    """A video, or a batch of B videos, that a model with a causal adapter classifies while it lasts.
+
+    Each frame is computed once. Of the frames before it, every block keeps keys and values of its temporal attention,
+    in a ring of ``num_frames``, and what a convolution over time covers. With N tokens of width D per frame, the ring
+    of a block has B * N * D * 2 * num_frames numbers; in float32, 8 frames take 116 MB in the 12 blocks of a ViT-B/16.
+    Nothing grows with time.
+
+    Several streams can share a model, also in threads, and together with ordinary calls of it. Call ``model.eval()``
+    first. The model can be compiled: the first frames run uncompiled, and nothing is compiled again as time goes on.
+
+    Args:
+        model: A model with an active AIM adapter that has ``causal=True``.
+        approximate: Whether to run an adapter that was trained on whole clips as if it were causal. Its scores are
+            not those of any clip (``benchmarks.streaming`` has the loss in accuracy).
+
+    Raises:
+        ValueError: If the model has no active AIM adapter, if the adapter is not causal, or with ``approximate=True``
+            cannot be run as if it were.
+
+    Example:
+        >>> import timm
+        >>> from peft import get_peft_model
+        >>> backbone = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+        >>> model = get_peft_model(backbone, AIMConfig(num_frames=4, causal=True, num_labels=3)).eval()
+        >>> stream, video = Stream(model), torch.randn(1, 6, 3, 32, 32)
+        >>> for frame in video.unbind(1):
+        ...     scores = stream.push(frame)
+        >>> torch.allclose(scores, model(video), atol=1e-5), len(stream)
+        (True, 6)
+    """
+
+    def __init__(self, model: nn.Module, approximate: bool = False) -> None:
+        self.model, self.approximate = model, approximate
+        self.reset()
+
+    def __len__(self) -> int:
+        """Return the number of frames pushed since the stream began."""
+        return self._count
+
+    def reset(self) -> None:
+        """Begin a new video, with the adapter that is active now."""
+        self._root = adapted_root(self.model)
+        self._adapter, self._config = self._active()
+        if not self._config.causal:
+            self._approximate()
+        self._weights = list(adapter_weights(self._root, self._adapter).values())
+        self._versions = versions(self._weights)
+        self._past: Past | None = None
+        self._shape: tuple[int, ...] = ()
+        self._scores = torch.empty(0)  # of the last num_frames frames: that of frame t in row t % num_frames
+        self._count, self._is_broken = 0, False
+
+    @torch.no_grad()
+    def push(self, frames: Tensor) -> Tensor:
+        """Add the next frames.
+
+        Args:
+            frames: The next frame ``(B, C, H, W)``, or several frames ``(B, T, C, H, W)``, as floats that are
+                normalized for the backbone.
+
+        Returns:
+            The class scores so far, ``(B, classes)``: the mean over the last ``num_frames`` frames. Features, if the
+            model has no head.
+
+        Raises:
+            ValueError: If the frames have another shape than those before, or there are none; if another adapter is
+                active, or its weights have changed, since the stream began; or if an earlier push failed midway.
+        """
+        frames = frames.unsqueeze(1) if frames.ndim == len(self._root.aim_clips.inspection.image) + 1 else frames
+        self._check(frames)
+        past, is_first = self._past, self._past is None
+        if past is None:
+            past = Past(self._config.num_frames, torch.zeros((), dtype=torch.long, device=frames.device))
+        try:
+            scores = self._run(frames, past, is_first)
+        except BaseException:  # also if it is interrupted
+            self._is_broken = past.is_used
+            raise
+        self._past, self._shape = past, (frames.shape[0], *frames.shape[2:])
+        past.time += frames.shape[1]
+        return self._average(scores)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the stream remembers, to continue it elsewhere. It is changed in place by the next push."""
+        if self._past is None:
+            return {}
+        cells = {f"{i}.{name}": tensor for i, cell in enumerate(self._past.cells) for name, tensor in cell.items()}
+        shape = torch.tensor(self._shape)
+        return {"time": self._past.time, "shape": shape, "scores": self._scores, **cells}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue the stream that a :meth:`state_dict` is of, which has to have the same adapter."""
+        self.reset()
+        if not state:
+            return
+        own = {name: tensor.to(self._weights[0].device, copy=True) for name, tensor in state.items()}
+        time, shape, self._scores = own.pop("time"), own.pop("shape"), own.pop("scores")
+        cells: dict[int, Cell] = defaultdict(dict)
+        for name, tensor in own.items():
+            number, _, part = name.partition(".")
+            cells[int(number)][part] = tensor
+        self._past = Past(self._config.num_frames, time, [cells[i] for i in range(len(cells))])
+        self._count, self._shape = int(time), tuple(shape.tolist())
+
+    def _run(self, frames: Tensor, past: Past, is_first: bool) -> Tensor:
+        """Return the scores of each frame, ``(B, T, classes)``."""
+        past.begin()
+        with uncompiled() if is_first else nullcontext():  # creates what is remembered, which compiled code then finds
+            output = self.model(Continued(frames, past))
+        found = (tensor for tensor in tensors_in(output) if tensor.ndim == 3 and tensor.is_floating_point())
+        scores = next(found, None)
+        if scores is None:
+            raise ValueError(
+                f"{type(self._root).__name__} returns neither class scores nor pooled features, one vector per frame. "
+                "Give the adapter a head with num_labels, or use the model's variant for image classification."
+            )
+        return scores
+
+    def _average(self, scores: Tensor) -> Tensor:
+        """Return the mean of the scores of the last frames, after adding those of some frames."""
+        width = self._config.num_frames
+        if not self._count:
+            self._scores = scores.new_zeros(width, scores.shape[0], scores.shape[2])
+        for of_frame in scores.unbind(1):
+            self._scores[self._count % width] = of_frame
+            self._count += 1
+        return self._scores[: self._count].mean(0)
+
+    def _active(self) -> tuple[str, AIMConfig]:
+        """Return the active adapter, by name, and its options."""
+        active = {layer.current for layer in self._root.aim_clips.layers} - {None}
+        if not active:
+            raise ValueError(
+                "No AIM adapter is active in this model. Activate one with model.set_adapter(name), outside of "
+                "model.disable_adapter()."
+            )
+        (name,) = active
+        return name, self._root.peft_config[name]
+
+    def _approximate(self) -> None:
+        """Prepare an adapter that is not causal to be run as if it were."""
+        if not self.approximate:
+            raise ValueError(
+                f"The adapter {self._adapter!r} is not causal: it was trained on whole clips, in which frames attend "
+                "to later ones, and these are not there yet in a stream. Train one with AIMConfig(causal=True), or "
+                "peft-aim train --causal; or run it as if it were causal, with other scores, by "
+                "Stream(model, approximate=True); or run it on a sliding window, peft-aim watch --window."
+            )
+        found = self._root.aim_clips.inspection
+        blocks = adapted_blocks(self._root, self._adapter)
+        reasons = note_causal(self._root, found, blocks)
+        if reasons:
+            raise ValueError(f"The adapter {self._adapter!r} cannot be run as if it were causal:{listed(reasons)}")
+        for name in blocks:
+            layer = self._root.get_submodule(name)
+            layer.anatomy = found.modules[name]
+            layer.configure(self._adapter, self._config)
+
+    def _check(self, frames: Tensor) -> None:
+        if self._is_broken:
+            raise ValueError("An earlier push failed midway, so what the stream remembers is wrong. Call reset().")
+        now = self._active()[0]
+        if now != self._adapter or versions(self._weights) != self._versions:
+            what = f"The active adapter is {now!r}" if now != self._adapter else f"The weights of {now!r} have changed"
+            raise ValueError(
+                f"{what}, but the stream began with {self._adapter!r}, and remembers what that made of its frames. "
+                "Call reset() to begin a new one."
+            )
+        shape = (frames.shape[0], *frames.shape[2:])
+        if self._shape and shape != self._shape:
+            raise ValueError(
+                f"Got frames {tuple(frames.shape)}, but those before were {self._shape[0]} videos of frames "
+                f"{self._shape[1:]}. Resize them, or call reset() to begin a new stream."
+            )
+        if self._root.training and (self._config.drop_path or self._config.head_dropout):
+            raise ValueError(
+                "The model is in training mode, in which adapters drop parts at random. Call model.eval()."
+            )
+
+
+def adapted_root(model: nn.Module) -> nn.Module:
+    """Return the backbone with AIM adapters inside of a model: a PeftModel, compiled or wrapped, or the backbone."""
+    root = next((module for module in model.modules() if "aim_clips" in vars(module)), None)
+    if root is None:
+        raise ValueError(
+            f"This {type(model).__name__} has no AIM adapters. Pass a model from get_peft_model(backbone, "
+            "AIMConfig(causal=True)), or PeftModel.from_pretrained."
+        )
+    return root
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled models as they were before; in one thread at a time, since that is a setting of the process."""
+    with _stance, torch.compiler.set_stance("force_eager"):
+        yield
+
+
+_stance = threading.Lock()
+
+
+def versions(weights: list[Tensor]) -> list[int]:
+    """Return how often each weight has been changed in place."""
+    return [0 if weight.is_inference() else weight._version for weight in weights]
