@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from peft_aim.streaming import Stream
 from peft_aim.video.adapters import Loaded
 from peft_aim.video.evaluate import score, scores_of
 from peft_aim.video.finite import NotFinite, why_not_finite
@@ -71,8 +72,6 @@ class Causal(Scorer):
     """
 
     def __init__(self, model: PeftModel, frames: int) -> None:
-        from peft_aim.streaming import Stream
-
         self._model, self._most, self._stream = model, frames, Stream(model)
 
     def push(self, frame: Tensor) -> Tensor:
@@ -101,10 +100,10 @@ def scorer_of(loaded: Loaded, window: bool) -> Scorer:
     frames = loaded.descriptions[0].frames
     if window:
         return SlidingWindow(loaded.model, frames)
-    if not getattr(loaded.model.active_peft_config, "causal", False):
+    if not loaded.model.active_peft_config.causal:
         raise ValueError(
             f"The adapter {loaded.names[0]} is not causal: in its temporal attention, frames attend to later ones. "
             f"Give --window (window=True in Python) to score the last {frames} frames anew for each frame, or train "
-            "an adapter with causal=True, which computes each frame once."
+            "an adapter that computes each frame once with peft-aim train --causal."
         )
     return Causal(loaded.model, frames)

@@ -58,6 +58,27 @@ def test_the_last_window_has_the_scores_of_the_model_on_that_clip(adapter, tmp_p
     assert remarks_in(events) == "Taking 5 frames per second, as in training: the 4 frames of a clip are 0.8 s."
 
 
+def test_a_causal_adapter_has_at_each_frame_the_scores_of_the_video_so_far(causal_adapter, tmp_path):
+    path = old(write(tmp_path / "a.mp4", count=22))
+    found = scores_in(list(watch(causal_adapter, str(path), top_k=3)))
+    loaded = load_adapters([causal_adapter])
+    views = loaded.descriptions[0].views_with(1, 1)
+    with open_video(path) as video:
+        taken = torch.cat([*views.transform.cropped(video.read(range(0, 22, 2), views.transform.covering))])
+    for count, scores in enumerate(found, 1):
+        (expected,) = score(loaded.model, taken[None, :count], 1)
+        assert [p for _, p in scores.top] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
+        assert scores.frames == min(count, 4)
+    assert len(found) == 11
+
+
+def test_an_adapter_that_is_not_causal_needs_a_window(adapter, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"is not causal: in its temporal .* Give --window \(window=True in Python\) to"
+    ):
+        watch(adapter, str(write(tmp_path / "a.mp4")))
+
+
 def test_a_file_of_a_single_clip_is_scored_as_predict_does(adapter, tmp_path):
     path = old(write(tmp_path / "a.mp4", count=7))
     (scores,) = scores_in(list(watch(adapter, str(path), window=True)))
@@ -180,6 +201,15 @@ def test_a_stream_that_breaks_off_is_opened_again(adapter, tmp_path, monkeypatch
     assert f"{server.url} broke off at 2.9 s (it ended). Trying to open it again, up to 2 times." in remarks
     assert f"{server.url} is back after {summary.lost:.1f} s, which are lost. Scores start anew from here." in remarks
     assert f"Opened again 1 times, {summary.lost:.1f} s lost" in str(summary)
+
+
+def test_after_a_break_the_scores_of_a_causal_adapter_start_anew(causal_adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("peft_aim.video.live.reader.FIRST_PAUSE", 0.05)
+    with Server([mpegts(tmp_path, 30)] * 2) as server, pytest.raises(BrokenVideo, match="is not back after 1 tries"):
+        found = []
+        for event in watch(causal_adapter, server.url, retry=1, live=False):
+            found += [event] if isinstance(event, Scores) else []
+    assert [scores.top for scores in found[:15]] == [scores.top for scores in found[15:]] and len(found) == 30
 
 
 def test_a_url_that_answers_nothing_is_an_error(adapter, capsys):
