@@ -20,7 +20,6 @@ from peft_aim.video.live.scoring import Scorer, scorer_of
 from peft_aim.video.live.source import Feed
 from peft_aim.video.live.taking import Taker
 
-ROOM = 2  # frames that wait for the model: enough for two that come together, too few to fall far behind
 LOOK = 1.0  # seconds between two looks at a silent source
 
 
@@ -130,7 +129,7 @@ class Watch:
         self._feed, self._scorer, self._classes, self._introduction = feed, scorer, classes, introduction
         self._top_k, self._timeout, self._fps = min(top_k, len(classes)), timeout, fps
         self._on_top: Counter[str] = Counter()
-        self._mailbox = Mailbox(ROOM)
+        self._mailbox = Mailbox(fps)
         self._taker = Taker(feed.name, self._mailbox, prepare, fps)
         self._reader = Reader(feed, self._taker, self._mailbox, timeout, retry, live)
 
