@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import sys
 import time
 from _thread import interrupt_main
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -17,6 +21,9 @@ import torch
 from live import Server, mpegts, pieces, write_slowly
 from videos import write
 
+from benchmarks.containers.forms import Encoded
+from benchmarks.containers.numbered import numbered
+from peft_aim import AIMConfig
 from peft_aim.__main__ import main
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.data import BrokenVideo, open_video
@@ -91,12 +98,28 @@ def test_a_growing_file_is_read_to_its_end(adapter, tmp_path):
     watched = watch(adapter, str(path), window=True, timeout=0.8)
     events = iter(watched)
     os.utime(path)
-    remarks = [str(next(events)), str(next(events))]
+    next(events)
     write_slowly(path, data[100:])
     assert [scores.time for scores in events] == pytest.approx([i / 5 for i in range(3, 30)])
     assert (watched.summary.seen, watched.summary.taken, watched.summary.skipped) == (60, 30, 0)
-    why = "Invalid data found when processing input"
-    assert remarks[1] == f"{path} cannot be read yet ({why}); it is still being written to."
+
+
+@pytest.mark.parametrize("form", ["a.mkv", "frag_keyframe+empty_moov.mp4", "none.mp4"])
+def test_growing_files_of_other_containers_are_read_to_their_end(adapter, tmp_path, form):
+    """MP4 with its index at the end as soon as that is written."""
+    flags = Path(form).stem
+    Encoded(flags={"movflags": flags} if "+" in flags else {})(numbered(60), tmp_path / form)
+    data, path = (tmp_path / form).read_bytes(), tmp_path / f"growing{Path(form).suffix}"
+    path.write_bytes(data[: len(data) // 3])
+    watched = watch(adapter, str(path), window=True, timeout=0.5)
+    events = iter(watched)
+    os.utime(path)
+    next(events)
+    write_slowly(path, data[len(data) // 3 :])
+    events = list(events)
+    assert scores_in(events) and watched.summary.seen == 60
+    remark = f"{path} cannot be read yet (Invalid data found when processing input); it is still being written to."
+    assert remarks_in(events) == (remark if form == "none.mp4" else "")
 
 
 def test_frames_of_another_size_in_mid_stream_are_resized(adapter, tmp_path):
@@ -129,6 +152,24 @@ def test_a_file_with_fewer_frames_than_a_window_is_an_error(adapter, tmp_path):
     (tmp_path / "a.mp4").unlink()
     with pytest.raises(ValueError, match=r"There is no file .*a.mp4. Give a video file, a camera \(0 or /dev"):
         watch(adapter, str(tmp_path / "a.mp4"), window=True)
+
+
+def test_a_recording_at_a_url_is_read_once_and_no_frame_is_skipped(adapter, tmp_path):
+    """Its server tells no length but that of the file."""
+    (tmp_path / "a.ts").write_bytes(mpegts(tmp_path, 60))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        watched = watch(adapter, f"http://127.0.0.1:{server.server_port}/a.ts", window=True)
+        assert len(scores_in(list(watched))) == 27 and watched.summary.reconnections == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args) -> None:
+        pass
 
 
 # Pipes.
@@ -225,3 +266,49 @@ def test_a_camera_that_is_not_there_is_an_error(adapter, capsys):
     for name in ("97", "/dev/video97"):
         assert main(["watch", adapter, name, "--window"]) == 1
         assert re.search(r"There is no camera /dev/video97\. (No camera is conn|The cameras)", capsys.readouterr().err)
+
+
+# Options.
+
+
+def test_other_rates_can_be_given(adapter, tmp_path):
+    path = str(old(write(tmp_path / "a.mp4", count=22)))
+    watched = watch(adapter, path, window=True, fps=10)
+    introduction, *events = watched
+    assert (
+        str(introduction) == ("Taking 10 frames per second (in training, 5): the 4 frames of a clip are 0.4 s.")
+        and len(events) == 19
+    )
+
+
+def test_an_adapter_without_a_rate_needs_one(adapter, tmp_path, capsys):
+    """As earlier versions and peft-aim convert save them."""
+    shutil.copytree(adapter, tmp_path / "adapter")
+    config = AIMConfig.from_pretrained(tmp_path / "adapter")
+    del config.video["rate"]
+    config.save_pretrained(tmp_path / "adapter")
+    path = str(old(write(tmp_path / "a.mp4", count=22)))
+    assert main(["watch", str(tmp_path / "adapter"), path, "--window"]) == 1
+    error = capsys.readouterr().err
+    assert "does not record at which frame rate it was trained" in error
+    assert "with --fps (fps in Python): the frame rate of its training videos divided by 2, the stride." in error
+    assert main(["watch", str(tmp_path / "adapter"), path, "--window", "--fps", "5"]) == 0
+
+
+@pytest.mark.parametrize("options", [["--top-k", "0"], ["--timeout", "0"], ["--retry", "-1"], ["--fps", "0"]])
+def test_options_out_of_range_are_errors(adapter, tmp_path, capsys, options):
+    assert main(["watch", adapter, str(write(tmp_path / "a.mp4")), "--window", *options]) == 1
+    name = options[0].removeprefix("--").replace("-", "_")
+    assert re.search(rf"{name}={options[1]}.* is out of range. Give at least 1 class,", capsys.readouterr().err)
+
+
+def test_whoever_reads_the_output_may_stop(adapter, tmp_path, monkeypatch):
+    """As in peft-aim watch ... | head -1."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    monkeypatch.setattr(sys, "stdout", open(theirs, "w"))
+    try:
+        path = str(old(write(tmp_path / "a.mp4", count=22)))
+        assert main(["watch", adapter, path, "--window"]) == 0
+    finally:
+        sys.stdout.close()
