@@ -25,9 +25,9 @@ from benchmarks.containers.forms import Encoded
 from benchmarks.containers.numbered import numbered
 from peft_aim import AIMConfig
 from peft_aim.__main__ import main
-from peft_aim.video.adapters import load_adapters
 from peft_aim.video.data import BrokenVideo, open_video
 from peft_aim.video.evaluate import score
+from peft_aim.video.live import watch as watch_module
 from peft_aim.video.live.events import Remark, Scores
 from peft_aim.video.live.printing import Printer
 from peft_aim.video.live.watch import watch
@@ -54,7 +54,7 @@ def remarks_in(events: list) -> str:
 def test_the_last_window_has_the_scores_of_the_model_on_that_clip(adapter, tmp_path):
     path = old(write(tmp_path / "a.mp4", count=22))
     events = list(watch(adapter, str(path), top_k=3, window=True))
-    loaded = load_adapters([adapter])
+    loaded = watch_module.load_adapters([adapter], None)
     views = loaded.descriptions[0].views_with(1, 1)
     for scores, last in zip(scores_in(events), range(6, 22, 2), strict=True):
         with open_video(path) as video:
@@ -68,7 +68,7 @@ def test_the_last_window_has_the_scores_of_the_model_on_that_clip(adapter, tmp_p
 def test_a_causal_adapter_has_at_each_frame_the_scores_of_the_video_so_far(causal_adapter, tmp_path):
     path = old(write(tmp_path / "a.mp4", count=22))
     found = scores_in(list(watch(causal_adapter, str(path), top_k=3)))
-    loaded = load_adapters([causal_adapter])
+    loaded = watch_module.load_adapters([causal_adapter], None)
     views = loaded.descriptions[0].views_with(1, 1)
     with open_video(path) as video:
         taken = torch.cat([*views.transform.cropped(video.read(range(0, 22, 2), views.transform.covering))])
@@ -95,7 +95,7 @@ def test_a_file_of_a_single_clip_is_scored_as_predict_does(adapter, tmp_path):
 def test_a_growing_file_is_read_to_its_end(adapter, tmp_path):
     data, path = mpegts(tmp_path, 60), tmp_path / "growing.ts"
     path.write_bytes(data[:100])  # not even a frame
-    watched = watch(adapter, str(path), window=True, timeout=0.8)
+    watched = watch(adapter, str(path), window=True, timeout=0.5)
     events = iter(watched)
     os.utime(path)
     next(events)
@@ -306,7 +306,7 @@ def test_whoever_reads_the_output_may_stop(adapter, tmp_path, monkeypatch):
     """As in peft-aim watch ... | head -1."""
     ours, theirs = os.pipe()
     os.close(ours)
-    monkeypatch.setattr(sys, "stdout", open(theirs, "w"))
+    monkeypatch.setattr(sys, "stdout", os.fdopen(theirs, "w"))
     try:
         path = str(old(write(tmp_path / "a.mp4", count=22)))
         assert main(["watch", adapter, path, "--window"]) == 0
