@@ -46,7 +46,6 @@ def counted(plan: Plan, frames: int, **options: Any) -> Facts:
         "window_gmac": gmac(lambda: window(clips)),
         "window_peak_mb": peak(lambda: window(clips)),
     }
-    del window
     model = causal(plan, frames, **options)
     facts["clip_gmac"] = gmac(lambda: model(clips)) / frames
     stream, frame, of_frames, remembered = Stream(model), clips[:, 0], [], []
