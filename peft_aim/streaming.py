@@ -30,7 +30,8 @@ class Stream:
     first. The model can be compiled: the first frames run uncompiled, and nothing is compiled again as time goes on.
 
     Args:
-        model: A model with an active AIM adapter that has ``causal=True``.
+        model: A model with an active AIM adapter that has ``causal=True``; of a model of images and text, its image
+            tower runs.
         approximate: Whether to run an adapter that was trained on whole clips as if it were causal. Its scores are
             not those of any clip (``benchmarks.streaming`` has the loss in accuracy).
 
@@ -127,8 +128,10 @@ class Stream:
     def _run(self, frames: Tensor, past: Past, is_first: bool) -> Tensor:
         """Return the scores of each frame, ``(B, T, classes)``."""
         past.begin()
+        tower = self._root.aim_clips.inspection.tower
+        model = self._root.get_submodule(tower) if tower else self.model
         with uncompiled() if is_first else nullcontext():  # creates what is remembered, which compiled code then finds
-            output = self.model(Continued(frames, past))
+            output = model(Continued(frames, past))
         found = (tensor for tensor in tensors_in(output) if tensor.ndim == 3 and tensor.is_floating_point())
         scores = next(found, None)
         if scores is None:

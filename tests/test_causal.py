@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import transformers as tf
 import zoo
 from peft import PeftModel, get_peft_model
 from timm.layers import Attention
@@ -365,6 +366,18 @@ def test_an_adapter_trained_on_whole_clips_is_streamed_only_on_request():
     refused = get_peft_model(with_attention_between_channels(), AIMConfig(num_labels=2)).eval()
     with pytest.raises(ValueError, match="'default' cannot be run as if it were causal:\n  blocks.0"):
         Stream(refused, approximate=True)
+
+
+@torch.no_grad()
+def test_of_a_model_of_images_and_text_the_image_tower_runs():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    towers = {
+        "vision_config": {**sizes, "image_size": 32, "patch_size": 8},
+        "text_config": {**sizes, "vocab_size": 99},
+    }
+    backbone, clips = tf.CLIPModel(tf.CLIPConfig(**towers)).eval(), zoo.make_clips(frames=LONG)
+    model = get_peft_model(backbone, AIMConfig(num_frames=WIDTH, causal=True, init_weights=False)).eval()
+    assert close(pushed(Stream(model), clips)[-1:], [backbone.vision_model(clips).pooler_output])
 
 
 def test_a_stream_needs_scores_and_a_model_in_evaluation_mode():
