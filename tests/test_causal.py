@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import transformers as tf
 import zoo
 from peft import PeftModel, get_peft_model
 from timm.layers import Attention
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring.counting import gmac
 from peft_aim import AIMConfig, hotswap_adapter
+from peft_aim.__main__ import main
 from peft_aim.attention import USERS_KINDS, along_time, find_causal, find_kind
 from peft_aim.layers import AIMLayer
 from peft_aim.streaming import Stream
@@ -149,13 +151,14 @@ def test_a_causal_adapter_is_saved_and_loaded_as_one(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(zoo.build("hf_vit"), tmp_path).eval()
     assert loaded.peft_config["default"].causal
+    assert "from peft_aim.streaming import Stream" in (tmp_path / "README.md").read_text()
     assert torch.equal(zoo.scores(loaded(clips)), zoo.scores(model(clips)))
     with pytest.raises(ValueError, match=r"has causal=True, but the adapter 'default' has causal=False\. Load it"):
         hotswap_adapter(causal("hf_vit", causal=False), tmp_path)
 
 
 def test_the_summary_says_which_attention_is_causal(capsys):
-    causal("timm_vit").print_adapted_blocks()
+    assert main(["inspect", "vit_tiny_patch16_224", "--causal"]) == 0
     assert "softmax attention with its own projections, without its spatial terms, causal" in capsys.readouterr().out
 
 
@@ -262,7 +265,8 @@ def test_a_stream_is_continued_elsewhere():
     model, clips = causal("timm_swin"), zoo.make_clips(frames=LONG)
     expected, first, second = prefixes(model, clips), Stream(model), Stream(model)
     second.load_state_dict(first.state_dict())  # nothing yet
-    pushed(first, clips[:, :4])
+    with torch.inference_mode():
+        pushed(first, clips[:, :4])
     second.load_state_dict(first.state_dict())
     assert len(second) == 4
     for stream in (first, second):
@@ -323,8 +327,11 @@ def test_a_stream_belongs_to_one_adapter_with_its_weights():
         stream.push(clips[:, 1])
     with model.disable_adapter(), pytest.raises(ValueError, match="No AIM adapter is active in this model"):
         stream.push(clips[:, 1])
+    backbone = model.unload()
+    with pytest.raises(ValueError, match="This PeftModel has no AIM adapters"):
+        stream.push(clips[:, 1])
     with pytest.raises(ValueError, match="This VisionTransformer has no AIM adapters"):
-        Stream(zoo.build("timm_vit"))
+        Stream(backbone)
 
 
 @torch.no_grad()
@@ -359,6 +366,18 @@ def test_an_adapter_trained_on_whole_clips_is_streamed_only_on_request():
     refused = get_peft_model(with_attention_between_channels(), AIMConfig(num_labels=2)).eval()
     with pytest.raises(ValueError, match="'default' cannot be run as if it were causal:\n  blocks.0"):
         Stream(refused, approximate=True)
+
+
+@torch.no_grad()
+def test_of_a_model_of_images_and_text_the_image_tower_runs():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    towers = {
+        "vision_config": {**sizes, "image_size": 32, "patch_size": 8},
+        "text_config": {**sizes, "vocab_size": 99},
+    }
+    backbone, clips = tf.CLIPModel(tf.CLIPConfig(**towers)).eval(), zoo.make_clips(frames=LONG)
+    model = get_peft_model(backbone, AIMConfig(num_frames=WIDTH, causal=True, init_weights=False)).eval()
+    assert close(pushed(Stream(model), clips)[-1:], [backbone.vision_model(clips).pooler_output])
 
 
 def test_a_stream_needs_scores_and_a_model_in_evaluation_mode():
