@@ -85,7 +85,7 @@ class Reader:
             if self._stopped.wait(min(FIRST_PAUSE * 2 ** min(i, 9), LONGEST_PAUSE)):
                 raise Closed
             reason = self._read_once()
-            if self._taker.counts.seen > seen:
+            if self._taker.counts.seen > seen or not reason:
                 return reason
         last = f" When last tried: {reason}." if reason else ""
         raise BrokenVideo(f"{broken} It is not back (--retry {self._retry}).{last}")
@@ -100,6 +100,8 @@ class Reader:
         try:
             with self._feed.opened(self._timeout, self._stopped, self._taker.say) as stream:
                 connection = Connection(stream)
+                if counts.seen and connection.is_recording:  # as HLS is after its end: what is left has been seen
+                    return ""
                 streams = streams and not connection.is_recording
                 self._mailbox.newest_win = streams if self._live is None else self._live
                 self._taker.take_from(connection)

@@ -95,7 +95,7 @@ def connected(monkeypatch):
 
 
 def watched(source: Synthetic, scorer: Scorer | None = None, prepare: Counted | None = None, **options) -> Watch:
-    return Watch(source, scorer or Last(), prepare or Counted(), classes=["a", "b"], retry=0, **options)
+    return Watch(source, scorer or Last(), prepare or Counted(), classes=["a", "b"], **{"retry": 0, **options})
 
 
 def scores_of(watch: Watch) -> list[Scores]:
@@ -153,6 +153,15 @@ def test_the_thread_ends_when_nobody_watches_any_more():
             break
     assert not [thread for thread in alive_threads() if thread.name == "reading synthetic"]
     assert watch.summary.seen < 20
+
+
+def test_a_stream_that_has_become_a_recording_has_ended(monkeypatch):
+    """As HLS does, of which the last segments are still there."""
+    monkeypatch.setattr(reader, "FIRST_PAUSE", 0.01)
+    source = Synthetic(20)
+    source.after = lambda: setattr(source, "is_recording", True)
+    watch = watched(source, fps=RATE, retry=3)
+    assert len(scores_of(watch)) == 20 == watch.summary.seen
 
 
 # Pace.
