@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import time
-from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -226,7 +225,7 @@ def test_ctrl_c_ends_with_a_summary_also_while_nothing_comes(adapter, tmp_path, 
     def shown(printer: Printer, event: Scores | Remark) -> None:
         show(printer, event)
         if "Waiting" in str(event):
-            interrupt_main()
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(Printer, "show", shown)
     monkeypatch.setattr("peft_aim.video.live.watch.LOOK", 0.01)
