@@ -118,7 +118,7 @@ def test_growing_files_of_other_containers_are_read_to_their_end(adapter, tmp_pa
     write_slowly(path, data[len(data) // 3 :])
     events = list(events)
     assert scores_in(events) and watched.summary.seen == 60
-    remark = f"{path} cannot be read yet (Invalid data found when processing input); it is still being written to."
+    remark = f"{path} cannot be read yet (its index comes last); it is still being written to."
     assert remarks_in(events) == (remark if form == "none.mp4" else "")
 
 
