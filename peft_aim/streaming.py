@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ class Stream:
         if not self._config.causal:
             self._approximate()
         self._weights = list(adapter_weights(self._root, self._adapter).values())
-        self._versions = versions(self._weights)
+        self._versions, self._settings = versions(self._weights), self._settings_now()
         self._past: Past | None = None
         self._shape: tuple[int, ...] = ()
         self._scores = torch.empty(0)  # of the last num_frames frames: that of frame t in row t % num_frames
@@ -86,7 +87,8 @@ class Stream:
 
         Raises:
             ValueError: If the frames have another shape than those before, or there are none; if another adapter is
-                active, or its weights have changed, since the stream began; or if an earlier push failed midway.
+                active, or its weights or their dtype have changed, since the stream began; if the model is in
+                training mode; or if an earlier push failed midway.
         """
         self._check_adapter()
         frames = frames.unsqueeze(1) if frames.ndim == len(self._root.aim_clips.inspection.image) + 1 else frames
@@ -104,7 +106,12 @@ class Stream:
         return self._average(scores)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what the stream remembers, to continue it elsewhere. It is changed in place by the next push."""
+        """Return what the stream remembers, to continue it elsewhere. It is changed in place by the next push.
+
+        Raises:
+            ValueError: If an earlier push failed midway.
+        """
+        self._check_is_whole()
         if self._past is None:
             return {}
         cells = {f"{i}.{name}": tensor for i, cell in enumerate(self._past.cells) for name, tensor in cell.items()}
@@ -112,10 +119,15 @@ class Stream:
         return {"time": self._past.time, "shape": shape, "scores": self._scores, **cells}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue the stream that a :meth:`state_dict` is of, which has to have the same adapter."""
+        """Continue the stream that a :meth:`state_dict` is of, which has to have the same adapter.
+
+        Raises:
+            ValueError: If it is not a state of a stream, or of one with another ``num_frames``.
+        """
         self.reset()
         if not state:
             return
+        self._check_state(state)
         own = {name: tensor.to(self._weights[0].device, copy=True) for name, tensor in state.items()}
         time, shape, self._scores = own.pop("time"), own.pop("shape"), own.pop("scores")
         cells: dict[int, Cell] = defaultdict(dict)
@@ -179,23 +191,43 @@ class Stream:
         if reasons:
             raise ValueError(f"The adapter {self._adapter!r} cannot be run as if it were causal:{listed(reasons)}")
         for name, layer in blocks.items():
-            layer.anatomy = found.modules[name]
-            layer.configure(self._adapter, self._config)
+            if layer.adapters[self._adapter].temporal.anatomy is not found.modules[name]:  # not by an earlier stream
+                layer.anatomy = found.modules[name]
+                layer.configure(self._adapter, self._config)
 
-    def _check_adapter(self) -> None:
+    def _settings_now(self) -> list[object]:
+        """Return the adapter's settings in each block; one of the same name that replaces it has other objects."""
+        return [layer.adapters.get(self._adapter) for layer in self._root.aim_clips.layers]
+
+    def _check_is_whole(self) -> None:
         if self._is_broken:
             raise ValueError("An earlier push failed midway, so what the stream remembers is wrong. Call reset().")
+
+    def _check_state(self, state: dict[str, Tensor]) -> None:
+        missing = {"time", "shape", "scores"} - {*state}
+        if missing:
+            raise ValueError(
+                f"This is not what state_dict() of a stream returns: it has {', '.join(list(state)[:4])}, but not "
+                f"{', '.join(sorted(missing))}. Pass the dictionary as it was returned."
+            )
+        if len(state["scores"]) != self._config.num_frames:
+            raise ValueError(
+                f"The state is that of a stream with num_frames={len(state['scores'])}, but the active adapter "
+                f"{self._adapter!r} has num_frames={self._config.num_frames}. Activate the one that it is of."
+            )
+
+    def _check_adapter(self) -> None:
+        self._check_is_whole()
         now = self._active()[0]
-        if now != self._adapter or versions(self._weights) != self._versions:
+        is_same = all(map(operator.is_, self._settings_now(), self._settings))
+        if now != self._adapter or not is_same or versions(self._weights) != self._versions:
             what = f"The active adapter is {now!r}" if now != self._adapter else f"The weights of {now!r} have changed"
             raise ValueError(
                 f"{what}, but the stream began with {self._adapter!r}, and remembers what that made of its frames. "
                 "Call reset() to begin a new one."
             )
-        if self._root.training and (self._config.drop_path or self._config.head_dropout):
-            raise ValueError(
-                "The model is in training mode, in which adapters drop parts at random. Call model.eval()."
-            )
+        if self._root.training:
+            raise ValueError("The model is in training mode, in which parts are dropped at random. Call model.eval().")
 
     def _check_shape(self, frames: Tensor) -> None:
         shape = (frames.shape[0], *frames.shape[2:])
@@ -227,6 +259,6 @@ def uncompiled() -> Iterator[None]:
 _stance = threading.Lock()
 
 
-def versions(weights: list[Tensor]) -> list[int]:
-    """Return how often each weight has been changed in place."""
-    return [0 if weight.is_inference() else weight._version for weight in weights]
+def versions(weights: list[Tensor]) -> list[tuple[int, torch.dtype]]:
+    """Return how often each weight has been changed in place, and its dtype."""
+    return [(0 if weight.is_inference() else weight._version, weight.dtype) for weight in weights]
