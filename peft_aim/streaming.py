@@ -79,7 +79,7 @@ class Stream:
 
         Args:
             frames: The next frame ``(B, C, H, W)``, or several frames ``(B, T, C, H, W)``, as floats that are
-                normalized for the backbone.
+                normalized for the backbone. Of a single video, B is 1: ``frame.unsqueeze(0)``.
 
         Returns:
             The class scores so far, ``(B, classes)``: the mean over the last ``num_frames`` frames. Features, if the
@@ -118,6 +118,7 @@ class Stream:
         shape = torch.tensor(self._shape)
         return {"time": self._past.time, "shape": shape, "scores": self._scores, **cells}
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue the stream that a :meth:`state_dict` is of, which has to have the same adapter.
 
@@ -166,6 +167,12 @@ class Stream:
     def _active(self) -> tuple[str, AIMConfig]:
         """Return the active adapter, by name, and its options."""
         self._root = adapted_root(self.model)  # unload() and get_peft_model() change it
+        further = self._root.aim_clips.inspection.further
+        if further:
+            raise ValueError(
+                f"{type(self._root).__name__} requires {', '.join(further)} as well, but streams have frames alone. "
+                "Use a backbone that takes images (B, C, H, W), or call the model on clips."
+            )
         active = {layer.current for layer in self._root.aim_clips.layers} - {None}
         if not active:
             raise ValueError(

@@ -288,7 +288,8 @@ def test_a_stream_is_continued_elsewhere():
     second.load_state_dict(first.state_dict())  # nothing yet
     with torch.inference_mode():
         pushed(first, clips[:, :4])
-    second.load_state_dict(first.state_dict())
+    with torch.inference_mode():
+        second.load_state_dict(first.state_dict())
     assert len(second) == 4
     for stream in (first, second):
         assert close(pushed(stream, clips[:, 4:]), expected[4:])
@@ -448,8 +449,11 @@ def test_of_a_model_of_images_and_text_the_image_tower_runs():
     assert close(pushed(Stream(model), clips)[-1:], [backbone.vision_model(clips).pooler_output])
 
 
-def test_a_stream_needs_scores_and_a_model_in_evaluation_mode():
+def test_a_stream_needs_scores_and_a_model_of_images_in_evaluation_mode():
     clips = zoo.make_clips()
+    patches = tf.Siglip2VisionModel(tf.Siglip2VisionConfig(**zoo.SMALL, num_patches=4))
+    with pytest.raises(ValueError, match="Siglip2VisionModel requires pixel_attention_mask, spatial_shapes as well"):
+        Stream(get_peft_model(patches, AIMConfig(causal=True)).eval())
     with pytest.raises(ValueError, match=r"The model is in training mode, .* Call model\.eval\(\)"):
         Stream(causal("timm_vit").train()).push(clips[:, 0])  # the backbone may have dropout
     tokens = zoo.build("timm_vit")

@@ -231,7 +231,14 @@ def test_recipes_configure_adapter_and_trainer(folder, tmp_path, image_model, mo
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "bf16"}, {"recompute": "block"}, {"mixup": 0.8}, {"workers": 2}, {"temporal": "conv"}, {"causal": True}],
+    [
+        {"precision": "bf16"},
+        {"recompute": "block"},
+        {"mixup": 0.8},
+        {"workers": 2},
+        {"temporal": "conv"},
+        {"causal": True},
+    ],
 )
 def test_other_recipes_train(folder, tmp_path, image_model, changes):
     recipe = Recipe(**{**vars(SHORT), "label_smoothing": 0.1, "flip": True, **changes})
