@@ -16,7 +16,7 @@ from peft_aim.clips import Cell, Continued, Past
 from peft_aim.config import AIMConfig
 from peft_aim.saving import adapter_weights
 from peft_aim.targets import adapted_blocks
-from peft_aim.tracing import tensors_in
+from peft_aim.tracing import is_dropout, tensors_in
 
 
 class Stream:
@@ -87,8 +87,8 @@ class Stream:
 
         Raises:
             ValueError: If the frames have another shape than those before, or there are none; if another adapter is
-                active, or its weights or their dtype have changed, since the stream began; if the model is in
-                training mode; or if an earlier push failed midway.
+                active, or its weights or their dtype have changed, since the stream began; if the model drops parts
+                at random, in training mode; or if an earlier push failed midway.
         """
         self._check_adapter()
         frames = frames.unsqueeze(1) if frames.ndim == len(self._root.aim_clips.inspection.image) + 1 else frames
@@ -234,7 +234,16 @@ class Stream:
                 "Call reset() to begin a new one."
             )
         if self._root.training:
-            raise ValueError("The model is in training mode, in which parts are dropped at random. Call model.eval().")
+            self._check_nothing_drops()
+
+    def _check_nothing_drops(self) -> None:
+        """Check that nothing drops at random in training mode."""
+        own = {name: getattr(self._config, name) for name in ("drop_path", "head_dropout")}
+        dropping = [f"the adapter ({name}={rate})" for name, rate in own.items() if rate] + list(drops(self._root))
+        if dropping:
+            raise ValueError(
+                f"The model is in training mode, in which {dropping[0]} drops at random. Call model.eval()."
+            )
 
     def _check_shape(self, frames: Tensor) -> None:
         shape = (frames.shape[0], *frames.shape[2:])
@@ -243,6 +252,19 @@ class Stream:
                 f"Got frames {tuple(frames.shape)}, but those before were {self._shape[0]} videos of frames "
                 f"{self._shape[1:]}. Resize them, or call reset() to begin a new stream."
             )
+
+
+def drops(model: nn.Module) -> Iterator[str]:
+    """Iterate over the modules that drop at random in training mode, with their rates.
+
+    Example:
+        >>> list(drops(nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.5))))
+        ['1 (p=0.5)']
+    """
+    for name, module in model.named_modules():
+        for option, value in vars(module).items():
+            if isinstance(value, float) and value > 0 and (is_dropout(module) or "drop" in option):
+                yield f"{name} ({option}={value})"
 
 
 def adapted_root(model: nn.Module) -> nn.Module:

@@ -454,8 +454,12 @@ def test_a_stream_needs_scores_and_a_model_of_images_in_evaluation_mode():
     patches = tf.Siglip2VisionModel(tf.Siglip2VisionConfig(**zoo.SMALL, num_patches=4))
     with pytest.raises(ValueError, match="Siglip2VisionModel requires pixel_attention_mask, spatial_shapes as well"):
         Stream(get_peft_model(patches, AIMConfig(causal=True)).eval())
-    with pytest.raises(ValueError, match=r"The model is in training mode, .* Call model\.eval\(\)"):
-        Stream(causal("timm_vit").train()).push(clips[:, 0])  # the backbone may have dropout
+    model = causal("timm_vit").train()
+    Stream(model).push(clips[:, 0])  # nothing drops
+    for name, module in (("the adapter", causal("timm_vit", drop_path=0.1)), ("blocks.1.*proj_drop", model)):
+        model.base_model.model.blocks[1].base_layer.attn.proj_drop.p = 0.1
+        with pytest.raises(ValueError, match=rf"in training mode, in which {name}.* drops .* Call model\.eval\(\)"):
+            Stream(module.train()).push(clips[:, 0])
     tokens = zoo.build("timm_vit")
     tokens.global_pool, tokens.attn_pool = "", None
     model = get_peft_model(tokens, AIMConfig(causal=True)).eval()
