@@ -10,31 +10,23 @@ import torch
 from torch import Tensor
 
 from peft_aim.video.data import mixed
-from peft_aim.video.recipe import Recipe
-
-DEFAULT = 0.5  # for causal adapters
 
 
-def preceded_fraction(recipe: Recipe, causal: bool) -> float:
-    """Return the fraction of the steps in which clips follow others: as a recipe gives it, or the default.
+def check_causal(fraction: float, causal: bool) -> None:
+    """Check that an adapter is causal if clips are to follow others.
 
     Args:
-        recipe: The recipe.
+        fraction: Fraction of the steps in which they do.
         causal: Whether the adapter is causal.
 
     Raises:
-        ValueError: If it is not, and a fraction is given.
-
-    Example:
-        >>> preceded_fraction(Recipe(), causal=True), preceded_fraction(Recipe(), causal=False)
-        (0.5, 0.0)
+        ValueError: If it is not.
     """
-    if recipe.preceded and not causal:
+    if fraction and not causal:
         raise ValueError(
-            f"preceded={recipe.preceded} is for causal adapters: frames of others would attend to those of the clip "
-            "before as to their own. Set causal=True (--causal), or leave preceded out."
+            f"preceded={fraction} is for causal adapters: frames of others would attend to those of the clip before "
+            "as to their own. Set causal=True (--causal), or leave preceded out."
         )
-    return DEFAULT * causal if recipe.preceded is None else recipe.preceded
 
 
 def is_preceded(fraction: float, seed: int, step: int) -> bool:
