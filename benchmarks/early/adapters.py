@@ -1,0 +1,82 @@
+"""The two adapters that are compared, trained once and kept in a file."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.early.tasks import Task
+from benchmarks.methods.rivals import trained_parameters
+from benchmarks.real.rows import aim
+from benchmarks.reporting.record import commit
+from benchmarks.training.loop import minimize
+
+BIDIRECTIONAL, CAUSAL = "bidirectional", "causal"
+ROWS = (BIDIRECTIONAL, CAUSAL)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What distinguishes a trial from the others.
+
+    Attributes:
+        row: "bidirectional" or "causal".
+        task: Name of the task.
+        lr: Learning rate.
+        seed: Seed of the weights, the clips and their order.
+    """
+
+    row: str
+    task: str
+    lr: float
+    seed: int
+
+
+def trained(setting: Setting, task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Train an adapter with all options of ``peft-aim train``, or load it if the folder has it.
+
+    Args:
+        setting: The adapter and its seed.
+        task: What it is trained on.
+        folder: Where trained adapters are kept.
+
+    Returns:
+        The model, in evaluation mode, and how it was trained: the number of its trained parameters, the loss, the
+        seconds and the commit.
+    """
+    torch.manual_seed(setting.seed)
+    model = aim(causal=setting.row == CAUSAL)(task.backbone(), task.classes)
+    path = folder / f"{task.name}-{setting.row}-{setting.seed}.pt"
+    if not path.exists():
+        began = time.perf_counter()
+        loss = fit(model, setting, task)
+        facts = {"parameters": trained_parameters(model), "loss": round(loss, 4), "trained at": commit()}
+        facts["seconds of training"] = round(time.perf_counter() - began, 1)
+        print(f"{setting}: {facts}", flush=True)
+        torch.save({"weights": learned(model), "facts": facts}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+    found = torch.load(path)
+    model.load_state_dict(found["weights"], strict=False)
+    return model.eval(), found["facts"]
+
+
+def fit(model: nn.Module, setting: Setting, task: Task) -> float:
+    """Train a model, and return its final loss."""
+    count, batch = task.training(setting.seed)
+
+    def loss(indices: Tensor) -> Tensor:
+        clips, labels = batch(indices)
+        return F.cross_entropy(model(clips), labels)
+
+    return minimize(model, loss, count, task.steps, task.batch, setting.lr)
+
+
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trained parameters by name."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
