@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,13 @@ class Setting:
     seed: int
 
 
-def trained(setting: Setting, task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def trained(setting: Setting, task: Task, common: dict[str, Any], folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Train an adapter with all options of ``peft-aim train``, or load it if the folder has it.
 
     Args:
         setting: The adapter and its seed.
         task: What it is trained on.
+        common: The settings that all trials share.
         folder: Where trained adapters are kept.
 
     Returns:
@@ -52,17 +53,20 @@ def trained(setting: Setting, task: Task, folder: Path) -> tuple[nn.Module, dict
     """
     torch.manual_seed(setting.seed)
     model = aim(causal=setting.row == CAUSAL)(task.backbone(), task.classes)
-    path = folder / f"{task.name}-{setting.row}-{setting.seed}.pt"
-    if not path.exists():
+    path, settings = folder / f"{task.name}-{setting.row}-{setting.seed}.pt", {**asdict(setting), **common}
+    found = torch.load(path) if path.exists() else {}
+    if found.get("settings") != settings:
         began = time.perf_counter()
         loss = fit(model, setting, task)
         facts = {"parameters": trained_parameters(model), "loss": round(loss, 4), "trained at": commit()}
         facts["seconds of training"] = round(time.perf_counter() - began, 1)
         print(f"{setting}: {facts}", flush=True)
-        torch.save({"weights": learned(model), "facts": facts}, path.with_suffix(".tmp"))
+        found = {"settings": settings, "weights": learned(model), "facts": facts}
+        torch.save(found, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
-    found = torch.load(path)
-    model.load_state_dict(found["weights"], strict=False)
+    with torch.no_grad():
+        for name, weight in learned(model).items():
+            weight.copy_(found["weights"][name])
     return model.eval(), found["facts"]
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -125,7 +126,12 @@ def real(name: str, plan: Plan, data: Path, cached: Path) -> Task:
 
 def synthetic(plan: Plan) -> Task:
     """Return the task of ``benchmarks.accuracy``."""
-    model, test = pretrained(plan.pretraining)[0], with_reversals("test", plan.test, TEST_SEED)
+    test = with_reversals("test", plan.test, TEST_SEED)
+
+    @cache
+    def model() -> nn.Module:
+        with torch.random.fork_rng():  # it has a seed of its own, and its caller another
+            return pretrained(plan.pretraining)[0]
 
     def training(seed: int) -> tuple[int, Callable[[Tensor], tuple[Tensor, Tensor]]]:
         clips = training_clips(plan.train, seed)
@@ -146,7 +152,7 @@ def synthetic(plan: Plan) -> Task:
         rates=next(row["rates"] for row in rows if row["row"] == AS_TRAINED)[: plan.seeds],
         labels=test.labels,
         groups=[str(i % pairs) for i in range(len(test))],
-        backbone=lambda: copy.deepcopy(model),
+        backbone=lambda: copy.deepcopy(model()),
         training=training,
         seen=seen,
     )
