@@ -10,7 +10,7 @@ import warnings
 
 from safetensors import SafetensorError
 
-from peft_aim.commands import convert, demo, evaluate, inspect, predict, train
+from peft_aim.commands import convert, demo, evaluate, inspect, predict, train, watch
 from peft_aim.commands.arguments import Parser, with_safe_paths
 from peft_aim.files import NO_ROOM
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "watch": watch,
     "convert": convert,
     "inspect": inspect,
     "demo": demo,

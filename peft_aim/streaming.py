@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,8 @@ class Stream:
     first. The model can be compiled: the first frames run uncompiled, and nothing is compiled again as time goes on.
 
     Args:
-        model: A model with an active AIM adapter that has ``causal=True``.
+        model: A model with an active AIM adapter that has ``causal=True``; of a model of images and text, its image
+            tower runs.
         approximate: Whether to run an adapter that was trained on whole clips as if it were causal. Its scores are
             not those of any clip (``benchmarks.streaming`` has the loss in accuracy).
 
@@ -58,7 +61,6 @@ class Stream:
 
     def reset(self) -> None:
         """Begin a new video, with the adapter that is active now."""
-        self._root = adapted_root(self.model)
         self._adapter, self._config = self._active()
         if not self._config.causal:
             self._approximate()
@@ -69,6 +71,7 @@ class Stream:
         self._scores = torch.empty(0)  # of the last num_frames frames: that of frame t in row t % num_frames
         self._count, self._is_broken = 0, False
 
+    @torch.inference_mode(False)  # what is remembered is written again later, perhaps outside of inference mode
     @torch.no_grad()
     def push(self, frames: Tensor) -> Tensor:
         """Add the next frames.
@@ -85,8 +88,9 @@ class Stream:
             ValueError: If the frames have another shape than those before, or there are none; if another adapter is
                 active, or its weights have changed, since the stream began; or if an earlier push failed midway.
         """
+        self._check_adapter()
         frames = frames.unsqueeze(1) if frames.ndim == len(self._root.aim_clips.inspection.image) + 1 else frames
-        self._check(frames)
+        self._check_shape(frames)
         past, is_first = self._past, self._past is None
         if past is None:
             past = Past(self._config.num_frames, torch.zeros((), dtype=torch.long, device=frames.device))
@@ -124,9 +128,10 @@ class Stream:
     def _run(self, frames: Tensor, past: Past, is_first: bool) -> Tensor:
         """Return the scores of each frame, ``(B, T, classes)``."""
         past.begin()
-        # The first call creates what is remembered; compiled code then finds it.
-        with torch.compiler.set_stance("force_eager") if is_first else nullcontext():
-            output = self.model(Continued(frames, past))
+        tower = self._root.aim_clips.inspection.tower
+        model = self._root.get_submodule(tower) if tower else self.model
+        with uncompiled() if is_first else nullcontext():  # creates what is remembered, which compiled code then finds
+            output = model(Continued(frames, past))
         found = (tensor for tensor in tensors_in(output) if tensor.ndim == 3 and tensor.is_floating_point())
         scores = next(found, None)
         if scores is None:
@@ -148,6 +153,7 @@ class Stream:
 
     def _active(self) -> tuple[str, AIMConfig]:
         """Return the active adapter, by name, and its options."""
+        self._root = adapted_root(self.model)  # unload() and get_peft_model() change it
         active = {layer.current for layer in self._root.aim_clips.layers} - {None}
         if not active:
             raise ValueError(
@@ -176,7 +182,7 @@ class Stream:
             layer.anatomy = found.modules[name]
             layer.configure(self._adapter, self._config)
 
-    def _check(self, frames: Tensor) -> None:
+    def _check_adapter(self) -> None:
         if self._is_broken:
             raise ValueError("An earlier push failed midway, so what the stream remembers is wrong. Call reset().")
         now = self._active()[0]
@@ -186,15 +192,17 @@ class Stream:
                 f"{what}, but the stream began with {self._adapter!r}, and remembers what that made of its frames. "
                 "Call reset() to begin a new one."
             )
+        if self._root.training and (self._config.drop_path or self._config.head_dropout):
+            raise ValueError(
+                "The model is in training mode, in which adapters drop parts at random. Call model.eval()."
+            )
+
+    def _check_shape(self, frames: Tensor) -> None:
         shape = (frames.shape[0], *frames.shape[2:])
         if self._shape and shape != self._shape:
             raise ValueError(
                 f"Got frames {tuple(frames.shape)}, but those before were {self._shape[0]} videos of frames "
                 f"{self._shape[1:]}. Resize them, or call reset() to begin a new stream."
-            )
-        if self._root.training and (self._config.drop_path or self._config.head_dropout):
-            raise ValueError(
-                "The model is in training mode, in which adapters drop parts at random. Call model.eval()."
             )
 
 
@@ -207,6 +215,16 @@ def adapted_root(model: nn.Module) -> nn.Module:
             "AIMConfig(causal=True)), or PeftModel.from_pretrained."
         )
     return root
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled models as they were before; in one thread at a time, since that is a setting of the process."""
+    with _stance, torch.compiler.set_stance("force_eager"):
+        yield
+
+
+_stance = threading.Lock()
 
 
 def versions(weights: list[Tensor]) -> list[int]:

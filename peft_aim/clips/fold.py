@@ -194,7 +194,7 @@ def per_clip(tensor: Tensor, clips: int, frames: int, averaged: int | None = Non
         return tensor
     tensor = by_frame(tensor, clips, frames)
     if tensor.ndim <= 3 and tensor.is_floating_point():
-        return (tensor if averaged is None else tensor[:, -averaged:]).mean(1)
+        return tensor.mean(1) if averaged is None else _mean_of_last(tensor, averaged)
     return tensor.flatten(1, 2) if tensor.ndim == 4 else tensor
 
 
@@ -216,6 +216,15 @@ def by_frame(tensor: Tensor, clips: int, frames: int) -> Tensor:
             "whose outputs all start with the batch."
         )
     return tensor.unflatten(0, (clips, tensor.shape[0] // clips if clips else frames))
+
+
+def _mean_of_last(tensor: Tensor, count: int) -> Tensor:
+    """Return the mean over the last frames of clips, ``(B, T, ...) -> (B, ...)``."""
+    frames = tensor.shape[1]
+    if not isinstance(frames, torch.SymInt):
+        return tensor[:, -count:].mean(1)
+    is_last = torch.arange(frames, device=tensor.device) >= frames - count  # for export, of clips of any length
+    return (tensor * is_last.view(-1, *[1] * (tensor.ndim - 2))).sum(1) / torch.sym_min(frames, count)
 
 
 def _check_per_image(shape: ClipShape, given: dict[str, Any]) -> None:

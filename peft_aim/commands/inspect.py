@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
         help="how information passes between frames: attention (default), conv, a convolution over time, or auto, "
         "attention where it can run over time",
     )
+    parser.add_argument("--causal", action="store_true", help="let frames get information from earlier frames only")
     parser.add_argument(
         "--temporal-adapters", type=int, default=1, metavar="N", help="temporal adapters per block: 1 (default) or 2"
     )
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from peft_aim.backbone import build_untrained
 
     warnings.filterwarnings("ignore", "AIM adapts")  # the printed table lists skipped blocks, too
-    options = {"temporal": arguments.temporal, "temporal_adapters": arguments.temporal_adapters}
+    options = {name: getattr(arguments, name) for name in ("temporal", "causal", "temporal_adapters")}
     config = AIMConfig(num_frames=arguments.frames, **options)
     get_peft_model(build_untrained(arguments.model), config).print_adapted_blocks()
     return 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from peft_aim.attention import Causal, Weights
 from peft_aim.clips import Cell, Past, kept
+from peft_aim.layers.order import channels_first, channels_last
 
 
 def attend_to_past(causal: Causal, attention: nn.Module, x: Tensor, past: Past, cell: Cell) -> Tensor:
@@ -65,12 +66,12 @@ def convolve_past(z: Tensor, convolution: nn.Module, frames: int, groups: int, c
     Shape:
         ``(B*T*G, *N, R) -> (B*T*G, *N, R)``
     """
-    clips = z.unflatten(0, (z.shape[0] // (frames * groups), frames, groups)).flatten(2, -2).permute(0, 3, 1, 2)
-    before = convolution.padding[0]
+    clips, padding = channels_first(z, frames, groups), convolution.padding[0]
+    before = padding or convolution.kernel_size[0] - 1
     ring = kept(cell, "frames", lambda: clips.new_zeros(*clips.shape[:2], before, clips.shape[-1]))
-    mixed = []
-    for i in range(frames):
-        seen = torch.cat([ring, clips[:, :, i : i + 1]], dim=2)  # (B, R, before + 1, G*N)
-        mixed.append(convolution(seen)[:, :, before : before + 1])
-        ring.copy_(seen[:, :, 1:])
-    return torch.cat(mixed, dim=2).permute(0, 2, 3, 1).reshape(z.shape)
+    seen = torch.cat([ring, clips], dim=2)  # (B, R, before + T, G*N)
+    ring.copy_(seen[:, :, frames:])
+    if padding == 0:  # causal
+        return channels_last(convolution(seen), z)
+    each = [convolution(seen[:, :, i : i + before + 1])[:, :, before : before + 1] for i in range(frames)]
+    return channels_last(torch.cat(each, dim=2), z)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,10 +23,11 @@ def new_convolution(width: int, kernel: int, bias: bool = True, causal: bool = F
         width: Width R of the bottleneck.
         kernel: Number of frames that it covers, an odd number.
         bias: Whether it has a bias.
-        causal: Whether these are a frame and those before it, rather than its neighbors on both sides.
+        causal: Whether these are a frame and those before it, which have to be given, rather than its neighbors on
+            both sides.
     """
-    before = kernel - 1 if causal else kernel // 2
-    convolution = nn.Conv2d(width, width, (kernel, 1), padding=(before, 0), groups=width, bias=bias)
+    padding = 0 if causal else kernel // 2
+    convolution = nn.Conv2d(width, width, (kernel, 1), padding=(padding, 0), groups=width, bias=bias)
     nn.init.normal_(convolution.weight, std=kernel**-0.5)
     return convolution
 
@@ -49,10 +51,21 @@ def convolve(z: Tensor, convolution: nn.Module, frames: int, groups: int = 1) ->
         >>> convolve(torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1), convolution, frames=3).flatten().tolist()
         [3.0, 7.0, 6.0]
     """
+    clips = channels_first(z, frames, groups)
+    if convolution.padding[0] == 0:  # causal
+        clips = F.pad(clips, (0, 0, convolution.kernel_size[0] - 1, 0))
+    return channels_last(convolution(clips), z)
+
+
+def channels_first(z: Tensor, frames: int, groups: int) -> Tensor:
+    """Regroup bottleneck activations ``(B*T*G, *N, R)`` for a convolution, ``(B, R, T, G*N)``."""
     clips = z.unflatten(0, (z.shape[0] // (frames * groups), frames, groups)).flatten(2, -2)  # (B, T, G*N, R)
-    mixed = convolution(clips.permute(0, 3, 1, 2))  # (B, R, T, G*N), a view that is channels last in memory
-    mixed = mixed[:, :, :frames]  # a causal one has seen zeros behind the clip as well
-    return mixed.permute(0, 2, 3, 1).reshape(z.shape)
+    return clips.permute(0, 3, 1, 2)  # a view that is channels last in memory
+
+
+def channels_last(clips: Tensor, like: Tensor) -> Tensor:
+    """Undo :func:`channels_first`."""
+    return clips.permute(0, 2, 3, 1).reshape(like.shape)
 
 
 def waves(frames: int, width: int) -> Tensor:

@@ -34,6 +34,7 @@ class Description:
         recipe: Training recipe, if known.
         results: Results by split, see :class:`peft_aim.video.metrics.Metrics`.
         versions: Versions of Python and of the packages used.
+        rate: Typical frame rate of the training videos in frames per second; None if it is not known.
     """
 
     frames: int
@@ -46,6 +47,7 @@ class Description:
     recipe: dict[str, Any] | None
     results: dict[str, Any]
     versions: dict[str, str]
+    rate: float | None = None  # earlier versions did not record it
 
     @classmethod
     def new(
@@ -80,6 +82,18 @@ class Description:
     def fps(self) -> float:
         """Frames per second of training videos that were folders of images."""
         return (self.recipe or {}).get("fps", Recipe.fps)
+
+    @property
+    def clip_rate(self) -> float | None:
+        """Frames per second of the clips of a typical training video; None if it is not known.
+
+        With a stride, one frame in ``stride`` is used. With segments, T frames are spread over the whole video, whose
+        last frame lasts as long as the others.
+        """
+        if self.stride is not None:
+            return self.rate and self.rate / self.stride
+        length = (self.seconds or 0) + (1 / self.rate if self.rate else 0)
+        return self.frames / length if length else None
 
     def write(self, config: AIMConfig) -> None:
         """Store the description in an adapter's config."""

@@ -13,16 +13,20 @@ from torch.export import Dim, export
 from peft_aim import AIMConfig
 
 
-def adapt(name: str, embedding: str):
+def adapt(name: str, embedding: str, causal: bool = False):
     options = {"temporal_embedding": embedding, "spatial": False, "joint": False, "init_weights": False}
+    options |= {"causal": causal}
     model = get_peft_model(zoo.build(name), AIMConfig(num_frames=zoo.FRAMES, **options))
     return model.eval().base_model.model
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "embedding"), [("timm_vit", "input"), ("timm_clip", "blocks")])
-def test_an_exported_model_takes_clips_of_any_length(name, embedding):
-    model, clips = adapt(name, embedding), zoo.make_clips(frames=zoo.FRAMES)
+@pytest.mark.parametrize(
+    ("name", "embedding", "causal"),
+    [("timm_vit", "input", False), ("timm_clip", "blocks", False), ("timm_vit", "blocks", True)],
+)
+def test_an_exported_model_takes_clips_of_any_length(name, embedding, causal):
+    model, clips = adapt(name, embedding, causal), zoo.make_clips(frames=zoo.FRAMES)
     exported = export(model, (clips,), dynamic_shapes=({1: Dim("T", min=2, max=16)},), strict=False).module()
     for frames in (2, zoo.FRAMES, 7):
         clips = zoo.make_clips(frames=frames)

@@ -253,6 +253,7 @@ def test_descriptions_survive_saving(tasks):
     description = Description.read(config, "two")
     assert description.classes == ["two0", "two1", "two2"]
     assert (description.frames, description.stride, description.views) == (3, None, (2, 3))
+    assert (description.seconds, description.rate) == (0.5, 10) and description.clip_rate == pytest.approx(3 / 0.6)
     assert description.recipe["lr"] == 1e-2 and description.results["val"]["views"].keys() == {"1x1", "2x3"}
     again = AIMConfig(num_frames=3, id2label=config.id2label)
     description.write(again)

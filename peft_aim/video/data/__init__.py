@@ -5,7 +5,7 @@ Requires the extra "video", like the packages that build on it.
 
 from peft_aim.video.data.balance import class_weights
 from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, why_unreadable
-from peft_aim.video.data.data import Data, Videos, listed, notes_on, notes_on_evaluation, typical_seconds
+from peft_aim.video.data.data import Data, Videos, listed, notes_on, notes_on_evaluation, typical_timing
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
 from peft_aim.video.data.listing import VideoSource, by_index, find_videos, indexed, read_names
 from peft_aim.video.data.remarks import Remarked, Remarks
@@ -43,7 +43,7 @@ __all__ = [
     "open_video",
     "read_names",
     "to_image",
-    "typical_seconds",
+    "typical_timing",
     "views_of_windows",
     "why_unreadable",
     "windows",

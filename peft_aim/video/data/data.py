@@ -160,19 +160,27 @@ def notes_on_evaluation(videos: list[Labeled], source: VideoSource, split: str) 
     return notes_on_leaks(*splits, split)
 
 
-def typical_seconds(videos: Videos, fps: float, sample: int = 25) -> float | None:
-    """Return the median length in seconds of a sample of the videos, None if none of them can be read.
+def typical_timing(videos: Videos, fps: float, sample: int = 25) -> tuple[float | None, float | None]:
+    """Return the median length and frame rate of a sample of the videos, None for what cannot be known.
 
     Args:
         videos: The videos and the indices of their classes.
         fps: Frames per second of folders of images.
         sample: About how many videos to open.
+
+    Returns:
+        Time of the last frame in seconds, None if no video can be read, and frames per second, None if none has two.
     """
-    lengths = []
+    lengths, rates = [], []
     for path, _ in videos[:: max(1, len(videos) // sample)]:
         try:
             with open_video(path, fps) as video:
                 lengths.append(video.seconds[-1])
+                rates += [(len(video.seconds) - 1) / lengths[-1]] if lengths[-1] else []
         except BrokenVideo:
             continue
-    return round(float(np.median(lengths)), 2) if lengths else None
+    return _median(lengths), _median(rates)
+
+
+def _median(numbers: list[float]) -> float | None:
+    return round(float(np.median(numbers)), 2) if numbers else None

@@ -29,7 +29,7 @@ from peft_aim.video.data import (
     class_weights,
     mirrored_labels,
     notes_on,
-    typical_seconds,
+    typical_timing,
     why_unreadable,
 )
 from peft_aim.video.description import Description
@@ -115,8 +115,8 @@ def train(
         fit(trainer, run, resume)
         if recipe.save_dtype:
             round_weights(adapted, recipe.save_dtype)
-        seconds = once(partial(typical_seconds, data.train, recipe.fps))
-        description = replace(description, seconds=seconds)
+        seconds, rate = once(partial(typical_timing, data.train, recipe.fps))
+        description = replace(description, seconds=seconds, rate=rate)
         save(trainer, description, output)
         report = evaluated(trainer, adapted, description, recipe, notes)
         if processes().is_main_process:

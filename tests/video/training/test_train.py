@@ -24,7 +24,7 @@ from peft_aim.__main__ import main
 from peft_aim.saving.weights import adapter_weights, plain
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.data.clips import IGNORED, EvaluationClips, TrainingClips
-from peft_aim.video.data.data import Data, notes_on, typical_seconds
+from peft_aim.video.data.data import Data, notes_on, typical_timing
 from peft_aim.video.data.transforms import ForTraining, Preprocessing
 from peft_aim.video.data.views import Views
 from peft_aim.video.recipe import Recipe
@@ -296,7 +296,7 @@ def test_missing_videos_are_noted(folder):
     assert notes_on(Data(data.classes, data.train[2:], data.val)) == [
         "The train split has only one video of the classes ['dark']."
     ]
-    assert typical_seconds(data.train, fps=12) == pytest.approx(0.4)
+    assert typical_timing(data.train, fps=12) == (pytest.approx(0.4), pytest.approx(10))
 
 
 # Interruption and resuming.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from os import path as paths
@@ -63,7 +63,12 @@ def is_hdr(stream: av.VideoStream) -> bool:
 
 def decoded(stream: av.VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:
     """Decode the frames in order, from where the container stands; failures are noted as damage."""
-    for packet in _packets(stream, damage):
+    yield from decoded_packets(_packets(stream, damage), damage)
+
+
+def decoded_packets(packets: Iterable[av.Packet], damage: Damage) -> Iterator[av.VideoFrame]:
+    """Decode packets in order; failures are noted as damage."""
+    for packet in packets:
         damage.packets += packet.size > 0
         try:
             yield from packet.decode()
