@@ -1,4 +1,4 @@
-"""The two adapters that are compared, trained once and kept in a file."""
+"""The adapters that are compared, trained once and kept in a file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from benchmarks.training.loop import minimize
 
 BIDIRECTIONAL, CAUSAL = "bidirectional", "causal"
 ROWS = (BIDIRECTIONAL, CAUSAL)
+FOLLOWING = "following"  # also causal, and in a share of the steps trained on clips that follow others
+SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Setting:
     """What distinguishes a trial from the others.
 
     Attributes:
-        row: "bidirectional" or "causal".
+        row: :data:`BIDIRECTIONAL`, :data:`CAUSAL` or :data:`FOLLOWING`.
         task: Name of the task.
         lr: Learning rate.
         seed: Seed of the weights, the clips and their order.
@@ -52,7 +54,7 @@ def trained(setting: Setting, task: Task, common: dict[str, Any], folder: Path) 
         seconds and the commit.
     """
     torch.manual_seed(setting.seed)
-    model = aim(causal=setting.row == CAUSAL)(task.backbone(), task.classes)
+    model = aim(causal=setting.row != BIDIRECTIONAL)(task.backbone(), task.classes)
     path, settings = folder / f"{task.name}-{setting.row}-{setting.seed}.pt", {**asdict(setting), **common}
     found = torch.load(path) if path.exists() else {}
     if found.get("settings") != settings:
@@ -76,6 +78,9 @@ def fit(model: nn.Module, setting: Setting, task: Task) -> float:
 
     def loss(indices: Tensor) -> Tensor:
         clips, labels = batch(indices)
+        if setting.row == FOLLOWING and torch.rand(()) < SHARE:
+            earlier, _ = batch(torch.randint(count, indices.shape))
+            clips = torch.cat([earlier, clips], dim=1)  # a causal model averages the scores of the later 8 frames
         return F.cross_entropy(model(clips), labels)
 
     return minimize(model, loss, count, task.steps, task.batch, setting.lr)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-from benchmarks.early.adapters import BIDIRECTIONAL, CAUSAL
+from benchmarks.early.adapters import BIDIRECTIONAL, CAUSAL, FOLLOWING, SHARE
 from benchmarks.early.scoring import APPROXIMATE, PARTS, SAMPLED, STREAM, TRUNCATED, Facts
 from benchmarks.real.tables import interval, mean
 from benchmarks.reporting import tables
@@ -35,12 +35,12 @@ def of(record: Facts, task: str, row: str) -> list[Facts]:
 def points(record: Facts, task: str, way: str, part: int) -> list[Facts]:
     """Return the accuracy after a part of the videos, one per seed."""
     row, _ = WAYS[way]
-    return [point for trial in of(record, task, row) for point in trial["curves"][way] if point["part"] == part]
+    return at(of(record, task, row), way, part)
 
 
-def running(record: Facts, task: str) -> list[Facts]:
-    """Return the accuracy at the end of videos that follow others in a stream, one per seed."""
-    return [trial["running"] for trial in of(record, task, CAUSAL)]
+def at(trials: list[Facts], way: str, part: int) -> list[Facts]:
+    """Return the accuracy of trials after a part of the videos."""
+    return [point for trial in trials for point in trial["curves"][way] if point["part"] == part]
 
 
 def in_percent(found: list[Facts], groups: list[str]) -> str:
@@ -105,14 +105,17 @@ def parts_table(record: Facts) -> str:
 
 def running_table(record: Facts) -> str:
     """Return what is lost if a stream runs on without reset."""
+    rows = {CAUSAL: "clips", FOLLOWING: f"clips, {SHARE:.0%} of which follow others"}
     lines = []
     for task, groups in record["groups"].items():
-        fresh, later = points(record, task, STREAM, WHOLE), running(record, task)
-        cells = [in_percent(fresh, groups), within(fresh), in_percent(later, groups), within(later)]
-        lines.append(line(task, *cells, difference(later, fresh, groups)))
+        for row, label in rows.items():
+            trials = of(record, task, row)
+            fresh, later = at(trials, STREAM, WHOLE), [trial["running"] for trial in trials]
+            cells = [cell for found in (fresh, later) for cell in (in_percent(found, groups), within(found))]
+            lines.append(line(task, label, len(trials), *cells, difference(later, fresh, groups)))
     cases = ("reset before each video", "without reset")
     head = [f"{case}, {name}" for case in cases for name in ("top-1 (95% interval)", "within-pair")]
-    return headed(["causal, streamed", *head, "difference of top-1, points"], lines)
+    return headed(["causal, streamed", "trained on", "seeds", *head, "difference of top-1, points"], lines)
 
 
 def origin(record: Facts) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.real.rows import AIM, aim
 from benchmarks.real.videos import REVERSIBLE, Video
 from peft_aim.video.data import Preprocessing
 
+TASKS = ("signs", "order", tasks.SYNTHETIC)
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
 
 
@@ -111,7 +113,8 @@ def test_an_interrupted_run_resumes_and_all_is_shown(folder, monkeypatch):
     log = folder / "early.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     assert [(trial["task"], trial["row"]) for trial in (json.loads(line)["settings"] for line in lines)] == [
-        (task, row) for task in ("signs", "order", tasks.SYNTHETIC) for row in adapters.ROWS
+        *((task, row) for task in TASKS for row in adapters.ROWS),
+        *((task, adapters.FOLLOWING) for task in TASKS),
     ]
     page = (folder / "early.md").read_text()
     assert all(label in page for _, label in tables.WAYS.values())
@@ -132,6 +135,17 @@ def test_adapters_with_other_settings_are_trained_again(folder, monkeypatch):
     monkeypatch.setattr(adapters, "fit", lambda *args: 0.25)
     assert adapters.trained(setting, task, {"steps": 1}, folder)[1]["loss"] == 0.5
     assert adapters.trained(setting, task, {"steps": 2}, folder)[1]["loss"] == 0.25
+
+
+@pytest.mark.parametrize("row", [*adapters.ROWS, adapters.FOLLOWING])
+def test_the_last_adapter_is_trained_on_clips_that_follow_others_as_well(task, monkeypatch, row):
+    lengths, model = set(), tiny_vit()
+    monkeypatch.setattr(model, "forward", lambda clips: lengths.add(clips.shape[1]) or clips.mean((1, 3, 4)))
+    training = lambda seed: (4, lambda indices: (task.seen(100)[indices], task.labels[indices] % 3))
+    monkeypatch.setattr(adapters, "minimize", lambda model, loss, *sizes: [loss(torch.arange(2)) for _ in range(20)])
+    torch.manual_seed(0)
+    adapters.fit(model, adapters.Setting(row, "random", 0.1, 0), replace(task, training=training))
+    assert lengths == ({8, 16} if row == adapters.FOLLOWING else {8})
 
 
 def test_learning_rates_are_those_of_the_other_benchmarks(folder):
