@@ -33,7 +33,7 @@ class Stream:
         model: A model with an active AIM adapter that has ``causal=True``; of a model of images and text, its image
             tower runs.
         approximate: Whether to run an adapter that was trained on whole clips as if it were causal. Its scores are
-            not those of any clip (``benchmarks.streaming`` has the loss in accuracy).
+            not those of any clip (``benchmarks.early`` has the loss in accuracy).
 
     Raises:
         ValueError: If the model has no active AIM adapter, if the adapter is not causal, or with ``approximate=True``

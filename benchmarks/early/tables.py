@@ -110,6 +110,8 @@ def running_table(record: Facts) -> str:
     for task, groups in record["groups"].items():
         for row, label in rows.items():
             trials = of(record, task, row)
+            if not trials:
+                continue
             fresh, later = at(trials, STREAM, WHOLE), [trial["running"] for trial in trials]
             cells = [cell for found in (fresh, later) for cell in (in_percent(found, groups), within(found))]
             lines.append(line(task, label, len(trials), *cells, difference(later, fresh, groups)))
