@@ -33,7 +33,7 @@ class Stream:
         model: A model with an active AIM adapter that has ``causal=True``; of a model of images and text, its image
             tower runs.
         approximate: Whether to run an adapter that was trained on whole clips as if it were causal. Its scores are
-            not those of any clip (``benchmarks.early`` has the loss in accuracy).
+            not those of any clip (``benchmarks.early`` has the accuracy).
 
     Raises:
         ValueError: If the model has no active AIM adapter, if the adapter is not causal, or with ``approximate=True``
@@ -173,12 +173,12 @@ class Stream:
                 "Stream(model, approximate=True); or run it on a sliding window, peft-aim watch --window."
             )
         found = self._root.aim_clips.inspection
-        blocks = adapted_blocks(self._root, self._adapter)
+        adapted = {name: self._root.get_submodule(name) for name in adapted_blocks(self._root, self._adapter)}
+        blocks = {name: layer for name, layer in adapted.items() if layer.has(self._adapter, "temporal")}
         reasons = note_causal(self._root, found, blocks)
         if reasons:
             raise ValueError(f"The adapter {self._adapter!r} cannot be run as if it were causal:{listed(reasons)}")
-        for name in blocks:
-            layer = self._root.get_submodule(name)
+        for name, layer in blocks.items():
             layer.anatomy = found.modules[name]
             layer.configure(self._adapter, self._config)
 

@@ -21,7 +21,7 @@ from peft_aim.__main__ import main
 from peft_aim.attention import USERS_KINDS, along_time, find_causal, find_kind
 from peft_aim.layers import AIMLayer
 from peft_aim.streaming import Stream
-from peft_aim.tracing import first_tensor
+from peft_aim.tracing import Layout, first_tensor
 
 WIDTH, LONG = 3, 7  # frames that a frame attends to, and frames of a clip
 
@@ -206,6 +206,27 @@ def test_attention_that_cannot_be_masked_is_refused_or_replaced_by_a_convolution
     )
     clips = zoo.make_clips(frames=LONG)
     assert close(pushed(Stream(model), clips), prefixes(model, clips))
+
+
+class GroupNormed(nn.Module):
+    """Attention of diffusion models: convolutions after a norm over all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.norm = 2, nn.GroupNorm(1, 8)
+        self.qkv, self.proj = nn.Conv2d(8, 24, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, 2, 4)).mT.unbind(1)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.mT.reshape(x.shape))
+
+
+def test_attention_with_a_norm_over_all_frames_is_refused():
+    attention = GroupNormed()
+    kind = find_kind(attention, (1, 8, 4, 4), {}, Layout(channels=1))
+    with pytest.raises(ValueError, match="columns are the frames, and its norms or projections mix frames as well"):
+        find_causal(kind, attention, 8)
 
 
 class Doubled(nn.MultiheadAttention):

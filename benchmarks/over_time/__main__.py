@@ -16,7 +16,7 @@ from benchmarks.methods.rivals import AS_TRAINED
 from benchmarks.real import rows
 from benchmarks.real.tables import accuracy, of
 from benchmarks.reporting.record import RESULTS
-from benchmarks.reporting.tables import FRONT, headed, insert, line
+from benchmarks.reporting.tables import HERE, headed, insert, line
 
 Facts = dict[str, Any]
 
@@ -57,4 +57,4 @@ def read(folder: Path, name: str) -> Facts:
 
 
 if __name__ == "__main__":
-    insert("over_time", table(), FRONT)
+    insert("over_time", table(), HERE)

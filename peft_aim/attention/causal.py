@@ -102,17 +102,28 @@ def find_causal(kind: Kind, attention: nn.Module, width: int) -> Causal:
         >>> find_causal(plain, Attention(8, 2), 8).kind.inner
         ('qkv',)
     """
-    twin, tried = random_twin(attention), 0
+    twin, observed, tried = random_twin(attention), "", 0
     is_torchs = isinstance(attention, nn.MultiheadAttention)
     for guess in [kind] if isinstance(kind, Projected) else [OfMultihead()] if is_torchs else guesses(twin):
         tried += 1
         if guess is kind or _reproduces(guess, kind, twin, width):
-            return Causal(guess, find_output(guess, twin, width))
-    observed = f"{tried} ways to use its projections do not reproduce that" if tried else "it has no known projections"
+            if _takes_frames_alone(guess, twin, width):
+                return Causal(guess, find_output(guess, twin, width))
+            observed = "its norms or projections mix frames as well"
+    if not tried:
+        observed = "the names of its parts do not show its projections to query, key and value, or its number of heads"
+    observed = observed or f"{tried} ways to use its projections do not reproduce that"
     raise ValueError(
         f"{type(attention).__name__} cannot be limited to earlier frames: over time, it is run by {in_words(kind)}, "
         f"and {observed}"
     )
+
+
+def _takes_frames_alone(guess: Projected | OfMultihead, attention: nn.Module, width: int) -> bool:
+    """Whether norms and projections act on each frame alone, unlike a norm over all tokens (GroupNorm)."""
+    x = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    causal = Causal(guess, None)
+    return same(causal(attention, x, 3)[:, :1], causal(attention, x[:, :1], 3))
 
 
 def _reproduces(guess: Projected | OfMultihead, kind: Kind, attention: nn.Module, width: int) -> bool:

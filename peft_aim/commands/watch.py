@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import closing
 
 from peft_aim.commands.arguments import Commands, add_backbone, new_command, source
 
@@ -74,8 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     watched = watch(arguments.adapter, arguments.source, backbone=source(arguments), **options)
     printer = Printer(arguments.every, arguments.json)
     try:
-        for event in watched:
-            printer.show(event)
+        with closing(iter(watched)) as events:
+            for event in events:
+                printer.show(event)
     except BrokenPipeError:  # whoever reads the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which is flushed once more at the end
         return 0

@@ -67,7 +67,7 @@ class Summary:
     Example:
         >>> print(Summary(60.0, 1500, 300, 2, 0, 1, 3.2, {"push": 200, "pull": 98}))
         60.0 s watched: 1,500 frames seen, 300 taken, 2 skipped, 0 packets damaged
-        Opened again 1 times, 3.2 s lost
+        Reconnections: 1, with 3.2 s lost
         Most probable: push in 67.1% of 298 scores, pull in 32.9%
     """
 
@@ -86,7 +86,7 @@ class Summary:
             f"skipped, {self.damaged:,} packets damaged"
         ]
         if self.reconnections:
-            lines += [f"Opened again {self.reconnections} times, {self.lost:.1f} s lost"]
+            lines += [f"Reconnections: {self.reconnections:,}, with {self.lost:.1f} s lost"]
         scored = sum(self.top.values())
         if scored:
             first, *others = (f"{name} in {count / scored:.1%}" for name, count in self.top.items())

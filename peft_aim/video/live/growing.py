@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from threading import Event
+from typing import BinaryIO
 
 import av
 
@@ -24,14 +25,12 @@ class GrowingFile:
         path: The file.
         patience: Seconds without writing after which the file is finished.
         stop: Set to stop waiting.
-
-    Attributes:
-        waits: Whether to wait at the end; not while FFmpeg looks for the last time stamp.
     """
 
     def __init__(self, path: str, patience: float, stop: Event) -> None:
         self._file = io.FileIO(path)
-        self._path, self._patience, self._stop, self.waits = path, patience, stop, False
+        self._path, self._patience, self._stop = path, patience, stop
+        self._waits, self._seeks = False, True
 
     def container(self, say: Callable[[str], None]) -> av.container.InputContainer:
         """Open the container in the file; if it grows, as soon as it has begun.
@@ -45,28 +44,38 @@ class GrowingFile:
         said = False
         while True:
             try:
-                container = av.open(self, **ANY_TITLE)
+                return self._opened()
             except av.error.FFmpegError as error:
                 if not self.grows or self._stop.wait(PAUSE):
                     raise
                 if not said:
                     say(f"{self._path} cannot be read yet ({error.strerror}); it is still being written to.")
                 said = True
-                self.seek(0)
-            else:
-                self.waits = True
-                return container
+
+    def _opened(self) -> av.container.InputContainer:
+        """Open the container; FFmpeg looks for its end if it may seek, and must not wait there."""
+        self.seek(0)
+        self._seeks = has_index_at_the_end(self._file) or not self.grows
+        self._waits = not self._seeks
+        self.seek(0)
+        container = av.open(self, **ANY_TITLE)
+        self._waits = True
+        return container
 
     @property
     def grows(self) -> bool:
         """Whether it was written to a short while ago."""
-        return time.time() - os.stat(self._path).st_mtime < self._patience
+        return time.time() - os.fstat(self._file.fileno()).st_mtime < self._patience
 
     def read(self, size: int) -> bytes:
         """Read up to so many bytes; b"" at the end."""
-        while not (data := self._file.read(size)) and self.waits and self.grows and not self._stop.wait(PAUSE):
+        while not (data := self._file.read(size)) and self._waits and self.grows and not self._stop.wait(PAUSE):
             pass
         return data
+
+    def seekable(self) -> bool:
+        """Whether FFmpeg may seek."""
+        return self._seeks
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position."""
@@ -79,3 +88,18 @@ class GrowingFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def has_index_at_the_end(file: BinaryIO) -> bool:
+    r"""Return whether a file is MP4 with its index after the pictures, which are read by seeking back.
+
+    Example:
+        >>> has_index_at_the_end(io.BytesIO(b"\0\0\0\x0cftypmp42" + b"\0\0\0\x09mdat." + b"\0\0\0\x08moov"))
+        True
+    """
+    kind = b"ftyp"
+    while kind in (b"ftyp", b"free", b"skip", b"wide", b"uuid"):
+        head = file.read(8)
+        size, kind = int.from_bytes(head[:4], "big"), head[4:]
+        file.seek(max(0, size - 8), io.SEEK_CUR)
+    return kind in (b"mdat", b"")  # also if the file is too short to tell

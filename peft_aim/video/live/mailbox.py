@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 from threading import Condition
@@ -9,6 +10,10 @@ from threading import Condition
 from torch import Tensor
 
 from peft_aim.video.live.events import Remark
+
+ROOM = 2  # frames that wait for a slow model: the next, and the newest
+BURST = 64  # frames that wait for a fast one
+SMOOTHING = 0.2  # weight of the last frame in the average time that a frame takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +49,22 @@ class Closed(Exception):  # noqa: N818 (nothing is wrong)
 class Mailbox:
     """A queue that holds few frames.
 
+    Streams often come in bursts, of a segment in HLS, for which a model that is fast enough on average has time.
+    For one that is not, more than a few waiting frames would only put it further behind.
+
     Args:
-        room: Number of frames that it holds.
+        fps: Frames per second that are put into it, in the time of the source.
 
     Attributes:
         newest_win: Whether a frame that finds no room takes that of the oldest, which is skipped; otherwise it waits.
         skipped: Number of frames skipped.
     """
 
-    def __init__(self, room: int) -> None:
-        self.room, self.newest_win, self.skipped = room, False, 0
+    def __init__(self, fps: float) -> None:
+        self.newest_win, self.skipped = False, 0
         self._items: deque[Taken | Remark | Ended] = deque()
         self._changed, self._closed = Condition(), False
+        self._interval, self._busy, self._began = 1 / fps, 0.0, None
 
     def put(self, item: Taken | Remark | Ended) -> None:
         """Add a frame or a message.
@@ -74,8 +83,11 @@ class Mailbox:
     def get(self, timeout: float) -> Taken | Remark | Ended | None:
         """Remove the first item and return it; None if there is none within ``timeout`` seconds."""
         with self._changed:
+            if self._began is not None:
+                self._busy += SMOOTHING * (time.monotonic() - self._began - self._busy)
             self._changed.wait_for(lambda: self._items, timeout)
             item = self._items.popleft() if self._items else None
+            self._began = time.monotonic() if isinstance(item, Taken) else None
             self._changed.notify_all()
             return item
 
@@ -88,8 +100,10 @@ class Mailbox:
 
     def _make_room(self) -> None:
         if not self.newest_win:
-            self._changed.wait_for(lambda: self._closed or self._frames < self.room)
-        elif self._frames >= self.room:
+            self._changed.wait_for(lambda: self._closed or self._frames < ROOM)
+            return
+        room = BURST if self._busy < self._interval else ROOM
+        while self._frames >= room:
             self._items.remove(next(item for item in self._items if isinstance(item, Taken)))
             self.skipped += 1
 

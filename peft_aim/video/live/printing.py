@@ -24,7 +24,8 @@ class Printer:
         self._every, self._as_json = every, as_json
         self._last: Scores | None = None
         form = "{desc} |{bar:20}| {percentage:3.0f}%{postfix}"
-        self._bar = tqdm(total=1.0, bar_format=form, disable=None, leave=False)  # None: unless it is no terminal
+        # The length of the bar is the probability of the class. disable=None shows it in terminals only.
+        self._bar = tqdm(desc="waiting", total=1.0, bar_format=form, disable=None, leave=False)
 
     def show(self, event: Scores | Remark) -> None:
         """Print an event, if it is due."""

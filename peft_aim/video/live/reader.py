@@ -66,20 +66,29 @@ class Reader:
             return
 
     def _read(self) -> None:
-        counts, failures = self._taker.counts, 0
-        while True:
-            seen = counts.seen
-            reason = self._read_once()
-            if not reason:
-                return
-            failures = 1 if counts.seen > seen else failures + 1
-            broken = f"{self._feed.name} broke off at {counts.seconds:.1f} s ({reason})"
-            if failures > self._retry:
-                raise BrokenVideo(f"{broken}, and is not back after {self._retry} tries (--retry).")
-            if failures == 1:
-                self._taker.say(f"{broken}. Trying to open it again, up to {self._retry} times.")
-            if self._stopped.wait(min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)):
+        """Read the source to its end, opening it again if it breaks off."""
+        reason = self._read_once()
+        while reason:
+            broken = f"{self._feed.name} broke off at {self._taker.counts.seconds:.1f} s: {reason}."
+            reason = self._read_again(broken)
+
+    def _read_again(self, broken: str) -> str:
+        """Try to open the source again; return why it broke off after that, "" if it ended.
+
+        Raises:
+            BrokenVideo: If it is not back after all tries.
+        """
+        seen, reason = self._taker.counts.seen, ""
+        if self._retry:
+            self._taker.say(f"{broken} Trying again (--retry {self._retry}).")
+        for i in range(self._retry):
+            if self._stopped.wait(min(FIRST_PAUSE * 2 ** min(i, 9), LONGEST_PAUSE)):
                 raise Closed
+            reason = self._read_once()
+            if self._taker.counts.seen > seen or not reason:
+                return reason
+        last = f" When last tried: {reason}." if reason else ""
+        raise BrokenVideo(f"{broken} It is not back (--retry {self._retry}).{last}")
 
     def _read_once(self) -> str:
         """Read the source until it ends or breaks off; return why it should be opened again, "" if it should not.
@@ -91,6 +100,8 @@ class Reader:
         try:
             with self._feed.opened(self._timeout, self._stopped, self._taker.say) as stream:
                 connection = Connection(stream)
+                if counts.seen and connection.is_recording:  # as HLS is after its end: what is left has been seen
+                    return ""
                 streams = streams and not connection.is_recording
                 self._mailbox.newest_win = streams if self._live is None else self._live
                 self._taker.take_from(connection)
@@ -101,6 +112,8 @@ class Reader:
                 raise
         except av.error.FFmpegError as error:  # in its midst
             reason = self._feed.reason(error, self._timeout)
+            if self._feed.is_live and not streams:
+                raise BrokenVideo(f"{self._feed.name} broke off at {counts.seconds:.1f} s: {reason}.") from error
             if not streams:  # as plain decoding has it
                 counts.damage.note(reason, f"at {counts.seconds:.2f} s, where the rest cannot be read")
                 reason = ""

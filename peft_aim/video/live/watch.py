@@ -20,7 +20,6 @@ from peft_aim.video.live.scoring import Scorer, scorer_of
 from peft_aim.video.live.source import Feed
 from peft_aim.video.live.taking import Taker
 
-ROOM = 2  # frames that wait for the model: enough for two that come together, too few to fall far behind
 LOOK = 1.0  # seconds between two looks at a silent source
 
 
@@ -130,7 +129,8 @@ class Watch:
         self._feed, self._scorer, self._classes, self._introduction = feed, scorer, classes, introduction
         self._top_k, self._timeout, self._fps = min(top_k, len(classes)), timeout, fps
         self._on_top: Counter[str] = Counter()
-        self._mailbox = Mailbox(ROOM)
+        self._has_skipped = False
+        self._mailbox = Mailbox(fps)
         self._taker = Taker(feed.name, self._mailbox, prepare, fps)
         self._reader = Reader(feed, self._taker, self._mailbox, timeout, retry, live)
 
@@ -145,6 +145,7 @@ class Watch:
                 match self._mailbox.get(LOOK):
                     case Taken() as taken:
                         patience = self._timeout
+                        yield from self._skipped()
                         yield from self._scores(taken)
                     case Remark() as remark:
                         if remark.restarts:
@@ -183,6 +184,12 @@ class Watch:
         self._on_top[top[0][0]] += 1
         delay = time.monotonic() - taken.due if self._mailbox.newest_win else None
         yield Scores(taken.time, top, self._scorer.frames, delay, self._mailbox.skipped)
+
+    def _skipped(self) -> Iterator[Remark]:
+        """Yield once that frames are skipped."""
+        if self._mailbox.skipped and not self._has_skipped:
+            self._has_skipped = True
+            yield Remark(f"Frames are skipped, to keep up with {self._feed.name}; the summary has their number.")
 
     def _check_end(self, error: Exception | None) -> None:
         """Raise why the source has ended, unless it was complete and has been scored."""

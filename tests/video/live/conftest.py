@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -6,11 +7,24 @@ import torch
 from peft import get_peft_model
 
 from peft_aim import AIMConfig
+from peft_aim.video.adapters import Loaded, load_adapters
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.description import Description
+from peft_aim.video.live import watch
 from peft_aim.video.recipe import Recipe
 
 CLASSES = ["dark", "gray", "light"]
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load each adapter once, for all tests."""
+    monkeypatch.setattr(watch, "load_adapters", lambda names, source: loaded(*names))
+
+
+@cache
+def loaded(name: str) -> Loaded:
+    return load_adapters([name])
 
 
 @pytest.fixture(scope="session")

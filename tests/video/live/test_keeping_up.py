@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event
 from threading import enumerate as alive_threads
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from peft_aim.video.data import BrokenVideo
-from peft_aim.video.live import reader
+from peft_aim.video.live import mailbox, reader
 from peft_aim.video.live import watch as watch_module
 from peft_aim.video.live.events import Remark, Scores
+from peft_aim.video.live.mailbox import BURST, ROOM
 from peft_aim.video.live.pace import Pace
 from peft_aim.video.live.scoring import Scorer
-from peft_aim.video.live.watch import ROOM, Watch
+from peft_aim.video.live.watch import Watch
 
 RATE = 10  # frames per second
 
@@ -93,7 +95,7 @@ def connected(monkeypatch):
 
 
 def watched(source: Synthetic, scorer: Scorer | None = None, prepare: Counted | None = None, **options) -> Watch:
-    return Watch(source, scorer or Last(), prepare or Counted(), classes=["a", "b"], retry=0, **options)
+    return Watch(source, scorer or Last(), prepare or Counted(), classes=["a", "b"], **{"retry": 0, **options})
 
 
 def scores_of(watch: Watch) -> list[Scores]:
@@ -107,23 +109,41 @@ def scores_of(watch: Watch) -> list[Scores]:
 def test_memory_is_bounded_in_an_hour_of_video(live):
     """Whether frames wait for the model or are skipped, few are held."""
     prepare = Counted()
-    watch = watched(Synthetic(3600 * RATE), prepare=prepare, fps=0.5, live=live)
+    watch = watched(Synthetic(3600 * RATE), prepare=prepare, fps=0.25, live=live)
     scored = len(scores_of(watch))
     summary = watch.summary
-    assert (summary.seen, summary.taken, summary.seconds) == (36000, 1800, 3599.9)
-    assert scored + summary.skipped == 1800 and (live or not summary.skipped)
-    assert prepare.most <= ROOM + 4 + 3  # waiting, held by the scorer, and on the way between them
+    assert (summary.seen, summary.taken, summary.seconds) == (36000, 900, 3599.9)
+    assert scored + summary.skipped == 900 and (live or not summary.skipped)
+    assert prepare.most <= (BURST if live else ROOM) + 4 + 3  # waiting, held by the scorer, and on their way
 
 
-def test_a_slow_model_gets_the_newest_frames_and_the_others_are_counted():
+def test_of_a_burst_the_newest_frames_are_scored_and_the_others_counted():
     """The model is busy with the first frame until all others have come."""
     busy, come = Event(), Event()
-    source = Synthetic(50, before=lambda i: i == 1 and busy.wait(5), after=come.set)
+    source = Synthetic(200, before=lambda i: i == 1 and busy.wait(5), after=come.set)
     watch = watched(source, Last(lambda: busy.set() or come.wait(5)), fps=RATE)
-    scores = scores_of(watch)
-    assert [event.time for event in scores] == [0, 4.8, 4.9] and scores[-1].skipped == watch.summary.skipped == 47
+    events = [*watch]
+    scores = [event for event in events if isinstance(event, Scores)]
+    assert "Frames are skipped, to keep up with synthetic; the summary has their number." in map(str, events)
+    assert [event.time for event in scores] == [0, *(i / RATE for i in range(200 - BURST, 200))]
+    assert scores[-1].skipped == watch.summary.skipped == 199 - BURST
     assert all(event.delay >= 0 for event in scores)
-    assert "behind, 47 skipped)" in str(scores[-1]) and "50 taken, 47 skipped" in str(watch.summary)
+    assert "behind, 135 skipped)" in str(scores[-1]) and "200 taken, 135 skipped" in str(watch.summary)
+
+
+def test_fewer_frames_wait_for_a_model_that_is_slower_than_the_source(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(mailbox, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    box = mailbox.Mailbox(fps=RATE)
+    box.newest_win = True
+    for number in range(12):  # frames come every 0.1 s, and the model takes 0.3 s for each
+        for i in range(3):
+            box.put(mailbox.Taken(number + i / 3, torch.empty(0), 0.0))
+        box.get(0)
+        clock[0] += 0.3
+    box.put(mailbox.Taken(12.0, torch.empty(0), 0.0))
+    assert [box.get(0).time for _ in range(ROOM)] == [11 + 2 / 3, 12] and box.get(0) is None
+    assert box.skipped == 36 + 1 - 12 - ROOM
 
 
 def test_the_thread_ends_when_nobody_watches_any_more():
@@ -133,6 +153,15 @@ def test_the_thread_ends_when_nobody_watches_any_more():
             break
     assert not [thread for thread in alive_threads() if thread.name == "reading synthetic"]
     assert watch.summary.seen < 20
+
+
+def test_a_stream_that_has_become_a_recording_has_ended(monkeypatch):
+    """As HLS does, of which the last segments are still there."""
+    monkeypatch.setattr(reader, "FIRST_PAUSE", 0.01)
+    source = Synthetic(20)
+    source.after = lambda: setattr(source, "is_recording", True)
+    watch = watched(source, fps=RATE, retry=3)
+    assert len(scores_of(watch)) == 20 == watch.summary.seen
 
 
 # Pace.
