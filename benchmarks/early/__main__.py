@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("benchmarks.early", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with signs, clips and weights")
     parser.add_argument("--seeds", type=int, help="number of seeds; those in the log are not run again")
+    parser.add_argument("--logged", action="store_true", help="run no trials: make the tables of those in the log")
     given, command = parse(parser, argv)
     plan, folder = QUICK if given.quick else Plan(), given.output / "early"
     plan = replace(plan, seeds=given.seeds or plan.seeds)
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted += [(0, task, FOLLOWING) for task in found if task.paired]
     for seed, task, row in wanted:
         setting = Setting(row, task.name, task.rates[seed], seed)
-        made.append(trials.of(asdict(setting), lambda s=setting, t=task: run(s, t, common, folder)))
+        if not given.logged:
+            trials.of(asdict(setting), lambda s=setting, t=task: run(s, t, common, folder))
+        made += filter(None, [trials.find(asdict(setting))])
     groups = {task.name: task.groups for task in found}
     print(record("early", command, 0, given.output, plan=asdict(plan), groups=groups, trials=made))
     publish(given.output)

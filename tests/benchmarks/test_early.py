@@ -120,6 +120,8 @@ def test_an_interrupted_run_resumes_and_all_is_shown(folder, monkeypatch):
     assert all(label in page for _, label in tables.WAYS.values())
     assert (folder / "early.svg").stat().st_size < 200_000
     log.write_text("".join(lines[:-1]))
+    early.main([*command, "--logged"])
+    assert len(json.loads((folder / "early.json").read_text())["trials"]) == len(lines) - 1
     monkeypatch.setattr(adapters, "fit", None)  # what has been trained is not trained again
     monkeypatch.setattr(early, "publish", lambda folder: None)
     early.main(command)
