@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from peft_aim.clips import Cell, Continued, Past
 from peft_aim.config import AIMConfig
 from peft_aim.saving import adapter_weights
 from peft_aim.targets import adapted_blocks
-from peft_aim.tracing import tensors_in
+from peft_aim.tracing import is_dropout, tensors_in
 
 
 class Stream:
@@ -69,7 +70,7 @@ class Stream:
         if not self._config.causal:
             self._approximate()
         self._weights = list(adapter_weights(self._root, self._adapter).values())
-        self._versions = versions(self._weights)
+        self._versions, self._settings = versions(self._weights), self._settings_now()
         self._past: Past | None = None
         self._shape: tuple[int, ...] = ()
         self._scores = torch.empty(0)  # of the last num_frames frames: that of frame t in row t % num_frames
@@ -82,7 +83,7 @@ class Stream:
 
         Args:
             frames: The next frame ``(B, C, H, W)``, or several frames ``(B, T, C, H, W)``, as floats that are
-                normalized for the backbone.
+                normalized for the backbone. Of a single video, B is 1: ``frame.unsqueeze(0)``.
 
         Returns:
             The class scores so far, ``(B, classes)``: the mean over the last ``num_frames`` frames. Features, if the
@@ -90,7 +91,8 @@ class Stream:
 
         Raises:
             ValueError: If the frames have another shape than those before, or there are none; if another adapter is
-                active, or its weights have changed, since the stream began; or if an earlier push failed midway.
+                active, or its weights or their dtype have changed, since the stream began; if the model drops parts
+                at random, in training mode; or if an earlier push failed midway.
         """
         self._check_adapter()
         frames = frames.unsqueeze(1) if frames.ndim == len(self._root.aim_clips.inspection.image) + 1 else frames
@@ -108,18 +110,29 @@ class Stream:
         return self._average(scores)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what the stream remembers, to continue it elsewhere. It is changed in place by the next push."""
+        """Return what the stream remembers, to continue it elsewhere. It is changed in place by the next push.
+
+        Raises:
+            ValueError: If an earlier push failed midway.
+        """
+        self._check_is_whole()
         if self._past is None:
             return {}
         cells = {f"{i}.{name}": tensor for i, cell in enumerate(self._past.cells) for name, tensor in cell.items()}
         shape = torch.tensor(self._shape)
         return {"time": self._past.time, "shape": shape, "scores": self._scores, **cells}
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue the stream that a :meth:`state_dict` is of, which has to have the same adapter."""
+        """Continue the stream that a :meth:`state_dict` is of, which has to have the same adapter.
+
+        Raises:
+            ValueError: If it is not a state of a stream, or of one with another ``num_frames``.
+        """
         self.reset()
         if not state:
             return
+        self._check_state(state)
         own = {name: tensor.to(self._weights[0].device, copy=True) for name, tensor in state.items()}
         time, shape, self._scores = own.pop("time"), own.pop("shape"), own.pop("scores")
         cells: dict[int, Cell] = defaultdict(dict)
@@ -158,6 +171,12 @@ class Stream:
     def _active(self) -> tuple[str, AIMConfig]:
         """Return the active adapter, by name, and its options."""
         self._root = adapted_root(self.model)  # unload() and get_peft_model() change it
+        further = self._root.aim_clips.inspection.further
+        if further:
+            raise ValueError(
+                f"{type(self._root).__name__} requires {', '.join(further)} as well, but streams have frames alone. "
+                "Use a backbone that takes images (B, C, H, W), or call the model on clips."
+            )
         active = {layer.current for layer in self._root.aim_clips.layers} - {None}
         if not active:
             raise ValueError(
@@ -183,22 +202,51 @@ class Stream:
         if reasons:
             raise ValueError(f"The adapter {self._adapter!r} cannot be run as if it were causal:{listed(reasons)}")
         for name, layer in blocks.items():
-            layer.anatomy = found.modules[name]
-            layer.configure(self._adapter, self._config)
+            if layer.adapters[self._adapter].temporal.anatomy is not found.modules[name]:  # not by an earlier stream
+                layer.anatomy = found.modules[name]
+                layer.configure(self._adapter, self._config)
 
-    def _check_adapter(self) -> None:
+    def _settings_now(self) -> list[object]:
+        """Return the adapter's settings in each block; one of the same name that replaces it has other objects."""
+        return [layer.adapters.get(self._adapter) for layer in self._root.aim_clips.layers]
+
+    def _check_is_whole(self) -> None:
         if self._is_broken:
             raise ValueError("An earlier push failed midway, so what the stream remembers is wrong. Call reset().")
+
+    def _check_state(self, state: dict[str, Tensor]) -> None:
+        missing = {"time", "shape", "scores"} - {*state}
+        if missing:
+            raise ValueError(
+                f"This is not what state_dict() of a stream returns: it has {', '.join(list(state)[:4])}, but not "
+                f"{', '.join(sorted(missing))}. Pass the dictionary as it was returned."
+            )
+        if len(state["scores"]) != self._config.num_frames:
+            raise ValueError(
+                f"The state is that of a stream with num_frames={len(state['scores'])}, but the active adapter "
+                f"{self._adapter!r} has num_frames={self._config.num_frames}. Activate the one that it is of."
+            )
+
+    def _check_adapter(self) -> None:
+        self._check_is_whole()
         now = self._active()[0]
-        if now != self._adapter or versions(self._weights) != self._versions:
+        is_same = all(map(operator.is_, self._settings_now(), self._settings))
+        if now != self._adapter or not is_same or versions(self._weights) != self._versions:
             what = f"The active adapter is {now!r}" if now != self._adapter else f"The weights of {now!r} have changed"
             raise ValueError(
                 f"{what}, but the stream began with {self._adapter!r}, and remembers what that made of its frames. "
                 "Call reset() to begin a new one."
             )
-        if self._root.training and (self._config.drop_path or self._config.head_dropout):
+        if self._root.training:
+            self._check_nothing_drops()
+
+    def _check_nothing_drops(self) -> None:
+        """Check that nothing drops at random in training mode."""
+        own = {name: getattr(self._config, name) for name in ("drop_path", "head_dropout")}
+        dropping = [f"the adapter ({name}={rate})" for name, rate in own.items() if rate] + list(drops(self._root))
+        if dropping:
             raise ValueError(
-                "The model is in training mode, in which adapters drop parts at random. Call model.eval()."
+                f"The model is in training mode, in which {dropping[0]} drops at random. Call model.eval()."
             )
 
     def _check_shape(self, frames: Tensor) -> None:
@@ -208,6 +256,19 @@ class Stream:
                 f"Got frames {tuple(frames.shape)}, but those before were {self._shape[0]} videos of frames "
                 f"{self._shape[1:]}. Resize them, or call reset() to begin a new stream."
             )
+
+
+def drops(model: nn.Module) -> Iterator[str]:
+    """Iterate over the modules that drop at random in training mode, with their rates.
+
+    Example:
+        >>> list(drops(nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.5))))
+        ['1 (p=0.5)']
+    """
+    for name, module in model.named_modules():
+        for option, value in vars(module).items():
+            if isinstance(value, float) and value > 0 and (is_dropout(module) or "drop" in option):
+                yield f"{name} ({option}={value})"
 
 
 def adapted_root(model: nn.Module) -> nn.Module:
@@ -231,6 +292,6 @@ def uncompiled() -> Iterator[None]:
 _stance = threading.Lock()
 
 
-def versions(weights: list[Tensor]) -> list[int]:
-    """Return how often each weight has been changed in place."""
-    return [0 if weight.is_inference() else weight._version for weight in weights]
+def versions(weights: list[Tensor]) -> list[tuple[int, torch.dtype]]:
+    """Return how often each weight has been changed in place, and its dtype."""
+    return [(0 if weight.is_inference() else weight._version, weight.dtype) for weight in weights]

@@ -288,12 +288,18 @@ def test_a_stream_is_continued_elsewhere():
     second.load_state_dict(first.state_dict())  # nothing yet
     with torch.inference_mode():
         pushed(first, clips[:, :4])
-    second.load_state_dict(first.state_dict())
+    with torch.inference_mode():
+        second.load_state_dict(first.state_dict())
     assert len(second) == 4
     for stream in (first, second):
         assert close(pushed(stream, clips[:, 4:]), expected[4:])
     with pytest.raises(ValueError, match=re.escape("Got frames (1, 1, 3, 32, 32), but those before were 2 videos")):
         second.push(clips[:1, 0])
+    with pytest.raises(ValueError, match=r"it has time, shape, but not scores\. Pass the dictionary as it was"):
+        second.load_state_dict({name: first.state_dict()[name] for name in ("time", "shape")})
+    shorter = Stream(causal("timm_swin", num_frames=2))
+    with pytest.raises(ValueError, match="with num_frames=3, but the active adapter 'default' has num_frames=2"):
+        shorter.load_state_dict(first.state_dict())
 
 
 def cost_of_frame(width: int) -> float:
@@ -333,6 +339,22 @@ def test_a_compiled_model_is_not_compiled_again_as_time_goes_on():
 
 
 @torch.no_grad()
+def test_blocks_that_are_compiled_alone_share_their_code():
+    model, clips, graphs = causal("timm_vit", temporal_conv=False, temporal_embedding=False), zoo.make_clips(), []
+    expected = prefixes(model, clips)
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    for block in model.base_model.model.blocks:
+        block.compile(backend=backend)
+    assert close(pushed(Stream(model), clips), expected)
+    assert len(graphs) < len(model.base_model.model.blocks)
+    torch.compiler.reset()
+
+
+@torch.no_grad()
 def test_a_stream_belongs_to_one_adapter_with_its_weights():
     model, clips = causal("timm_vit"), zoo.make_clips()
     model.add_adapter("other", AIMConfig(num_frames=2, causal=True, num_labels=7))
@@ -346,6 +368,21 @@ def test_a_stream_belongs_to_one_adapter_with_its_weights():
     model.base_model.model.head.aim_head["other"].weight.add_(1)
     with pytest.raises(ValueError, match="The weights of 'other' have changed, but the stream began"):
         stream.push(clips[:, 1])
+    stream.reset()
+    stream.push(clips[:, 1])
+    model.delete_adapter("default")
+    model.add_adapter("default", AIMConfig(num_frames=2, causal=True, num_labels=7))
+    model.set_adapter("default")
+    model.delete_adapter("other")
+    model.add_adapter("other", AIMConfig(num_frames=2, causal=True, num_labels=7))
+    model.eval().set_adapter("other")
+    with pytest.raises(ValueError, match="The weights of 'other' have changed, but the stream began"):
+        stream.push(clips[:, 1])
+    stream.reset()
+    stream.push(clips[:, 1])
+    model.double()
+    with pytest.raises(ValueError, match="The weights of 'other' have changed, but the stream began"):
+        stream.push(clips[:, 1].double())
     with model.disable_adapter(), pytest.raises(ValueError, match="No AIM adapter is active in this model"):
         stream.push(clips[:, 1])
     backbone = model.unload()
@@ -363,12 +400,20 @@ def test_a_push_that_failed_midway_is_not_continued(monkeypatch):
     with pytest.raises(ValueError, match=r"Got clips of torch\.uint8"):
         stream.push(clips[:, 1].to(torch.uint8))
     stream.push(clips[:, 1])  # nothing had run
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=r"computes in torch\.bfloat16, but in"),
+    ):
+        stream.push(clips[:, 2])
+    stream.reset()
+    stream.push(clips[:, 0])
     with monkeypatch.context() as patch:
         patch.setattr(block.base_layer.mlp, "forward", lambda x: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stream.push(clips[:, 2])
-    with pytest.raises(ValueError, match=r"An earlier push failed midway.*Call reset\(\)"):
-        stream.push(clips[:, 2])
+    for continued in (lambda: stream.push(clips[:, 2]), stream.state_dict):
+        with pytest.raises(ValueError, match=r"An earlier push failed midway.*Call reset\(\)"):
+            continued()
     stream.reset()
     assert close([stream.push(clips[:, 0])], [zoo.scores(model(clips[:, :1]))])
 
@@ -384,6 +429,9 @@ def test_an_adapter_trained_on_whole_clips_is_streamed_only_on_request():
     chunks = pushed(Stream(model, approximate=True), clips, [1, 4, 2])
     assert close([pushed(Stream(model, approximate=True), clips)[-1]], chunks[-1:])
     assert torch.equal(model(clips), before)
+    settings = model.base_model.model.blocks[0].aim_settings["default"]
+    Stream(model, approximate=True)
+    assert model.base_model.model.blocks[0].aim_settings["default"] is settings  # backward may recompute by these
     refused = get_peft_model(with_attention_between_channels(), AIMConfig(num_labels=2)).eval()
     with pytest.raises(ValueError, match="'default' cannot be run as if it were causal:\n  blocks.0"):
         Stream(refused, approximate=True)
@@ -401,10 +449,17 @@ def test_of_a_model_of_images_and_text_the_image_tower_runs():
     assert close(pushed(Stream(model), clips)[-1:], [backbone.vision_model(clips).pooler_output])
 
 
-def test_a_stream_needs_scores_and_a_model_in_evaluation_mode():
+def test_a_stream_needs_scores_and_a_model_of_images_in_evaluation_mode():
     clips = zoo.make_clips()
-    with pytest.raises(ValueError, match=r"The model is in training mode, .* Call model\.eval\(\)"):
-        Stream(causal("timm_vit", drop_path=0.1).train()).push(clips[:, 0])
+    patches = tf.Siglip2VisionModel(tf.Siglip2VisionConfig(**zoo.SMALL, num_patches=4))
+    with pytest.raises(ValueError, match="Siglip2VisionModel requires pixel_attention_mask, spatial_shapes as well"):
+        Stream(get_peft_model(patches, AIMConfig(causal=True)).eval())
+    model = causal("timm_vit").train()
+    Stream(model).push(clips[:, 0])  # nothing drops
+    for name, module in (("the adapter", causal("timm_vit", drop_path=0.1)), ("blocks.1.*proj_drop", model)):
+        model.base_model.model.blocks[1].base_layer.attn.proj_drop.p = 0.1
+        with pytest.raises(ValueError, match=rf"in training mode, in which {name}.* drops .* Call model\.eval\(\)"):
+            Stream(module.train()).push(clips[:, 0])
     tokens = zoo.build("timm_vit")
     tokens.global_pool, tokens.attn_pool = "", None
     model = get_peft_model(tokens, AIMConfig(causal=True)).eval()

@@ -14,6 +14,7 @@ import os
 import time
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -50,14 +51,20 @@ def main() -> None:
     parser.add_argument(
         "--auto", action="store_true", help='only add temporal="auto" to the models in the record that lack it'
     )
+    parser.add_argument(
+        "--new-laws", action="store_true", help="only check the laws that the models in the record lack, and add them"
+    )
     given, began = parser.parse_args(), time.perf_counter()
     libraries, path = given.libraries, RESULTS / "coverage.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     if given.auto:
         add_auto(rows, began)
         libraries = []
-    rows = [row for row in rows if not {row["library"], f"{row['library']}:{row['family']}"} & {*libraries}]
-    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    if given.new_laws:
+        rows = add_laws(rows, libraries, began)
+        libraries = []
+    rows = [row for row in rows if not _is_wanted(row, libraries)]
+    with workers() as pool:
         for library in libraries:
             for of_family in pool.map(examine_family, *zip(*_families(library), strict=True)):
                 rows += of_family
@@ -68,12 +75,17 @@ def main() -> None:
     print(summary(rows))
 
 
+def workers() -> ProcessPoolExecutor:
+    """Return processes that examine models, one for each CPU core."""
+    return ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+
+
 def add_auto(rows: list[Row], began: float) -> None:
     """Examine the models of a record with ``temporal="auto"`` where that differs, and keep the results."""
     differ = [row for row in rows if (row["outcome"] == "rejected" or row.get("left out")) and "auto" not in row]
     differ.sort(key=lambda row: row["outcome"] != "rejected")  # an interrupted run has those that matter most
     known = [row for row in differ if "same_as" not in row]
-    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with workers() as pool:
         names = [(row["library"], row["name"]) for row in known]
         for row, found in zip(known, pool.map(examine_auto, *zip(*names, strict=True)), strict=True):
             for other in differ:
@@ -81,6 +93,49 @@ def add_auto(rows: list[Row], began: float) -> None:
                     other["auto"] = found
             print(row["library"], row["name"], found["outcome"], found.get("reason", ""), flush=True)
             keep(rows, began)
+
+
+def add_laws(rows: list[Row], libraries: list[str], began: float) -> list[Row]:
+    """Check the laws that models of a record lack, and return all rows; an interrupted run can be resumed."""
+    families = defaultdict(list)
+    for row in rows:
+        families[row["library"], row["family"]].append(row)
+    lacking = [
+        own
+        for library in libraries
+        for own in families.values()
+        if _is_wanted(own[0], [library]) and any(map(lacks_laws, own))
+    ]
+    with workers() as pool:
+        for old, new in zip(lacking, pool.map(examine_further, lacking), strict=True):
+            rows = [row for row in rows if row not in old] + new
+            print(_line(new), flush=True)
+            keep(rows, began)
+    return rows
+
+
+def lacks_laws(row: Row) -> bool:
+    """Whether a law has not been checked for an adapted model."""
+    names = {law.__name__ for law in laws.LAWS}
+    return any("laws" in found and not names <= {*found["laws"]} for found in (row, in_auto(row)))
+
+
+def examine_further(rows: list[Row]) -> list[Row]:
+    """Check the laws that models of a family lack, but only for the first of those with the same structure."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    known: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: "same_as" in row):
+        if "same_as" in row:
+            known[row["name"]] = {**known[row["same_as"]], **{key: row[key] for key in ("name", "same_as")}}
+            continue
+        known[row["name"]] = row = copy.deepcopy(row)
+        if lacks_laws(row):
+            backbone = catalogue.build(row["library"], row["name"])
+            for temporal, found in (("attention", row), ("auto", row.get("auto", {}))):
+                if "laws" in found:
+                    found.pop("reason", None)  # of a law that failed before
+                    found.update(judged(backbone, temporal, found["laws"]))
+    return [*known.values()]
 
 
 def examine_auto(library: str, name: str) -> Row:
@@ -139,13 +194,17 @@ def adapted(backbone: nn.Module, temporal: str) -> Row:
     if found.tower:  # open_clip's image towers are built separately
         reason = f"also takes text, so it does not classify clips as a whole; its image tower {found.tower} is adapted"
         return {"outcome": "not run", "reason": reason}
-    facts = described(model, found)
+    facts = {**described(model, found), **judged(backbone, temporal)}
+    return {**facts, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def judged(backbone: nn.Module, temporal: str, known: Mapping[str, str] | None = None) -> Row:
+    """Check the laws, except for those whose result is known."""
     try:
-        held = laws.check(lambda: copy.deepcopy(backbone), random_clips(backbone), temporal)
-        outcome = {"outcome": "adapted", "laws": held}
+        held = laws.check(lambda: copy.deepcopy(backbone), random_clips(backbone), temporal, known)
+        return {"outcome": "adapted", "laws": held}
     except Exception as error:  # a broken law or a crash, which breaks one as well
-        outcome = {"outcome": "wrong", "reason": f"{type(error).__name__}: {error}"[:500]}
-    return {**facts, **outcome, "seconds": round(time.perf_counter() - began, 1)}
+        return {"outcome": "wrong", "reason": f"{type(error).__name__}: {error}"[:500]}
 
 
 def described(model: nn.Module, found: Inspection) -> Row:
@@ -173,17 +232,21 @@ def random_clips(backbone: nn.Module) -> Images:
 
 def summary(rows: list[Row]) -> str:
     """Return the results in Markdown, with a row for each library."""
-    names = ["library", "models", "temporal attention", '`temporal="auto"`', "rejected", "a law fails", "not run"]
+    names = ["library", "models", "temporal attention", '`temporal="auto"`', "`causal=True`"]
     lines = []
     for library in TITLES:
         own = [row for row in rows if row["library"] == library]
         attention, auto = (Counter(row["outcome"] for row in found) for found in (own, map(in_auto, own)))
-        shares = [
-            f"{count['adapted']} ({count['adapted'] / len(own):.1%})" if own else "-" for count in (attention, auto)
-        ]
+        counts = attention["adapted"], auto["adapted"], sum(causal(row) == "holds" for row in own)
+        shares = [f"{count} ({count / len(own):.1%})" if own else "-" for count in counts]
         wrong = attention["wrong"] + auto["wrong"]
         lines.append(line(TITLES[library], len(own), *shares, auto["rejected"], wrong, auto["not run"]))
-    return headed(names, lines)
+    return headed([*names, "rejected", "a law fails", "not run"], lines)
+
+
+def causal(row: Row) -> str:
+    """Return the result of the law of causal adapters, with temporal attention; an empty text if there is none."""
+    return row.get("laws", {}).get(laws.causal_adapters_see_no_later_frame.__name__, "")
 
 
 def in_auto(row: Row) -> Row:
@@ -199,6 +262,7 @@ def by_family(rows: list[Row]) -> str:
         "temporal attention",
         "in blocks",
         '`temporal="auto"`',
+        "`causal=True`",
         "how attention runs over time",
     ]
     parts = []
@@ -221,8 +285,15 @@ def _family_line(family: str, rows: list[Row]) -> str:
     reasons = Counter(row["reason"] for row in rows if row["outcome"] != "adapted")
     why = [f"{count} model{'s' * (count > 1)}: {reason}" for reason, count in reasons.most_common(3)]
     why += sorted({reason for row in adapted for reason in row.get("left out", [])})[:3]
+    whole = sorted({causal(row).removeprefix("not offered: ") for row in adapted} - {"holds"})
+    why += [f"not causal: {reason}" for reason in whole]
     reason = "; ".join(why).replace("|", "/").replace("\n", " ") or "-"
-    return line(family, len(rows), len(adapted), partly, auto, kinds, reason)
+    causally = sum(causal(row) == "holds" for row in rows)
+    return line(family, len(rows), len(adapted), partly, auto, causally, kinds, reason)
+
+
+def _is_wanted(row: Row, libraries: list[str]) -> bool:
+    return bool({row["library"], f"{row['library']}:{row['family']}"} & {*libraries})
 
 
 def _families(wanted: str) -> list[tuple[str, list[str]]]:

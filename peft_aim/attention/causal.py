@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peft_aim.attention.guesses import guesses
 from peft_aim.attention.kinds import Kind, in_words
 from peft_aim.attention.product import find_output
-from peft_aim.attention.projected import Projected, guesses
+from peft_aim.attention.projected import Projected
 from peft_aim.attention.recognize import LENGTHS, LONG, random_twin
 from peft_aim.attention.without_space import same
 from peft_aim.tracing import first_tensor

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_aim.attention.guesses import guesses
 from peft_aim.attention.kinds import USERS_KINDS, Kind, OnGrid, Unrotated, in_words, multihead, plain, sequence_first
-from peft_aim.attention.projected import Projected, guesses
+from peft_aim.attention.projected import Projected
 from peft_aim.attention.without_space import LARGE, OwnForward, same
 from peft_aim.tracing import Layout, copy_without_hooks, first_tensor, is_packed, plain_layer
 

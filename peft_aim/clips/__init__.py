@@ -5,7 +5,7 @@ Layers look up the number of frames per clip in :class:`Frames`.
 
 from peft_aim.clips.fold import Clips, mixed_batch_message, per_clip
 from peft_aim.clips.frames import ClipShape, Frames, Span
-from peft_aim.clips.past import Cell, Continued, Past, kept, times
+from peft_aim.clips.past import Cell, Continued, Part, Past, kept, times
 from peft_aim.clips.per_thread import PerThread
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Clips",
     "Continued",
     "Frames",
+    "Part",
     "Past",
     "PerThread",
     "Span",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from peft_aim.clips.past import Past
+from peft_aim.clips.past import Part, Past
 from peft_aim.clips.per_thread import PerThread
 from peft_aim.tracing import tensors_in
 
@@ -60,7 +60,7 @@ class Span(NamedTuple):
     """
 
     frames: int
-    past: Past | None
+    past: Part | None
 
 
 class Frames:
@@ -98,17 +98,22 @@ class Frames:
         """The call that this thread runs, another object for each; None in backward and outside of calls."""
         return self._running.get()
 
-    def of(self, tokens: Tensor, groups: int = 1) -> Span:
+    def of(self, tokens: Tensor, groups: int = 1, remembers: bool = False) -> Span:
         """Return the frames of the clips that a block's tokens ``(B*T*G, *N, D)`` belong to.
+
+        Args:
+            tokens: The tokens.
+            groups: Patch groups G per frame.
+            remembers: Whether the block remembers frames in a stream. It is then asked for once in each call.
 
         Raises:
             ValueError: If the leading axis of the tokens is not the batch of frames, or if no call is running.
         """
         traced = self._running.traced
         if traced is None:
-            return self._of_now(tokens, groups)
+            return self._of_now(tokens, groups, remembers)
         traced.check(tokens, groups)
-        return Span(traced.frames, traced.past)
+        return Span(traced.frames, _part(traced, remembers))
 
     def remember(self, tokens: Tensor, frames: int) -> None:
         """Record T for tokens, for as long as their memory lives."""
@@ -116,7 +121,7 @@ class Frames:
             self._remember_now(tokens, frames)
 
     @torch.compiler.disable
-    def _of_now(self, tokens: Tensor, groups: int) -> Span:
+    def _of_now(self, tokens: Tensor, groups: int, remembers: bool) -> Span:
         shape = self._running.get()
         if shape is not None:
             shape.check(tokens, groups)
@@ -124,7 +129,7 @@ class Frames:
         if frames is None:
             frames = self._of_waiting(tokens, groups)
         self.remember(tokens, frames)
-        return Span(frames, shape and shape.past)
+        return Span(frames, shape and _part(shape, remembers))
 
     def _of_waiting(self, tokens: Tensor, groups: int) -> int:
         shapes = [waiting.shape for waiting in self._await_backward] if in_backward() else []
@@ -164,6 +169,12 @@ class _Waiting:
     """A call that still awaits backward."""
 
     shape: ClipShape
+
+
+def _part(shape: ClipShape, remembers: bool) -> Part | None:
+    if shape.past is None:
+        return None
+    return shape.past.part() if remembers else shape.past.without_cell()
 
 
 def _storage_of(tokens: Tensor) -> StorageWeakRef | None:

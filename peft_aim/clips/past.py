@@ -40,12 +40,30 @@ class Past:
         """Whether a part has run since the call began."""
         return self._used > 0
 
-    def cell(self) -> Cell:
-        """Return what the part that runs now remembers."""
+    def part(self) -> Part:
+        """Return the past of the part that runs now."""
         self._used += 1
         if self._used > len(self.cells):
             self.cells.append({})
-        return self.cells[self._used - 1]
+        return Part(self.width, self.time, self.cells[self._used - 1])
+
+    def without_cell(self) -> Part:
+        """Return the past of a part that does not remember anything itself."""
+        return Part(self.width, self.time, {})
+
+
+class Part(NamedTuple):
+    """The past of one part of the model, which does not say which: blocks that are compiled alone share their code.
+
+    Attributes:
+        width: Number of frames that a frame attends to, itself included.
+        time: Number of frames before the call, a scalar.
+        cell: What the part remembers.
+    """
+
+    width: int
+    time: Tensor
+    cell: Cell
 
 
 class Continued(NamedTuple):
@@ -73,7 +91,7 @@ def kept(cell: Cell, name: str, make: Callable[[], Tensor]) -> Tensor:
     return cell[name]
 
 
-def times(frames: int, past: Past | None, device: torch.device | None = None) -> Tensor:
+def times(frames: int, past: Past | Part | None, device: torch.device | None = None) -> Tensor:
     """Return the numbers of frames, counted from the start of the clip or stream.
 
     Example:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peft_aim.attention import off_the_fast_path
 from peft_aim.backbone import Anatomy
-from peft_aim.clips import ClipShape, Frames, Past, PerThread, Span
+from peft_aim.clips import ClipShape, Frames, Part, PerThread, Span
 from peft_aim.config import AIMConfig
 from peft_aim.layers.adapter import bottleneck, drop_path
 from peft_aim.layers.base import AIMTunerLayer
@@ -199,7 +199,8 @@ class AIMLayer(AIMTunerLayer):
             self._given.set(None)
             if given is None:
                 raise RuntimeError(WITHOUT_NORM.format(self.anatomy.norm_outside))
-        span = self.frames.of(self.anatomy.tokens.batch_first(tokens), self.anatomy.tokens.groups)
+        layout, remembers = self.anatomy.tokens, adapter in self.aim_temporal_up
+        span = self.frames.of(layout.batch_first(tokens), layout.groups, remembers)
         settings = self.aim_settings[adapter]
         if not torch.is_grad_enabled() or settings.recompute == "nothing":
             output, change = self._run(adapter, span, given, *args, **kwargs)
@@ -271,7 +272,7 @@ class AIMLayer(AIMTunerLayer):
         for handle in self._handles:
             handle.remove()
 
-    def over_time(self, adapter: str, frames: int, tokens: Tensor, past: Past | None = None) -> Tensor:
+    def over_time(self, adapter: str, frames: int, tokens: Tensor, past: Part | None = None) -> Tensor:
         """Compute the temporal branch of an adapter, in the shape of the tokens."""
         held = {name: getattr(self, f"{TEMPORAL}{name}") for name in TEMPORAL_WEIGHTS}
         weights = {name: container[adapter] for name, container in held.items() if adapter in container}

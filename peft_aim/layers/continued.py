@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.attention import Causal, Weights
-from peft_aim.clips import Cell, Past, kept
+from peft_aim.clips import Cell, Part, kept
 from peft_aim.layers.order import channels_first, channels_last
 
 
-def attend_to_past(causal: Causal, attention: nn.Module, x: Tensor, past: Past, cell: Cell) -> Tensor:
+def attend_to_past(causal: Causal, attention: nn.Module, x: Tensor, past: Part) -> Tensor:
     """Run causal temporal attention on the next frames of a stream, ``(B*N, T, D) -> (B*N, T, D)``.
 
     Keys and values of the last ``past.width`` frames are kept in a ring: that of frame t has the slot t % width.
@@ -24,11 +24,18 @@ def attend_to_past(causal: Causal, attention: nn.Module, x: Tensor, past: Past, 
         causal: How the attention is run.
         attention: The attention.
         x: Tokens of the next frames.
-        past: The frames before.
-        cell: What the block remembers of them.
+        past: What the block remembers of the frames before.
+
+    Raises:
+        ValueError: If keys and values have another dtype than those before.
     """
     query, key, value = causal.kind.project(attention, x)
-    rings = [kept(cell, name, _ring(new, past.width)) for name, new in (("key", key), ("value", value))]
+    rings = [kept(past.cell, name, _ring(new, past.width)) for name, new in (("key", key), ("value", value))]
+    if rings[0].dtype != key.dtype:
+        raise ValueError(
+            f"The model now computes in {key.dtype}, but in {rings[0].dtype} when the stream began. Use autocast for "
+            "all frames of a stream or for none, or call reset()."
+        )
     slots, mixed = torch.arange(past.width, device=x.device), []
     for i in range(x.shape[1]):
         time = past.time + i

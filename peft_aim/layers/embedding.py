@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aim.clips import Frames, Past, Span, times
+from peft_aim.clips import Frames, Part, Span, times
 from peft_aim.config import AIMConfig
 from peft_aim.layers.adapter import add_temporal_embedding
 from peft_aim.layers.base import AIMTunerLayer
@@ -41,7 +41,7 @@ class TemporalEmbedding(nn.Module):
         self.weight = nn.Parameter(initial)
         self.causal = causal
 
-    def forward(self, tokens: Tensor, frames: int, groups: int = 1, past: Past | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, frames: int, groups: int = 1, past: Part | None = None) -> Tensor:
         """Add the embedding to tokens of clips of T frames, in G patch groups each."""
         embedding = self.weight
         if self.causal or past is not None:

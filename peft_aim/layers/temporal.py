@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from peft_aim.attention import ending_in, in_words
 from peft_aim.backbone import Anatomy
-from peft_aim.clips import Cell, Past
+from peft_aim.clips import Cell, Part
 from peft_aim.config import AIMConfig
 from peft_aim.layers.adapter import (
     bottleneck,
@@ -67,15 +67,15 @@ class TemporalAttention:
             found["inner_embedding"] = TemporalEmbedding(waves(config.num_frames, hidden), config.causal)
         return found
 
-    def __call__(self, block: nn.Module, weights: Weights, x: Tensor, frames: int, past: Past | None = None) -> Tensor:
+    def __call__(self, block: nn.Module, weights: Weights, x: Tensor, frames: int, past: Part | None = None) -> Tensor:
         """Compute the branch, ``(B*T, *N, D) -> (B*T, *N, D)``; in a stream, for the frames that follow its past."""
         groups = self.anatomy.tokens.groups
-        cell = None if past is None else past.cell()
+        cell = None if past is None else past.cell
         h = self._norm(block, x) if self.anatomy.norm_first else x
         h = to_time(h, frames, groups)  # (B*N, T, D)
         if "in_up" in weights:
             h = h + bottleneck(h, weights["in_down"], weights["in_up"])
-        z = self._attend(block, weights["down"], h, x, past, cell)
+        z = self._attend(block, weights["down"], h, x, past)
         if "conv" in weights:
             z = z + _convolve(from_time(narrow(h, weights["down"]), x, groups), weights["conv"], frames, groups, cell)
         if "inner_embedding" in weights:
@@ -83,23 +83,21 @@ class TemporalAttention:
         with cheap_from("mlp"):
             return widen(z, weights["up"]).to(x.dtype)
 
-    def _attend(
-        self, block: nn.Module, down: nn.Linear, h: Tensor, like: Tensor, past: Past | None, cell: Cell | None
-    ) -> Tensor:
+    def _attend(self, block: nn.Module, down: nn.Linear, h: Tensor, like: Tensor, past: Part | None) -> Tensor:
         """Run temporal attention and the bottleneck's first layer, ``(B*N, T, D) -> (B*T, *N, r D)``."""
         anatomy = self.anatomy
-        causal = None if self.width is past is None else anatomy.causal
+        causal = None if self.width is None and past is None else anatomy.causal
         output = anatomy.output if causal is None else causal.output
         attention, ending = block.get_submodule(anatomy.attention), None
         if output and anatomy.norm_first:
-            ending = ending_in(attention, output, down, None if cell is None else partial(kept_product, cell))
+            ending = ending_in(attention, output, down, None if past is None else partial(kept_product, past.cell))
         attention = attention if ending is None else ending
         if causal is None:
             mixed = first_tensor(anatomy.attend(attention, h))
         elif past is None:
             mixed = causal(attention, h, self.width)
         else:
-            mixed = attend_to_past(causal, attention, h, past, cell)
+            mixed = attend_to_past(causal, attention, h, past)
         mixed = from_time(mixed, like, anatomy.tokens.groups)
         if ending is not None:
             return mixed
@@ -148,9 +146,9 @@ class TemporalConvolution:
             nn.init.zeros_(conv.weight)
         return {"down": down, "up": up, "conv": conv}
 
-    def __call__(self, block: nn.Module, weights: Weights, x: Tensor, frames: int, past: Past | None = None) -> Tensor:
+    def __call__(self, block: nn.Module, weights: Weights, x: Tensor, frames: int, past: Part | None = None) -> Tensor:
         """Compute the branch, ``(B*T, *N, D) -> (B*T, *N, D)``; in a stream, for the frames that follow its past."""
-        cell = None if past is None else past.cell()
+        cell = None if past is None else past.cell
         z = _convolve(narrow(x, weights["down"]), weights["conv"], frames, self.anatomy.tokens.groups, cell)
         with cheap_from("mlp"):
             return on_rows(weights["up"], z).to(x.dtype)

@@ -36,7 +36,7 @@ from peft_aim.tracing import Layout
         ("timm", "mvitv2_tiny", {"adds_query": True, "norms": ("norm_q", "norm_k", "norm_v")}),
         ("torchvision", "swin_v2_t", {"keys_unbiased": True, "log_scale": "logit_scale"}),
         ("transformers", "cvt", {"inner": tuple(f"attention.projection_{p}" for p in ("query", "key", "value"))}),
-        ("transformers", "levit", {"activation": "activation", "inner": ("queries_keys_values",)}),
+        ("transformers", "levit", {"before_out": "activation", "inner": ("queries_keys_values",)}),
     ],
 )
 def test_found_by_structure(library, name, expected):

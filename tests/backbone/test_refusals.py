@@ -181,9 +181,9 @@ class Beside(WithBias):
         return self.proj(mixed) + self.gate(x)
 
 
-class NormBehind(WithBias):
+class Bounded(WithBias):
     def after(self, x, mixed):
-        return self.proj(self.norm(mixed))
+        return self.proj(self.norm(mixed).tanh())
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ class NormBehind(WithBias):
         (Temperature, "they leave out extra, which does not depend on positions"),
         (Gated, "they leave out gate.weight, which does not depend on positions"),
         (Beside, "they leave out gate.weight, which does not depend on positions"),
-        (NormBehind, "they do not reproduce its own forward"),
+        (Bounded, "they do not reproduce its own forward"),
     ],
 )
 def test_only_spatial_terms_are_left_out(attention, reason):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Event
 from typing import BinaryIO
 
@@ -45,17 +45,20 @@ class GrowingFile:
         while True:
             try:
                 return self._opened()
-            except av.error.FFmpegError as error:
+            except (av.error.FFmpegError, NotYet) as error:
                 if not self.grows or self._stop.wait(PAUSE):
                     raise
                 if not said:
-                    say(f"{self._path} cannot be read yet ({error.strerror}); it is still being written to.")
+                    reason = getattr(error, "strerror", None) or error
+                    say(f"{self._path} cannot be read yet ({reason}); it is still being written to.")
                 said = True
 
     def _opened(self) -> av.container.InputContainer:
         """Open the container; FFmpeg looks for its end if it may seek, and must not wait there."""
-        self.seek(0)
-        self._seeks = has_index_at_the_end(self._file) or not self.grows
+        grows, (is_last, is_whole) = self.grows, index_of(self._file)
+        if grows and is_last and not is_whole:
+            raise NotYet("its index comes last")
+        self._seeks = is_last or not grows
         self._waits = not self._seeks
         self.seek(0)
         container = av.open(self, **ANY_TITLE)
@@ -90,16 +93,32 @@ class GrowingFile:
         self._file.close()
 
 
-def has_index_at_the_end(file: BinaryIO) -> bool:
-    r"""Return whether a file is MP4 with its index after the pictures, which are read by seeking back.
+class NotYet(OSError):  # noqa: N818 (nothing is wrong)
+    """Raised for a file that can be read once it is finished."""
+
+
+def index_of(file: BinaryIO) -> tuple[bool, bool]:
+    r"""Return whether a file is MP4 with its index after the pictures, and whether it has all of the index.
+
+    Such files are read by seeking back. In a file that is too short to tell, the index may come last.
 
     Example:
-        >>> has_index_at_the_end(io.BytesIO(b"\0\0\0\x0cftypmp42" + b"\0\0\0\x09mdat." + b"\0\0\0\x08moov"))
-        True
+        >>> index_of(io.BytesIO(b"\0\0\0\x0cftypmp42" + b"\0\0\0\x09mdat." + b"\0\0\0\x08moov"))
+        (True, True)
     """
-    kind = b"ftyp"
-    while kind in (b"ftyp", b"free", b"skip", b"wide", b"uuid"):
-        head = file.read(8)
-        size, kind = int.from_bytes(head[:4], "big"), head[4:]
-        file.seek(max(0, size - 8), io.SEEK_CUR)
-    return kind in (b"mdat", b"")  # also if the file is too short to tell
+    boxes = dict(_boxes(file))
+    first = next((kind for kind in boxes if kind in (b"moov", b"mdat")), b"mdat" if b"ftyp" in boxes else b"")
+    return first == b"mdat", boxes.get(b"moov", False)
+
+
+def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """Yield the kind of each box of an MP4 file, and whether the file has all of the box."""
+    end, position = file.seek(0, io.SEEK_END), 0
+    while position + 8 <= end:
+        file.seek(position)
+        head = file.read(16)
+        size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if size == 1:
+            size = int.from_bytes(head[8:], "big")
+        position += size if size >= 8 else end  # 0: up to the end, wherever that will be
+        yield kind, position <= end

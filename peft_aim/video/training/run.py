@@ -42,6 +42,7 @@ from peft_aim.video.training.arguments import training_arguments
 from peft_aim.video.training.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
 from peft_aim.video.training.curve import curve
 from peft_aim.video.training.logs import check_log, keep_logs
+from peft_aim.video.training.preceded import preceded_fraction
 from peft_aim.video.training.report import Report
 from peft_aim.video.training.saving import round_weights, save, save_results
 from peft_aim.video.training.speed import Speed
@@ -303,7 +304,8 @@ def new_trainer(
     if recipe.balance == "loss":
         weights = class_weights([label for _, label in clips.videos], model.active_peft_config.num_labels)
     loss = ClipLoss(recipe.label_smoothing, weights)
-    trainer = ClipTrainer(model, arguments, clips, loss, recipe.mixup, validation)
+    preceded = preceded_fraction(recipe, model.active_peft_config.causal)
+    trainer = ClipTrainer(model, arguments, clips, loss, recipe.mixup, preceded, validation)
     if recipe.patience and arguments.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     trainer.add_callback(MarkComplete(trainer.remarks))

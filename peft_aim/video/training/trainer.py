@@ -28,6 +28,7 @@ from peft_aim.video.data import IGNORED, Remarks, TrainingClips, mixed
 from peft_aim.video.evaluate import Evaluation, scores_of
 from peft_aim.video.finite import NotFinite
 from peft_aim.video.training.finite import StopIfNotFinite, advice, check_finite
+from peft_aim.video.training.preceded import after_others, is_preceded
 from peft_aim.video.training.progress import Progress
 from peft_aim.video.training.speed import SpeedCallback
 from peft_aim.video.training.validation import EvaluateEvery, Validation
@@ -76,6 +77,7 @@ class ClipTrainer(Trainer):
         clips: The training clips.
         loss: The loss.
         mixup: Mixup alpha; 0 turns mixup off.
+        preceded: Fraction of the steps in which every clip follows another one, for causal adapters.
         validation: The val videos, to evaluate on after an epoch; None never evaluates.
 
     Attributes:
@@ -92,6 +94,7 @@ class ClipTrainer(Trainer):
         clips: Dataset,
         loss: ClipLoss,
         mixup: float = 0.0,
+        preceded: float = 0.0,
         validation: Validation | None = None,
     ) -> None:
         held_out = validation and validation.videos
@@ -101,6 +104,7 @@ class ClipTrainer(Trainer):
         self.argument = first_parameter(model.get_base_model())
         self.classes = model.active_peft_config.num_labels
         self.mixup = v2.MixUp(alpha=mixup, num_classes=self.classes) if mixup else None
+        self.preceded = preceded
         self.remarks = Remarks()
         self.readable = 0
         self.step_loss = torch.zeros((), device=arguments.device)
@@ -129,7 +133,7 @@ class ClipTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Compute the loss of a batch, with mixup if it is on."""
+        """Compute the loss of a batch, with mixup if it is on; clips may follow others, whose scores do not count."""
         clips, labels = inputs["clips"], inputs["labels"]
         readable = labels != IGNORED
         targets = F.one_hot(labels.clamp(min=0), self.classes).float() * readable[:, None]
@@ -137,6 +141,8 @@ class ClipTrainer(Trainer):
             blended, soft = self.mixup(tv_tensors.Video(clips[readable]), labels[readable])
             clips, targets = clips.clone(), targets.clone()
             clips[readable], targets[readable] = blended.as_subclass(Tensor), soft
+        if is_preceded(self.preceded, self.args.seed, self.state.global_step):
+            clips = after_others(clips)
         return super().compute_loss(model, {self.argument: clips, "labels": targets}, return_outputs, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event
 from threading import enumerate as alive_threads
 from types import SimpleNamespace
@@ -15,7 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_aim.video.data import BrokenVideo
+from peft_aim.video.backbones import Source
+from peft_aim.video.data import BrokenVideo, Preprocessing
+from peft_aim.video.description import Description
 from peft_aim.video.live import mailbox, reader
 from peft_aim.video.live import watch as watch_module
 from peft_aim.video.live.events import Remark, Scores
@@ -23,6 +26,7 @@ from peft_aim.video.live.mailbox import BURST, ROOM
 from peft_aim.video.live.pace import Pace
 from peft_aim.video.live.scoring import Scorer
 from peft_aim.video.live.watch import Watch
+from peft_aim.video.recipe import Recipe
 
 RATE = 10  # frames per second
 
@@ -185,6 +189,17 @@ def test_all_frames_of_a_jittering_camera_of_this_rate_are_taken():
 def test_after_a_gap_frames_are_taken_as_before():
     pace = Pace(fps=2, rate=10)
     assert [t for t in (0, 0.1, 0.5, 7.0, 7.1, 7.5) if pace.takes(t)] == [0, 0.5, 7.0, 7.5]
+
+
+@pytest.mark.parametrize(
+    ("stride", "seconds", "rate", "expected"),
+    [(4, 9.9, 30, 7.5), (None, 1.9, 10, 4), (None, 2.0, None, 4), (4, 2.0, None, None), (None, None, None, None)],
+)
+def test_the_rate_of_training_is_that_of_the_clips_of_a_typical_video(stride, seconds, rate, expected):
+    """8 frames that are 4 apart, or spread over the 20 frames of a video; earlier versions did not record its rate."""
+    gray = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
+    description = Description.new(Recipe(frames=8, stride=stride), gray, Source("test_vit"), ["a", "b"])
+    assert replace(description, seconds=seconds, rate=rate).clip_rate == expected
 
 
 def test_a_source_with_fewer_frames_than_wanted_is_noted():

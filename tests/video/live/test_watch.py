@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import time
-from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -119,7 +118,7 @@ def test_growing_files_of_other_containers_are_read_to_their_end(adapter, tmp_pa
     write_slowly(path, data[len(data) // 3 :])
     events = list(events)
     assert scores_in(events) and watched.summary.seen == 60
-    remark = f"{path} cannot be read yet (Invalid data found when processing input); it is still being written to."
+    remark = f"{path} cannot be read yet (its index comes last); it is still being written to."
     assert remarks_in(events) == (remark if form == "none.mp4" else "")
 
 
@@ -226,7 +225,7 @@ def test_ctrl_c_ends_with_a_summary_also_while_nothing_comes(adapter, tmp_path, 
     def shown(printer: Printer, event: Scores | Remark) -> None:
         show(printer, event)
         if "Waiting" in str(event):
-            interrupt_main()
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(Printer, "show", shown)
     monkeypatch.setattr("peft_aim.video.live.watch.LOOK", 0.01)

@@ -135,6 +135,22 @@ def test_mixup_mixes_readable_clips_and_their_labels(folder, tmp_path, image_mod
     assert torch.allclose(mixed[[0, 1, 3]], torch.stack([3 * (1 - part), part, part * 3 + (1 - part)]))
 
 
+def test_clips_of_causal_adapters_follow_others_in_half_of_the_steps(folder, tmp_path, image_model, monkeypatch):
+    recipe, seen = Recipe(**{**vars(SHORT), "causal": True}), []
+    model, _ = adapt(Data.find(folder), Source(image_model), recipe)
+    trainer = new_trainer(model, clips_of(folder), recipe, tmp_path)
+    monkeypatch.setattr(ClipTrainer.__base__, "compute_loss", lambda self, model, inputs, *a, **k: seen.append(inputs))
+    clips = torch.stack([torch.full((2, 3, 32, 32), float(i)) for i in range(3)])
+    for trainer.state.global_step in range(40):
+        trainer.compute_loss(model, {"clips": clips, "labels": torch.tensor([0, 1, 1])})
+    preceded = [step["pixel_values"] for step in seen if step["pixel_values"].shape[1] == 4]
+    assert 10 < len(preceded) < 30
+    assert all(torch.equal(pair, torch.cat([clips[[2, 0, 1]], clips], dim=1)) for pair in preceded)
+    assert all(step["labels"].argmax(-1).tolist() == [0, 1, 1] for step in seen)
+    with pytest.raises(ValueError, match=r"preceded=0\.3 is for causal adapters.*\(--causal\)"):
+        new_trainer(adapt(Data.find(folder), Source(image_model), SHORT)[0], [], Recipe(preceded=0.3), tmp_path)
+
+
 def test_norms_biases_and_the_temporal_embedding_have_no_weight_decay(folder, tmp_path, image_model):
     model, _ = adapt(Data.find(folder), Source(image_model), SHORT)
     decayed = new_trainer(model, clips_of(folder), SHORT, tmp_path).get_decay_parameter_names(model)
@@ -215,7 +231,14 @@ def test_recipes_configure_adapter_and_trainer(folder, tmp_path, image_model, mo
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "bf16"}, {"recompute": "block"}, {"mixup": 0.8}, {"workers": 2}, {"temporal": "conv"}],
+    [
+        {"precision": "bf16"},
+        {"recompute": "block"},
+        {"mixup": 0.8},
+        {"workers": 2},
+        {"temporal": "conv"},
+        {"causal": True},
+    ],
 )
 def test_other_recipes_train(folder, tmp_path, image_model, changes):
     recipe = Recipe(**{**vars(SHORT), "label_smoothing": 0.1, "flip": True, **changes})
