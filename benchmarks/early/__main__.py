@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from benchmarks.early.adapters import BIDIRECTIONAL, FOLLOWING, ROWS, Setting, trained
+from benchmarks.early.adapters import BIDIRECTIONAL, PRECEDED, ROWS, Setting, trained
 from benchmarks.early.scoring import of_bidirectional, of_causal
 from benchmarks.early.tables import publish
 from benchmarks.early.tasks import Plan, Task, tasks
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trials, made = Trials(given.output / "early.jsonl", common), []
     found = list(tasks(plan, given.data, folder / "frames.pt"))
     wanted = [(seed, task, row) for seed in range(plan.seeds) for task in found for row in ROWS]
-    wanted += [(0, task, FOLLOWING) for task in reversed(found) if task.paired]  # the shortest first
+    wanted += [(0, task, PRECEDED) for task in reversed(found) if task.paired]  # the shortest first
     for seed, task, row in wanted:
         setting = Setting(row, task.name, task.rates[seed], seed)
         if not given.logged:

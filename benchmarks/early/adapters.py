@@ -16,11 +16,11 @@ from benchmarks.methods.rivals import trained_parameters
 from benchmarks.real.rows import aim
 from benchmarks.reporting.record import commit
 from benchmarks.training.loop import minimize
+from peft_aim.video.training.preceded import DEFAULT, after_others
 
 BIDIRECTIONAL, CAUSAL = "bidirectional", "causal"
 ROWS = (BIDIRECTIONAL, CAUSAL)
-FOLLOWING = "following"  # also causal, and in a share of the steps trained on clips that follow others
-SHARE = 0.5
+PRECEDED = "preceded"  # also causal, and like `peft-aim train --causal` partly trained on clips that follow others
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Setting:
     """What distinguishes a trial from the others.
 
     Attributes:
-        row: :data:`BIDIRECTIONAL`, :data:`CAUSAL` or :data:`FOLLOWING`.
+        row: :data:`BIDIRECTIONAL`, :data:`CAUSAL` or :data:`PRECEDED`.
         task: Name of the task.
         lr: Learning rate.
         seed: Seed of the weights, the clips and their order.
@@ -41,7 +41,7 @@ class Setting:
 
 
 def trained(setting: Setting, task: Task, common: dict[str, Any], folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Train an adapter with all options of ``peft-aim train``, or load it if the folder has it.
+    """Train an adapter with the parts that ``peft-aim train`` gives it, or load it if the folder has it.
 
     Args:
         setting: The adapter and its seed.
@@ -78,9 +78,8 @@ def fit(model: nn.Module, setting: Setting, task: Task) -> float:
 
     def loss(indices: Tensor) -> Tensor:
         clips, labels = batch(indices)
-        if setting.row == FOLLOWING and torch.rand(()) < SHARE:
-            earlier, _ = batch(torch.randint(count, indices.shape))
-            clips = torch.cat([earlier, clips], dim=1)  # a causal model averages the scores of the later 8 frames
+        if setting.row == PRECEDED and torch.rand(()) < DEFAULT:
+            clips = after_others(clips)
         return F.cross_entropy(model(clips), labels)
 
     return minimize(model, loss, count, task.steps, task.batch, setting.lr)

@@ -114,7 +114,7 @@ def test_an_interrupted_run_resumes_and_all_is_shown(folder, monkeypatch):
     lines = log.read_text().splitlines(keepends=True)
     assert [(trial["task"], trial["row"]) for trial in (json.loads(line)["settings"] for line in lines)] == [
         *((task, row) for task in TASKS for row in adapters.ROWS),
-        *((task, adapters.FOLLOWING) for task in TASKS[:0:-1]),
+        *((task, adapters.PRECEDED) for task in TASKS[:0:-1]),
     ]
     page = (folder / "early.md").read_text()
     assert all(label in page for _, label in tables.WAYS.values())
@@ -139,7 +139,7 @@ def test_adapters_with_other_settings_are_trained_again(folder, monkeypatch):
     assert adapters.trained(setting, task, {"steps": 2}, folder)[1]["loss"] == 0.25
 
 
-@pytest.mark.parametrize("row", [*adapters.ROWS, adapters.FOLLOWING])
+@pytest.mark.parametrize("row", [*adapters.ROWS, adapters.PRECEDED])
 def test_the_last_adapter_is_trained_on_clips_that_follow_others_as_well(task, monkeypatch, row):
     lengths, model = set(), tiny_vit()
     monkeypatch.setattr(model, "forward", lambda clips: lengths.add(clips.shape[1]) or clips.mean((1, 3, 4)))
@@ -147,7 +147,7 @@ def test_the_last_adapter_is_trained_on_clips_that_follow_others_as_well(task, m
     monkeypatch.setattr(adapters, "minimize", lambda model, loss, *sizes: [loss(torch.arange(2)) for _ in range(20)])
     torch.manual_seed(0)
     adapters.fit(model, adapters.Setting(row, "random", 0.1, 0), replace(task, training=training))
-    assert lengths == ({8, 16} if row == adapters.FOLLOWING else {8})
+    assert lengths == ({8, 16} if row == adapters.PRECEDED else {8})
 
 
 def test_learning_rates_are_those_of_the_other_benchmarks(folder):
