@@ -81,6 +81,24 @@ def test_what_has_passed_of_a_reversed_video_is_its_end():
     assert len(tasks.beginning(Video(frames, 0, "a"), 1).frames) == 1
 
 
+def test_the_results_in_the_text_are_those_of_the_record():
+    record = json.loads((tables.RESULTS / "early.json").read_text())
+    top1 = lambda task, way, part: tables.mean(tables.points(record, task, way, part), "top1")
+    for task in ("signs", "order"):
+        for way in (scoring.TRUNCATED, scoring.APPROXIMATE):
+            assert abs(top1(task, scoring.STREAM, 100) - top1(task, way, 100)) < 0.05
+        assert abs(top1(task, scoring.STREAM, 30) - top1(task, scoring.SAMPLED, 30)) < 0.07
+    assert abs(top1(tasks.SYNTHETIC, scoring.STREAM, 100) - top1(tasks.SYNTHETIC, scoring.TRUNCATED, 100)) < 0.02
+    assert top1(tasks.SYNTHETIC, scoring.STREAM, 30) > 3 * top1(tasks.SYNTHETIC, scoring.SAMPLED, 30)
+    assert top1(tasks.SYNTHETIC, scoring.APPROXIMATE, 100) < 0.5 * top1(tasks.SYNTHETIC, scoring.TRUNCATED, 100)
+    running = lambda task, row, key: [trial["running"][key] for trial in tables.of(record, task, row)]
+    for row in (adapters.CAUSAL, adapters.PRECEDED):
+        assert all(abs(value - 0.5) < 0.05 for value in running("order", row, "within_pair"))
+    rows = (adapters.PRECEDED, adapters.CAUSAL)
+    preceded, causal = (running(tasks.SYNTHETIC, row, "top1")[0] for row in rows)
+    assert preceded > causal + 0.1
+
+
 def test_differences_are_of_the_same_videos():
     groups = [person for person in "abcdefgh" for _ in range(16)]
     one = [{"right": "".join("1" if person in "abcd" else "0" for person in groups)}]
