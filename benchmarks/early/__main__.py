@@ -4,7 +4,7 @@ AIM is trained twice, bidirectional and causal, on the real tasks of ``benchmark
 the synthetic one of ``benchmarks.accuracy``. All else is the same: backbone, learning rate, steps, seeds and clips.
 Where the order of frames decides, a causal adapter is also trained, with one seed, on clips that follow others, as in
 a stream that runs on. Each trial is appended to ``early.jsonl``, from which an interrupted run resumes; the trained
-adapters are kept in ``early``, next to it. It takes about 75 minutes on one core.
+adapters are kept in ``early``, next to it. It takes about an hour on one idle core.
 """
 
 from __future__ import annotations

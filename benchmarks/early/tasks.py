@@ -49,7 +49,7 @@ class Plan:
     train: int = 1_000
     test: int = 600
     pretraining: int = 1_500
-    seeds: int = 3
+    seeds: int = 2
 
 
 @dataclass(frozen=True)

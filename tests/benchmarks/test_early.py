@@ -171,4 +171,4 @@ def test_the_last_adapter_is_trained_on_clips_that_follow_others_as_well(task, m
 def test_learning_rates_are_those_of_the_other_benchmarks(folder):
     rates = json.loads((tables.RESULTS / "real_cpu.json").read_text())["rates"]
     found = {task.name: task.rates for task in tasks.tasks(tasks.Plan(), folder, folder / "early" / "frames.pt")}
-    assert found["signs"] == [rates["signs"][AIM.name]] * 3 and len(found[tasks.SYNTHETIC]) == 3
+    assert found["signs"] == [rates["signs"][AIM.name]] * 2 and len(found[tasks.SYNTHETIC]) == 2
