@@ -27,6 +27,10 @@ class Stream:
     of a block has B * N * D * 2 * num_frames numbers; in float32, 8 frames take 116 MB in the 12 blocks of a ViT-B/16.
     Nothing grows with time.
 
+    Call :meth:`reset` where something new begins. Frames after the first ``num_frames`` have the temporal embedding of
+    the last of these, so that an adapter that was trained on clips of ``num_frames`` hardly tells their order
+    (``benchmarks.early``).
+
     Several streams can share a model, also in threads, and together with ordinary calls of it. Call ``model.eval()``
     first. The model can be compiled: the first frames run uncompiled, and nothing is compiled again as time goes on.
 

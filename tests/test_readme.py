@@ -136,7 +136,7 @@ def test_it_names_the_oldest_versions():
 # Figures.
 
 
-@pytest.mark.parametrize("benchmark", ["real", "cost", "accuracy", "streaming"])
+@pytest.mark.parametrize("benchmark", ["real", "cost", "accuracy", "streaming", "early"])
 def test_tables_are_those_of_the_records(benchmark):
     tables, record = importlib.import_module(f"benchmarks.{benchmark}.tables"), found(benchmark)
     assert benchmark != "real" or tables.front_table(record) in README
@@ -229,6 +229,10 @@ def test_figures_in_the_text_are_those_of_the_records():
     for row in found("published")["rows"]:
         numbers = f"{row['gflops']} | {row['parameters']} M | {row['memory']} GB | {row['ssv2']}% | {row['k400']}%"
         assert f"| {row['method']} | {numbers} |" in OF_BENCHMARKS
+    early = importlib.import_module("benchmarks.early.tables")
+    for task in ("signs", "order"):
+        ways = (early.points(found("early"), task, way, early.WHOLE) for way in (early.STREAM, early.TRUNCATED))
+        assert "*{}* {:.1%} and {:.1%}".format(task, *(early.mean(points, "top1") for points in ways)) in text
     live = found("streaming")["rows"][0]
     assert f"with {live['most_gmac']:.1f} GMAC for a frame in a ViT-B/16" in text
     assert f"window of {live['frames']} frames takes {live['window_gmac']:.0f} " in text

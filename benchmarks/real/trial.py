@@ -15,7 +15,7 @@ from benchmarks.methods.rivals import trained_parameters
 from benchmarks.real.rows import CHOICES, FRAMES, ROWS, backbone
 from benchmarks.real.videos import TASKS, Clips
 from benchmarks.training.loop import minimize
-from benchmarks.training.metrics import ahead, measured
+from benchmarks.training.metrics import by_video, measured
 from peft_aim.video.recipe import Recipe
 
 PORTION = 16  # clips per forward pass of an evaluation
@@ -95,7 +95,8 @@ def run(setting: Setting, plan: Plan, data: Path, cached: Path, device: str) -> 
 
     final = minimize(model, loss, len(task.train), steps, plan.batch, setting.lr, look)
     facts = {"parameters": trained_parameters(model), "loss": round(final, 4), "curve": curve}
-    facts |= scored(scores_of(model, held_out), held_out, task.paired)
+    facts |= by_video(scores_of(model, held_out), held_out.labels, task.paired)
+    facts["groups"] = [video.group for video in task.held_out]
     facts["seconds"] = round(time.perf_counter() - began, 1)
     print(f"{asdict(setting)}: top-1 {facts['top1']:.3f}, within pair {facts['within_pair']}, {facts['seconds']} s")
     return facts
@@ -110,18 +111,3 @@ def scores_of(model: nn.Module, clips: Clips) -> Tensor:
     scores = torch.cat([model(clips.middle(portion.tolist())) for portion in portions])
     model.train(training)
     return scores
-
-
-def scored(scores: Tensor, clips: Clips, paired: bool) -> dict[str, Any]:
-    """Return top-1 and within-pair accuracy, and the videos that they come from."""
-    labels = clips.labels
-    right = scores.argmax(1) == labels
-    within = ahead(scores, labels) if paired else None
-    return {
-        "top1": right.float().mean().item(),
-        "within_pair": None if within is None else within.float().mean().item(),
-        "held_out_loss": round(F.cross_entropy(scores, labels).item(), 4),
-        "right": right.int().tolist(),
-        "within": None if within is None else within.int().tolist(),
-        "groups": [video.group for video in clips.videos],
-    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,4 +39,28 @@ def measured(scores: Tensor, labels: Tensor) -> dict[str, float]:
         "top1": (scores.argmax(1) == labels).float().mean().item(),
         "within_pair": ahead(scores, labels).float().mean().item(),
         "loss": round(F.cross_entropy(scores, labels).item(), 4),
+    }
+
+
+def by_video(scores: Tensor, labels: Tensor, paired: bool) -> dict[str, Any]:
+    """Return top-1 and within-pair accuracy, and the videos that they come from.
+
+    Args:
+        scores: Class scores ``(M, K)``.
+        labels: Classes ``(M,)``.
+        paired: Whether the classes come in pairs; if not, what is within them is None.
+
+    Example:
+        >>> import torch
+        >>> by_video(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([1]), paired=True)
+        {'top1': 0.0, 'within_pair': 1.0, 'held_out_loss': 1.4076, 'right': [0], 'within': [1]}
+    """
+    right = scores.argmax(1) == labels
+    within = ahead(scores, labels) if paired else None
+    return {
+        "top1": right.float().mean().item(),
+        "within_pair": None if within is None else within.float().mean().item(),
+        "held_out_loss": round(F.cross_entropy(scores, labels).item(), 4),
+        "right": right.int().tolist(),
+        "within": None if within is None else within.int().tolist(),
     }
