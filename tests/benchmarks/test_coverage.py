@@ -29,9 +29,7 @@ SAMPLE = {
         "naflexvit_base_patch16_gap",  # no convolution
         "nest_tiny",  # tokens in blocks
         "pvt_v2_b0",  # reduced keys
-        "swinv2_cr_tiny_ns_224",  # post-norm, cosine similarity
         "tiny_vit_5m_224",  # norm inside the attention
-        "volo_d1_224",  # outlook attention
         "xcit_nano_12_p16_224",  # attention between channels
     ],
     "transformers": ["siglip2", "swiftformer", "swinv2"],

@@ -145,7 +145,6 @@ WITHOUT_TEMPORAL_ATTENTION = {
     ("timm", "gcvit_xxtiny"): "some",  # queries of the whole image in every second block
     ("timm", "volo_d1_224"): "some",  # outlook attention in the first stage
     ("transformers", "mobilevitv2"): "all",  # a norm over all positions; patch groups
-    ("transformers", "perceiver"): "all",  # latents
 }
 
 
