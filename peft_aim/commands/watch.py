@@ -27,7 +27,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--window",
         action="store_true",
-        help="score a sliding window anew for each frame, for adapters that are not causal",
+        help="score a sliding window anew for each frame: for adapters that are not causal, and for classes that differ "
+        "in the order of frames, which a stream that runs on hardly tells",
     )
     parser.add_argument(
         "--fps", type=float, metavar="X", help="frames to take per second (default: as in the clips of training)"
