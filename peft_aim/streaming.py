@@ -95,7 +95,13 @@ class Stream:
                 at random, in training mode; or if an earlier push failed midway.
         """
         self._check_adapter()
-        frames = frames.unsqueeze(1) if frames.ndim == len(self._root.aim_clips.inspection.image) + 1 else frames
+        axes = len(self._root.aim_clips.inspection.image)
+        if frames.ndim == axes:
+            raise ValueError(
+                f"Got a frame {tuple(frames.shape)} without the axis of the videos. Of a single one, pass "
+                "frame.unsqueeze(0)."
+            )
+        frames = frames.unsqueeze(1) if frames.ndim == axes + 1 else frames
         self._check_shape(frames)
         past, is_first = self._past, self._past is None
         if past is None:

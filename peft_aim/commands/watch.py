@@ -27,8 +27,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--window",
         action="store_true",
-        help="score a sliding window anew for each frame: for adapters that are not causal, and for classes that differ "
-        "in the order of frames, which a stream that runs on hardly tells",
+        help="score a sliding window anew for each frame: for adapters that are not causal, and for classes that "
+        "differ in the order of frames, which a stream that runs on hardly tells",
     )
     parser.add_argument(
         "--fps", type=float, metavar="X", help="frames to take per second (default: as in the clips of training)"
@@ -59,7 +59,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--live",
         action=argparse.BooleanOptionalAction,
-        help="skip frames that the model has no time for (default: of cameras and streams only)",
+        help="play the source in real time, and skip frames that the model has no time for (default: of cameras and "
+        "streams only)",
     )
     add_backbone(parser, required=False)
     parser.set_defaults(run=run)

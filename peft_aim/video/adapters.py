@@ -37,11 +37,11 @@ class Loaded:
         return self.descriptions[position]
 
 
-def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
+def load_adapters(names: str | Sequence[str], source: Source | None = None) -> Loaded:
     """Load adapters that share a backbone.
 
     Args:
-        names: Folders or Hub ids of the adapters.
+        names: Folders or Hub ids of the adapters, or of one.
         source: Where to load the backbone from; None uses the source recorded in the first adapter.
 
     Raises:
@@ -49,6 +49,7 @@ def load_adapters(names: Sequence[str], source: Source | None = None) -> Loaded:
             a different backbone from the others, or on frozen weights other than those loaded, or has weights that are
             NaN or infinite.
     """
+    names = [names] if isinstance(names, str) else names
     configs = [_config(name) for name in names]
     descriptions = [Description.read(config, name) for config, name in zip(configs, names, strict=True)]
     sources = [description.source for description in descriptions]

@@ -66,7 +66,7 @@ class Summary:
 
     Example:
         >>> print(Summary(60.0, 1500, 300, 2, 0, 1, 3.2, {"push": 200, "pull": 98}))
-        60.0 s watched: 1,500 frames seen, 300 taken, 2 skipped, 0 packets damaged
+        60.0 s watched: 1,500 frames seen, 300 taken, 2 of them skipped, 0 packets damaged
         Reconnections: 1, with 3.2 s lost
         Most probable: push in 67.1% of 298 scores, pull in 32.9%
     """
@@ -83,7 +83,7 @@ class Summary:
     def __str__(self) -> str:
         lines = [
             f"{self.seconds:.1f} s watched: {self.seen:,} frames seen, {self.taken:,} taken, {self.skipped:,} "
-            f"skipped, {self.damaged:,} packets damaged"
+            f"of them skipped, {self.damaged:,} packets damaged"
         ]
         if self.reconnections:
             lines += [f"Reconnections: {self.reconnections:,}, with {self.lost:.1f} s lost"]

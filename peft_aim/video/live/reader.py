@@ -104,7 +104,7 @@ class Reader:
                     return ""
                 streams = streams and not connection.is_recording
                 self._mailbox.newest_win = streams if self._live is None else self._live
-                self._taker.take_from(connection)
+                self._taker.take_from(connection, None if streams or not self._live else self._stopped)
             reason = "it ended" if streams and self._retry else ""
         except BrokenVideo as error:
             reason = str(error).rstrip(".")

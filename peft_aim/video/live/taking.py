@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Event
 
 from torch import Tensor
 
@@ -57,16 +58,24 @@ class Taker:
         self.counts, self.latest = Counts(Damage(name)), -math.inf
         self._pictures = SizedPictures(self.say)
 
-    def take_from(self, connection: Connection) -> None:
+    def take_from(self, connection: Connection, paced: Event | None = None) -> None:
         """Take frames from a connection until it ends.
+
+        Args:
+            connection: The connection.
+            paced: If given, frames come at the times that they have, as a recording is played; set to stop waiting.
 
         Raises:
             av.error.FFmpegError: If it breaks off.
             Closed: If nobody waits for frames any more.
         """
-        pace, punctual, begun = Pace(self._fps, connection.rate), math.inf, None
+        pace, punctual, begun, started = Pace(self._fps, connection.rate), math.inf, None, None
         for seconds, frame in connection.frames(self.counts.damage):
             now = time.monotonic()
+            if paced is not None:
+                started = now - seconds if started is None else started
+                paced.wait(max(0.0, started + seconds - now))
+                now = time.monotonic()
             begun = self._begin(connection, now) if begun is None else begun
             self.latest, self.counts.seconds = now, begun + seconds
             self.counts.seen += 1

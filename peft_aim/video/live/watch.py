@@ -50,8 +50,8 @@ def watch(
         timeout: Seconds without an answer after which a stream has broken off, and seconds without writing after which
             a file has ended.
         retry: How often to try in a row to open a camera or a stream again that has broken off.
-        live: Whether to skip frames that the model has no time for; None does so for cameras and streams, but scores
-            all frames of files, pipes, and URLs of recordings.
+        live: Whether frames come in real time, and are skipped if the model has no time for them; None does so for
+            cameras and streams, but scores all frames of files, pipes, and URLs of recordings.
         backbone: Where to load the backbone from; None uses the source recorded in the adapter.
 
     Returns:
@@ -68,11 +68,14 @@ def watch(
             0.0 s  push 54.1%, pull 45.9%  (0.1 s behind)
             0.2 s  push 61.8%, pull 38.2%  (0.1 s behind)
     """
-    if top_k < 1 or retry < 0 or timeout <= 0 or (fps is not None and fps <= 0):
-        raise ValueError(
-            f"top_k={top_k}, retry={retry}, timeout={timeout} or fps={fps} is out of range. Give at least 1 class, 0 "
-            "tries or more, and a time and a rate above 0."
-        )
+    for name, value, valid, expected in (
+        ("top_k", top_k, top_k >= 1, "at least 1 class"),
+        ("retry", retry, retry >= 0, "0 tries or more"),
+        ("timeout", timeout, timeout > 0, "a time above 0"),
+        ("fps", fps, fps is None or fps > 0, "a rate above 0"),
+    ):
+        if not valid:
+            raise ValueError(f"{name}={value} is out of range. Give {expected}.")
     feed, loaded = Feed.find(source), load_adapters([adapter], backbone)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     description = loaded.descriptions[0]

@@ -22,9 +22,10 @@ from peft_aim.video.description import Description
 from peft_aim.video.live import mailbox, reader
 from peft_aim.video.live import watch as watch_module
 from peft_aim.video.live.events import Remark, Scores
-from peft_aim.video.live.mailbox import BURST, ROOM
+from peft_aim.video.live.mailbox import BURST, ROOM, Mailbox
 from peft_aim.video.live.pace import Pace
 from peft_aim.video.live.scoring import Scorer
+from peft_aim.video.live.taking import Taker
 from peft_aim.video.live.watch import Watch
 from peft_aim.video.recipe import Recipe
 
@@ -121,6 +122,15 @@ def test_memory_is_bounded_in_an_hour_of_video(live):
     assert prepare.most <= (BURST if live else ROOM) + 4 + 3  # waiting, held by the scorer, and on their way
 
 
+def test_a_recording_may_be_played_in_real_time():
+    waits = []
+    paced = SimpleNamespace(wait=waits.append)
+    taker = Taker("a.mp4", Mailbox(RATE), lambda picture: picture, RATE)
+    taker._mailbox.newest_win = True
+    taker.take_from(Synthetic(4), paced)
+    assert len(waits) == 4 and all(i / RATE - 3 < wait <= i / RATE for i, wait in enumerate(waits))
+
+
 def test_of_a_burst_the_newest_frames_are_scored_and_the_others_counted():
     """The model is busy with the first frame until all others have come."""
     busy, come = Event(), Event()
@@ -132,7 +142,7 @@ def test_of_a_burst_the_newest_frames_are_scored_and_the_others_counted():
     assert [event.time for event in scores] == [0, *(i / RATE for i in range(200 - BURST, 200))]
     assert scores[-1].skipped == watch.summary.skipped == 199 - BURST
     assert all(event.delay >= 0 for event in scores)
-    assert "behind, 135 skipped)" in str(scores[-1]) and "200 taken, 135 skipped" in str(watch.summary)
+    assert "behind, 135 skipped)" in str(scores[-1]) and "200 taken, 135 of them skipped" in str(watch.summary)
 
 
 def test_fewer_frames_wait_for_a_model_that_is_slower_than_the_source(monkeypatch):

@@ -233,7 +233,9 @@ def test_ctrl_c_ends_with_a_summary_also_while_nothing_comes(adapter, tmp_path, 
     assert main(["watch", adapter, "-", "--window", "--timeout", "0.2"]) == 130
     os.close(stdin)
     printed, error = capsys.readouterr()
-    assert re.search(r"s watched: \d+ frames seen, \d+ taken, 0 skipped, 0 packets damaged\nMost probable: ", printed)
+    assert re.search(
+        r"s watched: \d+ frames seen, \d+ taken, 0 of them skipped, 0 packets damaged\nMost probable: ", printed
+    )
     assert "Waiting for standard input: nothing has come for" in error
     assert error.endswith("\npeft-aim watch: interrupted\n")
 
@@ -320,7 +322,7 @@ def test_an_adapter_without_a_rate_needs_one(adapter, tmp_path, capsys):
 def test_options_out_of_range_are_errors(adapter, tmp_path, capsys, options):
     assert main(["watch", adapter, str(write(tmp_path / "a.mp4")), "--window", *options]) == 1
     name = options[0].removeprefix("--").replace("-", "_")
-    assert re.search(rf"{name}={options[1]}.* is out of range. Give at least 1 class,", capsys.readouterr().err)
+    assert re.search(rf"{name}={options[1]}.* is out of range. Give ", capsys.readouterr().err)
 
 
 def test_whoever_reads_the_output_may_stop(adapter, tmp_path, monkeypatch):
