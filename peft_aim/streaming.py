@@ -95,23 +95,17 @@ class Stream:
                 at random, in training mode; or if an earlier push failed midway.
         """
         self._check_adapter()
-        axes = len(self._root.aim_clips.inspection.image)
-        if frames.ndim == axes:
-            raise ValueError(
-                f"Got a frame {tuple(frames.shape)} without the axis of the videos. Of a single one, pass "
-                "frame.unsqueeze(0)."
-            )
-        frames = frames.unsqueeze(1) if frames.ndim == axes + 1 else frames
-        self._check_shape(frames)
-        past, is_first = self._past, self._past is None
+        frames = self._in_time(frames)
+        shape = self._checked_shape(frames)
+        past = self._past
         if past is None:
             past = Past(self._config.num_frames, torch.zeros((), dtype=torch.long, device=frames.device))
         try:
-            scores = self._run(frames, past, is_first)
+            scores = self._run(frames, past)
         except BaseException:  # also if it is interrupted
             self._is_broken = past.is_used
             raise
-        self._past, self._shape = past, (frames.shape[0], *frames.shape[2:])
+        self._past, self._shape = past, shape
         past.time += frames.shape[1]
         return self._average(scores)
 
@@ -148,12 +142,12 @@ class Stream:
         self._past = Past(self._config.num_frames, time, [cells[i] for i in range(len(cells))])
         self._count, self._shape = int(time), tuple(shape.tolist())
 
-    def _run(self, frames: Tensor, past: Past, is_first: bool) -> Tensor:
+    def _run(self, frames: Tensor, past: Past) -> Tensor:
         """Return the scores of each frame, ``(B, T, classes)``."""
         past.begin()
         tower = self._root.aim_clips.inspection.tower
         model = self._root.get_submodule(tower) if tower else self.model
-        with uncompiled() if is_first else nullcontext():  # creates what is remembered, which compiled code then finds
+        with nullcontext() if past.cells else uncompiled():  # creates what is remembered; compiled code then finds it
             output = model(Continued(frames, past))
         found = (tensor for tensor in tensors_in(output) if tensor.ndim == 3 and tensor.is_floating_point())
         scores = next(found, None)
@@ -255,13 +249,25 @@ class Stream:
                 f"The model is in training mode, in which {dropping[0]} drops at random. Call model.eval()."
             )
 
-    def _check_shape(self, frames: Tensor) -> None:
+    def _in_time(self, frames: Tensor) -> Tensor:
+        """Return frames with an axis of time, ``(B, T, C, H, W)``."""
+        axes = len(self._root.aim_clips.inspection.image)
+        if frames.ndim == axes:
+            raise ValueError(
+                f"Got a frame {tuple(frames.shape)} without the axis of the videos. Of a single one, pass "
+                "frame.unsqueeze(0)."
+            )
+        return frames.unsqueeze(1) if frames.ndim == axes + 1 else frames
+
+    def _checked_shape(self, frames: Tensor) -> tuple[int, ...]:
+        """Return the number of videos and the shape of their frames, which has to be that of all frames."""
         shape = (frames.shape[0], *frames.shape[2:])
         if self._shape and shape != self._shape:
             raise ValueError(
                 f"Got frames {tuple(frames.shape)}, but those before were {self._shape[0]} videos of frames "
                 f"{self._shape[1:]}. Resize them, or call reset() to begin a new stream."
             )
+        return shape
 
 
 def drops(model: nn.Module) -> Iterator[str]:

@@ -13,7 +13,7 @@ from threading import Event
 import av
 
 from peft_aim.video.data import BrokenVideo
-from peft_aim.video.data.decode import ANY_TITLE, best_stream
+from peft_aim.video.data.decode import ANY_TITLE, best_stream, is_url
 from peft_aim.video.live.growing import GrowingFile
 
 CAMERAS = "/dev/video"
@@ -53,7 +53,7 @@ class Feed:
             return cls._standard_input()
         if source.isdecimal() or source.startswith(CAMERAS):
             return cls._camera(source)
-        if "://" in source and not path.exists():
+        if is_url(source):
             return cls(source, "url", source)
         if not path.exists():
             raise ValueError(

@@ -1,6 +1,6 @@
 """Video files as frames: the same frames, in the same order, at the same times as FFmpeg plays them."""
 
-from peft_aim.video.data.decode.container import ANY_TITLE, best_stream, decoded_packets, is_hdr
+from peft_aim.video.data.decode.container import ANY_TITLE, best_stream, decoded_packets, is_hdr, is_url
 from peft_aim.video.data.decode.damage import Damage
 from peft_aim.video.data.decode.opening import open_video
 from peft_aim.video.data.decode.picture import Pictures
@@ -17,6 +17,7 @@ __all__ = [
     "decoded_packets",
     "elapsed",
     "is_hdr",
+    "is_url",
     "may_restart",
     "open_video",
     "usual_step",

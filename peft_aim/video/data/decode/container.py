@@ -44,7 +44,12 @@ def address(path: str | PathLike) -> str:
         ('file:12:30:15.mp4', 'https://example.org/a.mp4')
     """
     text = str(path)
-    return text if "://" in text and not paths.exists(text) else f"file:{text}"
+    return text if is_url(text) else f"file:{text}"
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text is a URL, and not the path of a file that looks like one."""
+    return "://" in text and not paths.exists(text)
 
 
 def best_stream(container: av.container.InputContainer) -> av.VideoStream | None:
