@@ -27,7 +27,8 @@ class Reader:
         mailbox: Where they are put.
         timeout: Seconds to wait for the source, see :meth:`peft_aim.video.live.source.Feed.opened`.
         retry: How often to try in a row to open a source again.
-        live: Whether to skip frames that the model has no time for; None does so for cameras and streams.
+        live: Whether frames come in real time, and are skipped if the model has no time for them; None does so for
+            cameras and streams.
     """
 
     def __init__(
