@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -13,7 +12,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_aim.backbone import PartNames, check_gradients_pass, inspect_backbone
-from peft_aim.clips import Clips, mixed_batch_message
+from peft_aim.clips import Clips
 from peft_aim.config import PROBLEM_TYPES, AIMConfig
 from peft_aim.layers import (
     WHY_NO_MERGE,
@@ -322,13 +321,6 @@ class AIMModel(BaseTuner):
         own = own_shapes(model, shapes_of(found), expected)
         check_shapes(expected, own, f"The state dict for the adapter {adapter_name!r}")
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Reject ``adapter_names``, which PEFT would ignore silently."""
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
-        yield
 
 
 def _of_labels(model: nn.Module, config: AIMConfig) -> str | None:
