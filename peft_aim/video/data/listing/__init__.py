@@ -1,21 +1,26 @@
 """Find videos and their classes in folders, lists, tables and the files of data sets."""
 
-from peft_aim.video.data.listing.contents import Labeled, Listing, shown, shown_names, split_name
+from peft_aim.video.data.listing.contents import Listing, counted, shown, shown_names, split_name
 from peft_aim.video.data.listing.files import image_names, images_in
 from peft_aim.video.data.listing.find import VideoSource, find_videos, has_split, read_listing
-from peft_aim.video.data.listing.labels import by_index, class_names, indexed, read_names
+from peft_aim.video.data.listing.labels import by_index, class_names, indexed, merged, problem_type_of, read_names
+from peft_aim.video.data.listing.sample import Label, Sample
 
 __all__ = [
-    "Labeled",
+    "Label",
     "Listing",
+    "Sample",
     "VideoSource",
     "by_index",
     "class_names",
+    "counted",
     "find_videos",
     "has_split",
     "image_names",
     "images_in",
     "indexed",
+    "merged",
+    "problem_type_of",
     "read_listing",
     "read_names",
     "shown",
