@@ -13,7 +13,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_aim.backbone import PartNames, check_gradients_pass, inspect_backbone
-from peft_aim.clips import Clips, mixed_batch_message
+from peft_aim.clips import Clips, features, mixed_batch_message
 from peft_aim.config import PROBLEM_TYPES, AIMConfig
 from peft_aim.layers import (
     WHY_NO_MERGE,
@@ -78,6 +78,7 @@ class AIMModel(BaseTuner):
     prefix = "aim_"
     tuner_layer_cls = AIMTunerLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's; empty, blocks are found by structure)
+    features = features  # model.features(clips)
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_free(model, adapter_name)

@@ -3,6 +3,7 @@
 Layers look up the number of frames per clip in :class:`Frames`.
 """
 
+from peft_aim.clips.before_head import features
 from peft_aim.clips.fold import Clips, mixed_batch_message, per_clip
 from peft_aim.clips.frames import ClipShape, Frames, Span
 from peft_aim.clips.past import Cell, Continued, Part, Past, kept, times
@@ -18,6 +19,7 @@ __all__ = [
     "Past",
     "PerThread",
     "Span",
+    "features",
     "kept",
     "mixed_batch_message",
     "per_clip",
