@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -13,7 +12,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_aim.backbone import PartNames, check_gradients_pass, inspect_backbone
-from peft_aim.clips import Clips, features, mixed_batch_message
+from peft_aim.clips import Clips, features
 from peft_aim.config import PROBLEM_TYPES, AIMConfig
 from peft_aim.layers import (
     WHY_NO_MERGE,
@@ -59,6 +58,10 @@ class AIMModel(BaseTuner):
     Create it with ``peft.get_peft_model(backbone, AIMConfig(...))``. Everything else is PEFT's own interface:
     ``add_adapter``, ``set_adapter``, ``disable_adapter``, ``save_pretrained``, ``unload`` ...
 
+    In evaluation mode, ``adapter_names=[...]`` runs each clip with its own adapter, or with none ("__base__"). The clips
+    of one adapter are one call, so they have its scores bit for bit. Scores ``(B, classes)`` have the columns of the
+    adapter with the most classes; the columns that others lack are minus infinity.
+
     Shape:
         Clips ``(B, T, C, H, W)`` or images ``(B, C, H, W)`` -> the backbone's output, one result per clip.
 
@@ -73,6 +76,10 @@ class AIMModel(BaseTuner):
         >>> model = get_peft_model(backbone, AIMConfig(num_frames=4, num_labels=5))
         >>> model(torch.randn(2, 4, 3, 32, 32)).shape
         torch.Size([2, 5])
+        >>> model.add_adapter("other", AIMConfig(num_frames=8, num_labels=3))
+        >>> scores = model.eval()(torch.randn(2, 4, 3, 32, 32), adapter_names=["default", "other"])
+        >>> scores.isinf().sum(1).tolist()
+        [0, 2]
     """
 
     prefix = "aim_"
@@ -323,13 +330,6 @@ class AIMModel(BaseTuner):
         own = own_shapes(model, shapes_of(found), expected)
         check_shapes(expected, own, f"The state dict for the adapter {adapter_name!r}")
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Reject ``adapter_names``, which PEFT would ignore silently."""
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
-        yield
 
 
 def _of_labels(model: nn.Module, config: AIMConfig) -> str | None:

@@ -153,15 +153,6 @@ def test_merging_is_rejected_without_side_effects(clips):
         model.base_model.model.blocks[0].merge()
 
 
-def test_mixed_batches_are_rejected(clips):
-    model = adapt("timm_vit")
-    with pytest.raises(ValueError, match=r"adapter_names=\['default', 'default'\] is not.*once per adapter"):
-        model(clips, adapter_names=["default", "default"])
-    injected = inject_adapter_in_model(config(), zoo.build("hf_vit"))
-    with pytest.raises(ValueError, match="cannot run different adapters in one batch"):
-        injected(clips, adapter_names=["default", "default"])
-
-
 def test_several_active_adapters_are_rejected():
     model = adapt("timm_vit")
     model.add_adapter("other", config())

@@ -5,7 +5,8 @@ linear head, with AIM, with the reference implementation of AIM, with LoRA over 
 over averaged frames and with divided space-time attention. Then it measures how AIM's cost grows, and what swapping
 adapters costs. With ``--device cuda`` it measures only what depends on the device: the rows. ``--attach`` measures
 what attaching an adapter costs, in minutes, and needs vit-pytorch. ``--quantized`` measures the memory of quantized
-backbones, in a minute, and needs torchao and bitsandbytes.
+backbones, in a minute, and needs torchao and bitsandbytes. ``--mixed`` measures batches whose clips have several
+adapters, in minutes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.cost.attach import attaching
 from benchmarks.cost.growth import growth
+from benchmarks.cost.mixed import mixing
 from benchmarks.cost.plan import QUICK, Plan
 from benchmarks.cost.quantized import quantizing, versions
 from benchmarks.cost.swap import swapping
@@ -33,6 +36,7 @@ from benchmarks.cost.tables import (
     publish,
     publish_attach,
     publish_gpu,
+    publish_mixed,
     publish_over_time,
     publish_quantized,
 )
@@ -156,6 +160,25 @@ def usual(given: argparse.Namespace) -> Plan:
     return QUICK if given.quick else replace(Plan(), **ON_GPU) if given.device == "cuda" else Plan()
 
 
+def of(plan: Plan) -> Facts:
+    """Return the facts that records of measurements with times have."""
+    return {"threads": torch.get_num_threads(), "plan": asdict(plan)}
+
+
+ALONE: dict[str, tuple[Callable[[Plan], Facts], Callable[[Path], None]]] = {
+    "over_time": (
+        lambda plan: of(plan) | {"rows": measure(plan, (FROZEN, REFERENCE, PLAIN, *rivals.OVER_TIME))},
+        publish_over_time,
+    ),
+    "attach": (lambda plan: {"rows": attaching(plan.attach)}, publish_attach),
+    "quantized": (
+        lambda plan: of(plan) | {"rows": quantizing(plan), "quantizers": versions()},
+        publish_quantized,
+    ),
+    "mixed": (lambda plan: of(plan) | {"rows": mixing(plan)}, publish_mixed),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write ``cost.json``, the plots and the tables."""
     parser = argparse.ArgumentParser("benchmarks.cost", description=__doc__.splitlines()[0])
@@ -167,24 +190,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--over-time", action="store_true", help="measure attention and convolutions over time alone")
     parser.add_argument("--attach", action="store_true", help="measure what attaching an adapter costs alone")
     parser.add_argument("--quantized", action="store_true", help="measure the memory of quantized backbones alone")
+    parser.add_argument("--mixed", action="store_true", help="measure batches with several adapters alone")
     given, command = parse(parser, argv, others=("backbone",))
     plan = planned(given)
     keep_published(parser, given, [name for name in ON_GPU if getattr(plan, name) != getattr(usual(given), name)])
-    facts = {"threads": torch.get_num_threads(), "plan": asdict(plan)}
-    if given.over_time:
-        facts["rows"] = measure(plan, (FROZEN, REFERENCE, PLAIN, *rivals.OVER_TIME))
-        print(record("cost_over_time", command, 0, given.output, **facts))
-        publish_over_time(given.output)
-        return
-    if given.attach:
-        print(record("cost_attach", command, 0, given.output, rows=attaching(plan.attach)))
-        publish_attach(given.output)
-        return
-    if given.quantized:
-        facts |= {"rows": quantizing(plan), "quantizers": versions()}
-        print(record("cost_quantized", command, 0, given.output, **facts))
-        publish_quantized(given.output)
-        return
+    for name, (measured, make_table) in ALONE.items():
+        if getattr(given, name):
+            print(record(f"cost_{name}", command, 0, given.output, **measured(plan)))
+            make_table(given.output)
+            return
+    facts = of(plan)
     facts["rows"] = measure(plan)
     if plan.device == "cuda":
         print(record("cost_gpu", command, 0, given.output, **facts))

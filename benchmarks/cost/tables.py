@@ -55,6 +55,11 @@ def publish_quantized(folder: Path) -> None:
     tables.publish("cost_quantized", folder, quantized_page(found))
 
 
+def publish_mixed(folder: Path) -> None:
+    """Write the table of ``cost_mixed.json`` into the README of the benchmarks, or beside it in another folder."""
+    tables.publish("cost_mixed", folder, mixed_page(json.loads((folder / "cost_mixed.json").read_text())))
+
+
 def publish_attach(folder: Path) -> None:
     """Write the table of ``cost_attach.json`` into the README of the benchmarks, or beside it in another folder."""
     tables.publish("cost_attach", folder, attach_page(json.loads((folder / "cost_attach.json").read_text())))
@@ -75,6 +80,22 @@ def quantized_page(found: Facts) -> str:
     names = ["backbone", "frozen weights, MB", "relative to float32", "adapters and head, MB", "features change by"]
     used = ", ".join(f"{name} {version}" for name, version in found["quantizers"].items())
     return f"{described(found).removesuffix('.')}, {used}.\n\n{headed(names, lines)}"
+
+
+def mixed_page(found: Facts) -> str:
+    """Return the cost of a batch by its number of adapters."""
+    lines = [
+        line(
+            str(row["adapters"]),
+            f"{row['forward_gmac']:.1f}",
+            f"{row['arithmetic_ratio']:.3f}",
+            f"{row['time_ratio']:.2f}",
+            f"{row['largest_difference']:.0e}" if row["largest_difference"] else "0",
+        )
+        for row in found["rows"]
+    ]
+    names = ["adapters", "forward, GMAC", "relative to one adapter", "time", "largest difference from one call each"]
+    return f"{described(found)}\n\n{headed(names, lines)}"
 
 
 def over_time_page(found: Facts) -> str:
@@ -306,3 +327,4 @@ if __name__ == "__main__":
     publish_over_time(RESULTS)
     publish_attach(RESULTS)
     publish_quantized(RESULTS)
+    publish_mixed(RESULTS)

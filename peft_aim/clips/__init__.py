@@ -4,10 +4,11 @@ Layers look up the number of frames per clip in :class:`Frames`.
 """
 
 from peft_aim.clips.before_head import features
-from peft_aim.clips.fold import Clips, mixed_batch_message, per_clip
+from peft_aim.clips.fold import Clips, per_clip
 from peft_aim.clips.frames import ClipShape, Frames, Span
 from peft_aim.clips.past import Cell, Continued, Part, Past, kept, times
 from peft_aim.clips.per_thread import PerThread
+from peft_aim.clips.rows import join_rows, rows_by_name, select_rows
 
 __all__ = [
     "Cell",
@@ -20,8 +21,10 @@ __all__ = [
     "PerThread",
     "Span",
     "features",
+    "join_rows",
     "kept",
-    "mixed_batch_message",
     "per_clip",
+    "rows_by_name",
+    "select_rows",
     "times",
 ]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from peft_aim.backbone import Inspection
 from peft_aim.clips.frames import ClipShape, Frames
 from peft_aim.clips.loss import add_loss, take_labels
-from peft_aim.clips.past import Continued
+from peft_aim.clips.past import Continued, Past
 from peft_aim.clips.per_thread import PerThread
+from peft_aim.clips.turns import Turns
 from peft_aim.tracing import first_argument, map_tensors, with_first_argument
 
 
@@ -31,6 +32,7 @@ class Clips:
     def __init__(self, inspection: Inspection) -> None:
         self.inspection = inspection
         self.frames = Frames()
+        self.turns = Turns()
         self.layers: list[Any] = []  # the blocks with adapters
         self._labels = PerThread()
 
@@ -64,19 +66,15 @@ class Clips:
                 "nn.DataParallel copies a model without the hooks of its adapters. Use one process per device instead "
                 "(accelerate launch, torchrun), or a single device (CUDA_VISIBLE_DEVICES=0)."
             )
+        if not torch.compiler.is_compiling():
+            self.turns.begin_call()
         if kwargs.get("adapter_names") is not None:
-            raise ValueError(mixed_batch_message(kwargs["adapter_names"]))
-        clips, past = first_argument(self._arguments[0], args, kwargs), None
-        if isinstance(clips, Continued):
-            clips, past = clips
-        if not isinstance(clips, Tensor):
             raise ValueError(
-                f"{type(model).__name__} got a {type(clips).__name__} instead of clips. Pass a tensor "
-                f"(B, T, {', '.join(map(str, self.inspection.image))}) as the first argument, or as "
-                f"{self._arguments[0]}=."
+                f"adapter_names={kwargs['adapter_names']!r} needs a PeftModel, as get_peft_model returns it, but "
+                f"{type(model).__name__} was called itself. Call model.set_adapter(name) and the model, once per "
+                "adapter."
             )
-        if clips.ndim == len(self.inspection.image) + 1:
-            clips = clips.unsqueeze(1)
+        clips, past = self._given(args, kwargs)
         self._check(clips)
         if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
             warnings.warn(
@@ -100,6 +98,8 @@ class Clips:
         return args, kwargs
 
     def _leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            self.turns.end_call()
         shape, labels = self.frames.end(output), self._labels.get()
         self._labels.set(None)
         if shape is None or output is None:  # the call failed
@@ -111,6 +111,29 @@ class Clips:
             return output
         head = self.inspection.head and self.inspection.head.removeprefix(f"{self.inspection.tower}.")
         return add_loss(model, head, labels, output)
+
+    def shape_of(self, args: tuple, kwargs: dict[str, Any]) -> tuple[int, int]:
+        """Return the number of clips B and of frames T per clip that the arguments of a call contain.
+
+        Raises:
+            ValueError: If the first argument is not a batch of clips or images.
+        """
+        clips, _ = self._given(args, kwargs)
+        self._check(clips)
+        return clips.shape[0], clips.shape[1]
+
+    def _given(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Past | None]:
+        """Return the clips that a call is given, and what a stream remembers of the frames before."""
+        clips, past = first_argument(self._arguments[0], args, kwargs), None
+        if isinstance(clips, Continued):
+            clips, past = clips
+        if not isinstance(clips, Tensor):
+            raise ValueError(
+                f"The model got a {type(clips).__name__} instead of clips. Pass a tensor "
+                f"(B, T, {', '.join(map(str, self.inspection.image))}) as the first argument, or as "
+                f"{self._arguments[0]}=."
+            )
+        return clips.unsqueeze(1) if clips.ndim == len(self.inspection.image) + 1 else clips, past
 
     def _averaged(self) -> int | None:
         """Return over how many of the last frames outputs are averaged with the active adapter, None for all."""
@@ -237,15 +260,6 @@ def _check_per_image(shape: ClipShape, given: dict[str, Any]) -> None:
                 f"image. Repeat each entry for the {shape.frames} frames of its clip: "
                 f"{name}.repeat_interleave({shape.frames}, dim=0)."
             )
-
-
-def mixed_batch_message(adapter_names: list[str]) -> str:
-    """Return the error message for calls with ``adapter_names``."""
-    return (
-        f"adapter_names={adapter_names!r} is not supported: AIM cannot run different adapters in one batch, since "
-        "each may have its own number of frames and classes. Call model.set_adapter(name) and the model, once per "
-        "adapter."
-    )
 
 
 def _checkpoints(model: nn.Module) -> bool:

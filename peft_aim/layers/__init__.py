@@ -9,6 +9,7 @@ from peft_aim.layers.block import BRANCHES, AIMLayer
 from peft_aim.layers.effect import check_effect
 from peft_aim.layers.embedding import EMBEDDING, AIMEmbedding, saved_name
 from peft_aim.layers.head import AIMHead
+from peft_aim.layers.mixed import with_adapter_names
 from peft_aim.layers.norm import AIMNorm
 from peft_aim.layers.temporal import TemporalAttention, TemporalConvolution
 
@@ -31,4 +32,5 @@ __all__ = [
     "is_decayed",
     "saved_name",
     "to_time",
+    "with_adapter_names",
 ]

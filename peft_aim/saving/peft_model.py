@@ -1,4 +1,4 @@
-"""What PEFT does around a tuner: when loading or saving an adapter fails, Trainer loads the best, or one is pushed.
+"""What PEFT does around a tuner: failing to load or save, loading the best weights, pushing, and mixed batches.
 
 PEFT has no place for a tuner to take part in these, so its functions are extended when this package is imported. For
 models without AIM adapters they are PEFT's own, but for two messages: until the config of an adapter has been read,
@@ -24,7 +24,7 @@ from peft import PeftConfig, PeftModel
 from peft_aim.card import write_card
 from peft_aim.config import AIMConfig, NotDownloaded, SavedAdapter, broken
 from peft_aim.files import written_together
-from peft_aim.layers import EMBEDDING
+from peft_aim.layers import EMBEDDING, with_adapter_names
 from peft_aim.peft_type import add_peft_type
 from peft_aim.saving.offloaded import keeping_offload
 
@@ -33,6 +33,7 @@ in_from_pretrained: ContextVar[bool] = ContextVar("in_from_pretrained", default=
 
 def extend_peft_model() -> None:
     """Extend PEFT; a second call changes nothing."""
+    extend(PeftModel, "forward", with_adapter_names)
     extend(PeftModel, "from_pretrained", _with_new_adapter)
     extend(PeftModel, "load_adapter", _leaving_nothing_behind)
     extend(PeftModel, "save_pretrained", _all_or_nothing)

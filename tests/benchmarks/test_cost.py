@@ -127,6 +127,13 @@ def test_attaching_is_measured_in_a_record_of_its_own(tmp_path):
     assert f"measured: at most {row['ratio']:.2f}" in (tmp_path / "cost_attach.md").read_text()
 
 
+def test_mixed_batches_take_as_much_arithmetic_as_one_adapter(tmp_path):
+    main(["--quick", "--mixed", "--output", str(tmp_path)])
+    rows = json.loads((tmp_path / "cost_mixed.json").read_text())["rows"]
+    assert [row["adapters"] for row in rows] == [1, 2, 8]
+    assert all(row["arithmetic_ratio"] < 1.1 and row["largest_difference"] == 0 for row in rows)
+
+
 def test_the_memory_of_quantized_backbones_is_compared(tmp_path):
     pytest.importorskip("torchao", reason="torchao is not installed, which the benchmark quantizes with")
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed, which the benchmark quantizes with")

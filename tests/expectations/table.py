@@ -67,7 +67,8 @@ TABLE = {
         ("_test_merge_layers_multi (deepcopy)", "a copy is independent",
             "test_copies_and_pickles_are_independent"),
         # Several adapters in one batch.
-        ("_test_mixed_adapter_batches", "adapter_names selects an adapter per example", *ONE_ACTIVE),
+        ("_test_mixed_adapter_batches", "adapter_names selects an adapter per example",
+            "test_each_clip_runs_with_its_adapter"),
         ("_test_generate_with_mixed_adapter_batches_and_beam_search", "the same in generation", TEXT),
         # Generation.
         ("_test_generate*", "generate runs", TEXT),
@@ -203,7 +204,8 @@ TABLE = {
             TOKENS),
         ("TestRequiresGrad.test_loading_adapter_preserves_custom_requires_grad", "loading changes no other parameter",
             "test_loading_keeps_requires_grad_of_other_parameters"),
-        ("TestMixedAdapterBatches.*", "adapter_names selects an adapter per example", *ONE_ACTIVE),
+        ("TestMixedAdapterBatches.*", "adapter_names selects an adapter per example",
+            "test_each_clip_runs_with_its_adapter", "test_wrong_calls_raise_an_error_and_change_nothing"),
         ("TestMultiRankAdapter.*, TestDynamicDispatch.*", "ranks per module, custom layers", LORA),
         ("TestDefaultTargetModules.test_default_target_modules_not_set*", "unknown targets raise an error",
             "test_convolutional_networks_are_rejected"),
