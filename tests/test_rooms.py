@@ -15,7 +15,8 @@ FLOORS = [
     *("attention", "backbone", "clips", "layers"),
     *("saving", "targets", "summary", "model", "streaming"),
     *("__init__", "convert"),
-    *("video.recipe", "video.processes", "video.data.listing", "video.data.decode", "video.data"),
+    *("video.problem_type", "video.recipe", "video.processes"),
+    *("video.data.listing", "video.data.decode", "video.data"),
     *("video", "video.training", "video.demo", "video.live"),
     *("commands", "__main__"),
 ]

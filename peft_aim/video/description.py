@@ -35,6 +35,7 @@ class Description:
         results: Results by split, see :class:`peft_aim.video.metrics.Metrics`.
         versions: Versions of Python and of the packages used.
         rate: Typical frame rate of the training videos in frames per second; None if it is not known.
+        problem_type: What the scores mean, see :mod:`peft_aim.video.problem_type`; None is one class per video.
     """
 
     frames: int
@@ -48,10 +49,17 @@ class Description:
     results: dict[str, Any]
     versions: dict[str, str]
     rate: float | None = None  # earlier versions did not record it
+    problem_type: str | None = None
 
     @classmethod
     def new(
-        cls, recipe: Recipe, preprocessing: Preprocessing, source: Source, classes: list[str], trained: bool = True
+        cls,
+        recipe: Recipe,
+        preprocessing: Preprocessing,
+        source: Source,
+        classes: list[str],
+        trained: bool = True,
+        problem_type: str | None = None,
     ) -> Description:
         """Describe an adapter that has no results yet.
 
@@ -61,13 +69,13 @@ class Description:
             source: Where to load the backbone from.
             classes: Class names.
             trained: Whether the adapter is trained with this recipe.
+            problem_type: What the scores mean; None is one class per video.
         """
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         how = asdict(recipe) if trained else None
         made = (recipe.frames, recipe.stride, recipe.views, preprocessing, source, classes)
-        return cls(
-            *made, seconds=None, recipe=how, results={}, versions={"python": platform.python_version()} | versions
-        )
+        unknown = {"seconds": None, "results": {}, "recipe": how, "problem_type": problem_type}
+        return cls(*made, **unknown, versions={"python": platform.python_version()} | versions)
 
     def views_with(self, clips: int, crops: int) -> Views:
         """Return how to make views with another number of clips and crops."""
@@ -98,7 +106,7 @@ class Description:
     def write(self, config: AIMConfig) -> None:
         """Store the description in an adapter's config."""
         facts = asdict(self)
-        for name in ("frames", "classes"):  # the config already has them
+        for name in ("frames", "classes", "problem_type"):  # the config already has them
             del facts[name]
         config.video = facts
 
@@ -111,39 +119,16 @@ class Description:
             name: The adapter's folder or Hub id, for the error message.
 
         Raises:
-            ValueError: If the config has no description or no class names, or if its scores are not of one class out
-                of several.
+            ValueError: If the config has no description or no class names.
         """
         if config.video is None or config.id2label is None:
             raise ValueError(
                 f"The adapter {name} does not describe how to make clips from a video file: it was not trained with "
                 "peft-aim train. Load it with PeftModel.from_pretrained, and make the clips yourself."
             )
-        check_single_label(config.problem_type, f"The adapter {name}")
         facts = dict(config.video)
         preprocessing, source = Preprocessing(**facts.pop("preprocessing")), Source(**facts.pop("source"))
         classes = [config.id2label[i] for i in range(len(config.id2label))]
         facts["views"] = tuple(facts["views"])
-        return cls(config.num_frames, preprocessing=preprocessing, source=source, classes=classes, **facts)
-
-
-def check_single_label(problem_type: str | None, what: str) -> None:
-    """Check that a model's scores are of one class out of several, which softmax and accuracy need.
-
-    Raises:
-        ValueError: If it predicts numbers, or several classes at once.
-
-    Example:
-        >>> check_single_label("regression", "The adapter A")
-        Traceback (most recent call last):
-        ...
-        ValueError: The adapter A has problem_type='regression', but peft_aim.video and peft-aim train, evaluate \
-and predict one class per video. Leave problem_type out, or use PeftModel.from_pretrained and your own loop, or \
-transformers' Trainer.
-    """
-    if problem_type not in (None, "single_label_classification"):
-        raise ValueError(
-            f"{what} has problem_type={problem_type!r}, but peft_aim.video and peft-aim train, evaluate and predict "
-            "one class per video. Leave problem_type out, or use PeftModel.from_pretrained and your own loop, or "
-            "transformers' Trainer."
-        )
+        own = {"frames": config.num_frames, "classes": classes, "problem_type": config.problem_type}
+        return cls(**own, preprocessing=preprocessing, source=source, **facts)

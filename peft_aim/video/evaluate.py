@@ -33,6 +33,7 @@ from peft_aim.video.finite import NotFinite, why_not_finite
 from peft_aim.video.metrics import Metrics
 from peft_aim.video.output import check_writable, printed_if_lost
 from peft_aim.video.picture import draw_confusion
+from peft_aim.video.problem_type import values_of
 from peft_aim.video.processes import gather, on_cpu, once, processes, say
 
 
@@ -180,7 +181,8 @@ def evaluate_model(
     for batch in tqdm(loader, "Evaluating", leave=False, disable=not accelerator.is_main_process):
         paths = batch["path"]
         seen.take(batch)
-        every = probabilities(model, batch["clips"].flatten(0, 1), batch_size).unflatten(0, (-1, clips.total))
+        every = values(model, batch["clips"].flatten(0, 1), batch_size, description.problem_type)
+        every = every.unflatten(0, (-1, clips.total))
         row = torch.stack([every[:, clips.single], every[:, : clips.count].mean(1)], dim=1)  # (videos, 2, classes)
         rows.append(accelerator.gather_for_metrics((row, batch["labels"])))
         if rows[-1][0].isnan().any():  # on all processes alike: none is left waiting for the others
@@ -199,13 +201,13 @@ def evaluate_model(
     return Evaluation({"1x1": single, f"{views[0]}x{views[1]}": averaged}, seen)
 
 
-def score(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
-    """Return the class probabilities of clips, see :func:`probabilities`, and check them.
+def score(model: nn.Module, clips: Tensor, batch_size: int, problem_type: str | None = None) -> Tensor:
+    """Return the probabilities or numbers that a model predicts for clips, see :func:`values`, and check them.
 
     Raises:
         NotFinite: If scores are NaN or infinite.
     """
-    found = probabilities(model, clips, batch_size)
+    found = values(model, clips, batch_size, problem_type)
     wrong = found.isnan().any(-1)
     if wrong.any():
         raise NotFinite(why_not_finite(f"{int(wrong.sum())} of {len(wrong)} clips", model))
@@ -213,20 +215,22 @@ def score(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
 
 
 @torch.no_grad()
-def probabilities(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
-    """Return the class probabilities of clips; NaN for a clip with scores that are NaN or infinite.
+def values(model: nn.Module, clips: Tensor, batch_size: int, problem_type: str | None = None) -> Tensor:
+    """Return the probabilities or numbers predicted for clips; NaN for a clip with scores that are NaN or infinite.
 
     Args:
         model: The model, with the adapter active.
         clips: The clips.
         batch_size: Clips per forward pass.
+        problem_type: What the scores mean, see :func:`peft_aim.video.problem_type.values_of`.
 
     Shape:
-        ``(V, T, 3, H, W) -> (V, classes)``
+        ``(V, T, 3, H, W) -> (V, C)``
     """
     device = next(model.parameters()).device
     scores = torch.cat([scores_of(model(chunk.to(device))) for chunk in clips.split(batch_size)])
-    return scores.float().softmax(-1).where(scores.isfinite().all(-1, keepdim=True), torch.nan)
+    found = values_of(scores.float(), problem_type)
+    return found.where(scores.isfinite().all(-1, keepdim=True), torch.nan)
 
 
 def scores_of(output: Any) -> Tensor:

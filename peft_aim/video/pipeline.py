@@ -19,6 +19,7 @@ from peft_aim.video.backbones import Source
 from peft_aim.video.data import open_video
 from peft_aim.video.description import Description
 from peft_aim.video.evaluate import score
+from peft_aim.video.problem_type import scores_for
 
 
 def video_pipeline(adapter: str, source: Source | None = None, **options: Any) -> VideoClassificationPipeline:
@@ -86,16 +87,21 @@ class ClipClassifier(PreTrainedModel):
 
     def __init__(self, model: PeftModel, description: Description) -> None:
         super().__init__(
-            PreTrainedConfig(id2label=dict(enumerate(description.classes)), num_frames=description.frames)
+            PreTrainedConfig(
+                id2label=dict(enumerate(description.classes)),
+                num_frames=description.frames,
+                problem_type=description.problem_type,  # by which the pipeline makes probabilities of the logits
+            )
         )
         self.model = model
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """Return the logits of videos; their softmax is the mean of the views' probabilities.
+        """Return the logits of videos, which mean the average of the views' probabilities or numbers.
 
         Shape:
             ``(B, V, T, 3, H, W)`` -> ``(B, classes)``
         """
-        chunks = [score(self.model, views, len(views)) for views in pixel_values]
-        return ImageClassifierOutput(logits=torch.stack([views.mean(0) for views in chunks]).log())
+        kind = self.config.problem_type
+        chunks = [score(self.model, views, len(views), kind) for views in pixel_values]
+        return ImageClassifierOutput(logits=scores_for(torch.stack([views.mean(0) for views in chunks]), kind))

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from peft_aim.video.adapters import Loaded, load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import BrokenVideo, Video, Views, open_video, to_image, views_of_windows, windows
+from peft_aim.video.data import BrokenVideo, Video, open_video, to_image, views_of_windows, windows
+from peft_aim.video.description import Description
 from peft_aim.video.evaluate import score
 from peft_aim.video.output import check_writable, printed_if_lost
 from peft_aim.video.picture import Row, draw_strip, row_of
@@ -159,9 +160,9 @@ def _of_video(
     """Return an adapter's prediction for a video, and the row to draw of its most confident window."""
     description, adapter = loaded.activate(position), loaded.names[position]
     try:
-        length, views = description.seconds if window is None else window, description.as_evaluated
+        length = description.seconds if window is None else window
         with open_video(path, fps or description.fps) as video:
-            found = partial(_score_windows, loaded.model, views=views, length=length, batch_size=batch_size)
+            found = partial(_score_windows, loaded.model, description, length=length, batch_size=batch_size)
             spans, scored, view, surest = video.consistently(found)
     except BrokenVideo as error:
         return Prediction(Path(path), adapter, [], [], str(error)), None
@@ -173,20 +174,21 @@ def _of_video(
 
 
 def _score_windows(
-    model: nn.Module, video: Video, views: Views, length: float | None, batch_size: int
+    model: nn.Module, description: Description, video: Video, length: float | None, batch_size: int
 ) -> tuple[list[tuple[float, float]], list[Tensor], Tensor, Tensor]:
     """Return begin and end of each window, its probabilities, and the middle view and probabilities of the surest.
 
     Windows are scored in batches, and only those of a batch are in memory.
     """
-    parts = windows(video.seconds, length) if length else [range(len(video.seconds))]
+    views, parts = description.as_evaluated, windows(video.seconds, length) if length else [range(len(video.seconds))]
     spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
     scored: list[Tensor] = []
     view, surest = torch.empty(0), torch.zeros(1)
     of_windows = views_of_windows(video, views, parts)
     with tqdm(total=len(parts), desc=str(video.path), unit="window", leave=False, disable=len(parts) == 1) as progress:
         while batch := list(islice(of_windows, max(1, batch_size // views.count))):
-            found = score(model, torch.cat(batch), batch_size).cpu().unflatten(0, (len(batch), -1)).mean(1)
+            found = score(model, torch.cat(batch), batch_size, description.problem_type)
+            found = found.cpu().unflatten(0, (len(batch), -1)).mean(1)
             scored += found
             if found.max() > surest.max():
                 which = int(found.amax(1).argmax())

@@ -98,7 +98,7 @@ def test_windows_are_scored_in_batches_with_a_progress_bar(tasks, monkeypatch, c
 
     sizes, score = [], module.score
     monkeypatch.setattr(
-        module, "score", lambda model, clips, size: sizes.append(len(clips)) or score(model, clips, size)
+        module, "score", lambda model, clips, *how: sizes.append(len(clips)) or score(model, clips, *how)
     )
     (prediction,) = predict(str(tasks / "one"), tasks / "long.mp4", batch_size=4)
     assert sizes == [4, 4, 3]

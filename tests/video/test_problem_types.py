@@ -13,17 +13,6 @@ from peft_aim.video.description import Description
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.adapting import adapt
 
-ONE_CLASS = "but peft_aim.video and peft-aim train, evaluate and predict one class per video. Leave problem_type out"
-
-
-@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
-def test_other_problem_types_are_rejected(problem):
-    with pytest.raises(ValueError, match=f"The adapter to train has problem_type='{problem}', {ONE_CLASS}"):
-        adapt(None, Source("timm/none"), Recipe(), problem_type=problem)
-    config = AIMConfig(id2label={0: "a", 1: "b"}, problem_type=problem, video={"views": (1, 1)})
-    with pytest.raises(ValueError, match=f"The adapter my-task has problem_type='{problem}', {ONE_CLASS}"):
-        Description.read(config, "my-task")
-
 
 @pytest.mark.parametrize("problem", ["multi_label_classification", None])
 def test_the_problem_type_of_the_backbone_is_not_that_of_the_adapter(problem, tmp_path):

@@ -13,6 +13,7 @@ from peft_aim.streaming import Stream
 from peft_aim.video.adapters import Loaded
 from peft_aim.video.evaluate import score, scores_of
 from peft_aim.video.finite import NotFinite, why_not_finite
+from peft_aim.video.problem_type import values_of
 
 
 class Scorer(ABC):
@@ -46,17 +47,19 @@ class SlidingWindow(Scorer):
     Args:
         model: The model, in evaluation mode.
         frames: Number of frames T per clip.
+        problem_type: What the scores mean, see :mod:`peft_aim.video.problem_type`.
     """
 
-    def __init__(self, model: PeftModel, frames: int) -> None:
-        self._model, self._held = model, deque(maxlen=frames)
+    def __init__(self, model: PeftModel, frames: int, problem_type: str | None = None) -> None:
+        self._model, self._held, self._problem_type = model, deque(maxlen=frames), problem_type
 
     def push(self, frame: Tensor) -> Tensor | None:
         """Add a frame, see :meth:`Scorer.push`; there are no probabilities before the window is full."""
         self._held.append(frame)
         self.frames = len(self._held)
-        is_full = self.frames == self._held.maxlen
-        return score(self._model, torch.stack([*self._held])[None], batch_size=1)[0].cpu() if is_full else None
+        if self.frames < self._held.maxlen:
+            return None
+        return score(self._model, torch.stack([*self._held])[None], 1, self._problem_type)[0].cpu()
 
     def reset(self) -> None:
         """Forget all frames."""
@@ -69,10 +72,11 @@ class Causal(Scorer):
     Args:
         model: The model, in evaluation mode.
         frames: Number of frames T that the scores are averaged over.
+        problem_type: What the scores mean, see :mod:`peft_aim.video.problem_type`.
     """
 
-    def __init__(self, model: PeftModel, frames: int) -> None:
-        self._model, self._most, self._stream = model, frames, Stream(model)
+    def __init__(self, model: PeftModel, frames: int, problem_type: str | None = None) -> None:
+        self._model, self._most, self._stream, self._problem_type = model, frames, Stream(model), problem_type
 
     def push(self, frame: Tensor) -> Tensor:
         """Add a frame, see :meth:`Scorer.push`."""
@@ -80,7 +84,7 @@ class Causal(Scorer):
         self.frames = min(len(self._stream), self._most)
         if not scores.isfinite().all():
             raise NotFinite(why_not_finite(f"frame {len(self._stream)}", self._model))
-        return scores[0].float().softmax(-1).cpu()
+        return values_of(scores[0].float(), self._problem_type).cpu()
 
     def reset(self) -> None:
         """Forget all frames."""
@@ -97,13 +101,13 @@ def scorer_of(loaded: Loaded, window: bool) -> Scorer:
     Raises:
         ValueError: If the adapter is not causal and ``window`` is False.
     """
-    frames = loaded.descriptions[0].frames
+    frames, problem_type = loaded.descriptions[0].frames, loaded.descriptions[0].problem_type
     if window:
-        return SlidingWindow(loaded.model, frames)
+        return SlidingWindow(loaded.model, frames, problem_type)
     if not loaded.model.active_peft_config.causal:
         raise ValueError(
             f"The adapter {loaded.names[0]} is not causal: in its temporal attention, frames attend to later ones. "
             f"Give --window (window=True in Python) to score the last {frames} frames anew for each frame, or train "
             "an adapter that computes each frame once with peft-aim train --causal."
         )
-    return Causal(loaded.model, frames)
+    return Causal(loaded.model, frames, problem_type)

@@ -11,17 +11,12 @@ from peft import PeftModel, get_peft_model
 from peft_aim.config import AIMConfig
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.data import Data
-from peft_aim.video.description import Description, check_single_label
+from peft_aim.video.description import Description
 from peft_aim.video.recipe import Recipe
 
 
 def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description]:
-    """Load the backbone, add a new adapter, and return both with the adapter's description.
-
-    Raises:
-        ValueError: If the adapter is not to predict one class per video.
-    """
-    check_single_label(aim_options.get("problem_type"), "The adapter to train")
+    """Load the backbone, add a new adapter, and return both with the adapter's description."""
     torch.manual_seed(recipe.seed)
     backbone, preprocessing = load_backbone(source)
     temporal = aim_options.get("temporal", recipe.temporal)
