@@ -2,3 +2,15 @@
 
 Import its modules (``evaluate``, ``predict``, ``pipeline``, ...) by name: each imports only the packages it needs.
 """
+
+import importlib
+import typing
+
+FUNCTIONS: dict[str, str] = {"embed": "embedding"}  # by name, the modules of those that are available here as well
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Import a function when it is first asked for."""
+    if name not in FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{FUNCTIONS[name]}"), name)
