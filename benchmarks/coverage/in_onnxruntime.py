@@ -10,7 +10,7 @@ from peft_aim.video.exporting import session_of, to_onnx, traced
 
 
 class Scored(nn.Module):
-    """A model that takes its arguments as one dictionary, and returns the first floating-point tensor of its output."""
+    """A model that takes its arguments as one dictionary, and returns the first tensor of numbers in its output."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

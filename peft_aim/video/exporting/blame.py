@@ -32,10 +32,10 @@ def not_exportable(model: nn.Module, error: BaseException, action: str) -> NotEx
 
 
 def shortened(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind if it has none.
+    r"""Return the first line of an error's message, or its kind if it has none.
 
     Example:
-        >>> shortened(ValueError("no.\\nYes."))
+        >>> shortened(ValueError("no.\nYes."))
         'no'
     """
     text = re.sub(r"\x1b\[\d*m", "", str(error).strip())  # torch colors its messages

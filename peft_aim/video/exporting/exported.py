@@ -47,8 +47,8 @@ class Exported:
     videos: OnVideos | None = None
 
     def __str__(self) -> str:
-        frames = "any number" if self.lengths is None else " or ".join(map(str, self.lengths))
-        lines = [f"{self.path}: {self.bytes / 2**20:.1f} MiB, {self.precision}, clips of {frames} of frames"]
+        frames = "any number of" if self.lengths is None else " or ".join(map(str, self.lengths))
+        lines = [f"{self.path}: {self.bytes / 2**20:.1f} MiB, {self.precision}, clips of {frames} frames"]
         if self.difference is None:
             lines.append(
                 f"not verified: {self.runs_in} is not installed. Install it with pip install 'peft-aim[export]'"
@@ -105,8 +105,6 @@ def export(
         my-task.onnx: 27.3 MiB, fp32, clips of any number of frames
         verified with onnxruntime: largest difference 2.4e-07
         124 videos: top-1 93.5% before and 93.5% after the export, 0 predictions differ, largest difference 4.1e-06
-
-        >>> import av, json, numpy, onnxruntime  # on the other machine  # doctest: +SKIP
     """
     path = Path(out)
     kind = _format(path, to, precision)

@@ -1,4 +1,4 @@
-"""What a file tells about itself: enough to make its input from a video, and to read its output, without this package."""
+"""What a file tells about itself: enough to make its input from a video and to read its output."""
 
 from __future__ import annotations
 

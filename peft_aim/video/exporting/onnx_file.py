@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -89,7 +92,24 @@ def session_of(file: Path | bytes) -> Any:
 
 
 def _quantize(path: Path) -> None:
+    """Quantize the weights of matrix products in a file, and their inputs as they are computed."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    large = path.with_name(f"{path.name}.data").exists()
-    quantize_dynamic(path, path, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=large)
+    is_large = path.with_name(f"{path.name}.data").exists()
+    with TemporaryDirectory() as folder, _silent():
+        folded = Path(folder, path.name)  # products of weights are weights again, which can be quantized
+        quant_pre_process(path, folded, skip_symbolic_shape=True, save_as_external_data=is_large)
+        options = {"weight_type": QuantType.QInt8, "per_channel": True, "use_external_data_format": is_large}
+        quantize_dynamic(folded, path, **options)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Log no warnings: onnxruntime's recommend what was done."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
