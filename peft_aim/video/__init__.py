@@ -4,11 +4,13 @@ Import its modules (``evaluate``, ``predict``, ``pipeline``, ...) by name: each 
 """
 
 import importlib
+import typing
 
-FUNCTIONS: dict[str, str] = {"export": "peft_aim.video.exporting"}  # where each is, imported when it is needed
+FUNCTIONS: dict[str, str] = {"embed": "embedding", "export": "exporting"}  # by name, the modules of those that are available here as well
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> typing.Any:
+    """Import a function when it is first asked for."""
     if name not in FUNCTIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(FUNCTIONS[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{FUNCTIONS[name]}"), name)
