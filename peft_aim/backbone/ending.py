@@ -50,11 +50,19 @@ def on_pooled(after: list[Call]) -> tuple[str, ...]:
 
 
 def last_tokens(
-    found: Candidates, entries: list[str], norms: list[Call], batches: dict[Call, int], images: int
+    calls: list[Call],
+    found: Candidates,
+    entries: list[str],
+    norms: list[Call],
+    batches: dict[Call, int],
+    images: int,
 ) -> tuple[str, Layout] | str:
     """Return whose output is the last tokens: the last norm of all tokens, otherwise the last block.
 
+    If what the last block returns is added to its input outside, it is the module around both.
+
     Args:
+        calls: All calls of the traced model.
         found: The blocks.
         entries: Those that tokens enter first.
         norms: The calls of the norms after the last block that the output depends on.
@@ -77,9 +85,14 @@ def last_tokens(
             return norm.name, layout
     if name in found.pairs:
         name, anatomy = found.pairs[name], found.seconds[found.pairs[name]]
-    if anatomy.skip_outside:
-        return f"what follows {name}, its last block, adds the output of that to its input, and is no module"
-    return name, anatomy.tokens
+    if not anatomy.skip_outside:
+        return name, anatomy.tokens
+    blocks = {*found.probed, *found.seconds} - {name}
+    around = [c for c in calls if within(name, [c.name]) and any(within(other, [c.name]) for other in blocks)]
+    around = [c for c in around if c.returned is not None and c.returned.shape == call.given.shape]
+    if not around:
+        return f"the output of {name}, the end of its last block, is added to the tokens outside of any module"
+    return around[-1].name, anatomy.tokens  # the innermost
 
 
 def _layout(norm: Call, batches: dict[Call, int], images: int) -> Layout | None:
