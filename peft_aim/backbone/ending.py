@@ -77,21 +77,25 @@ def last_tokens(
     if not found.probed:
         return "none of its blocks can be adapted"
     name, (call, anatomy) = list(found.probed.items())[-1]
-    count = _count(call.given.shape, anatomy.tokens)
-    for norm in reversed(norms):
+    kept = [c for c in calls if c.takes_tensor and c.returned is not None and c.given.shape == c.returned.shape]
+    inside = [c.name for c in kept if not within(name, [c.name])]  # of an MLP that is no part of the last block
+    for norm in (norm for norm in reversed(norms) if not within(norm.name, inside)):
         layout = _layout(norm, batches, images)
-        more = _count(norm.given.shape, layout) - count if layout else -1
+        if layout is None or layout.groups not in (1, anatomy.tokens.groups):  # others may be scattered
+            continue
+        more = _count(norm.given.shape, layout) - _count(call.given.shape, anatomy.tokens)
         if 0 <= more <= CLASS_TOKENS and norm_width(norm.module) == anatomy.width:
             return norm.name, layout
+    is_whole = name not in found.alone
     if name in found.pairs:
         name, anatomy = found.pairs[name], found.seconds[found.pairs[name]]
-    if not anatomy.skip_outside:
+    if is_whole and not anatomy.skip_outside:
         return name, anatomy.tokens
     blocks = {*found.probed, *found.seconds} - {name}
     around = [c for c in calls if within(name, [c.name]) and any(within(other, [c.name]) for other in blocks)]
     around = [c for c in around if c.returned is not None and c.returned.shape == call.given.shape]
     if not around:
-        return f"the output of {name}, the end of its last block, is added to the tokens outside of any module"
+        return f"no module returns them after {name}, whose output is only a part of what its last block does"
     return around[-1].name, anatomy.tokens  # the innermost
 
 

@@ -166,7 +166,7 @@ def test_tokens_of_blocks_that_are_no_modules_are_those_of_the_trunk(trunk):
 
 def test_tokens_that_no_module_returns_are_rejected():
     model = adapt(home_made.build("pairs_in_the_model_itself"))
-    message = r"the output of trunk.layers.2.1, the end of its last block, is added to the tokens outside of any"
+    message = r"\(B, T, N, D\): no module returns them after trunk.layers.2.1, whose output is only a part of what its"
     with pytest.raises(ValueError, match=message):
         model.features(zoo.make_clips(), tokens=True)
 
