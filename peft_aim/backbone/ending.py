@@ -86,17 +86,17 @@ def last_tokens(
         more = _count(norm.given.shape, layout) - _count(call.given.shape, anatomy.tokens)
         if 0 <= more <= CLASS_TOKENS and norm_width(norm.module) == anatomy.width:
             return norm.name, layout
-    is_whole = name not in found.alone
+    is_half = anatomy.attention is not None and anatomy.mlp is None and name not in found.pairs
     if name in found.pairs:
         name, anatomy = found.pairs[name], found.seconds[found.pairs[name]]
-    if is_whole and not anatomy.skip_outside:
-        return name, anatomy.tokens
     blocks = {*found.probed, *found.seconds} - {name}
     around = [c for c in calls if within(name, [c.name]) and any(within(other, [c.name]) for other in blocks)]
     around = [c for c in around if c.returned is not None and c.returned.shape == call.given.shape]
-    if not around:
+    if around and (is_half or anatomy.skip_outside):
+        return around[-1].name, anatomy.tokens  # the innermost
+    if anatomy.skip_outside:
         return f"no module returns them after {name}, whose output is only a part of what its last block does"
-    return around[-1].name, anatomy.tokens  # the innermost
+    return name, anatomy.tokens
 
 
 def _layout(norm: Call, batches: dict[Call, int], images: int) -> Layout | None:

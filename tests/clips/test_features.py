@@ -154,8 +154,31 @@ class Mean(home_made.Net):
         return self.head(self.norm(self.trunk(self.stem(images).flatten(2).mT).mean(1)))
 
 
+class ConvolvedMLP(nn.Module):
+    """An MLP with a convolution over positions, which is no half of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(home_made.D), home_made.mlp()
+        self.conv = nn.Conv1d(home_made.D, home_made.D, 3, padding=1, groups=home_made.D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.conv(self.norm(x).mT).mT)
+
+
+TRUNKS = {
+    "pairs": lambda: home_made.Pairs(home_made.Foo, home_made.FeedForward),
+    "flat": home_made.Flat,
+    "halves": lambda: home_made.Pairs(home_made.Foo, ConvolvedMLP),
+    "halves with skips": lambda: nn.Sequential(
+        *(home_made.Residual(half()) for _ in range(2) for half in (home_made.Foo, ConvolvedMLP))
+    ),
+}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("trunk", [lambda: home_made.Pairs(home_made.Foo, home_made.FeedForward), home_made.Flat])
+@pytest.mark.filterwarnings("ignore:AIM adapts")
+@pytest.mark.parametrize("trunk", TRUNKS.values(), ids=TRUNKS)
 def test_tokens_of_blocks_that_are_no_modules_are_those_of_the_trunk(trunk):
     backbone, clips, seen = Mean(trunk()).eval(), zoo.make_clips(), []
     backbone.trunk.register_forward_hook(lambda module, args, output: seen.append(output))
