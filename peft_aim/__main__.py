@@ -10,7 +10,7 @@ import warnings
 
 from safetensors import SafetensorError
 
-from peft_aim.commands import convert, demo, evaluate, explain, inspect, predict, train, watch
+from peft_aim.commands import convert, demo, embed, evaluate, explain, inspect, predict, train, watch
 from peft_aim.commands.arguments import Parser, with_safe_paths
 from peft_aim.files import NO_ROOM
 
@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "watch": watch,
+    "embed": embed,
     "explain": explain,
     "convert": convert,
     "inspect": inspect,

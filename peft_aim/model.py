@@ -12,7 +12,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_aim.backbone import PartNames, check_gradients_pass, inspect_backbone
-from peft_aim.clips import Clips
+from peft_aim.clips import Clips, features
 from peft_aim.config import PROBLEM_TYPES, AIMConfig
 from peft_aim.layers import (
     WHY_NO_MERGE,
@@ -85,6 +85,7 @@ class AIMModel(BaseTuner):
     prefix = "aim_"
     tuner_layer_cls = AIMTunerLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's; empty, blocks are found by structure)
+    features = features  # model.features(clips)
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_free(model, adapter_name)

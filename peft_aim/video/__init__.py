@@ -4,11 +4,16 @@ Import its modules (``evaluate``, ``predict``, ``pipeline``, ...) by name: each 
 """
 
 import importlib
+import typing
+
+FUNCTIONS: dict[str, str] = {  # by name, the modules of those that are available here as well
+    "embed": "embedding",
+    "explain": "attribution",
+}
 
 
-def __getattr__(name: str) -> object:
-    """Return a function, and import its module only now."""
-    modules = {"explain": "peft_aim.video.attribution"}
-    if name not in modules:
+def __getattr__(name: str) -> typing.Any:
+    """Import a function when it is first asked for."""
+    if name not in FUNCTIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(modules[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{FUNCTIONS[name]}"), name)

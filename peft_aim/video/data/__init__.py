@@ -7,6 +7,7 @@ from peft_aim.video.data.balance import class_weights
 from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, why_unreadable
 from peft_aim.video.data.data import Data, Videos, listed, notes_on, notes_on_evaluation, typical_timing
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
+from peft_aim.video.data.given import given_videos
 from peft_aim.video.data.listing import VideoSource, by_index, find_videos, indexed, read_names
 from peft_aim.video.data.remarks import Remarked, Remarks
 from peft_aim.video.data.sampling import evaluation_frames, windows
@@ -34,6 +35,7 @@ __all__ = [
     "class_weights",
     "evaluation_frames",
     "find_videos",
+    "given_videos",
     "indexed",
     "listed",
     "mirrored_labels",
