@@ -6,10 +6,11 @@ Import its modules (``evaluate``, ``predict``, ``pipeline``, ...) by name: each 
 import importlib
 import typing
 
-FUNCTIONS: dict[str, str] = {
+FUNCTIONS: dict[str, str] = {  # by name, the modules of those that are available here as well
     "embed": "embedding",
+    "explain": "attribution",
     "export": "exporting",
-}  # by name, the modules of those that are available here as well
+}
 
 
 def __getattr__(name: str) -> typing.Any:
