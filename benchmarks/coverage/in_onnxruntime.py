@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from peft_aim.tracing import Images, run, tensors_in
-from peft_aim.video.exporting import to_onnx, traced
+from peft_aim.video.exporting import session_of, to_onnx, traced
 
 
 class Scored(nn.Module):
-    """A model that takes its arguments as one dictionary, and returns the first floating-point tensor of its output."""
+    """A model that takes its arguments as one dictionary, and returns the first tensor of numbers in its output."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -30,15 +30,11 @@ def scored(model: nn.Module, example: Images, images: Images) -> Tensor:
         images: Other clips, of any number, to run it on.
 
     Raises:
-        NotExportable: If it cannot be exported.
+        NotExportable: If it cannot be exported, or onnxruntime does not take it.
     """
-    import onnxruntime  # in the extra "export"
-
     scored = Scored(model).eval()
     graph = traced(scored, (example,), {"images": {name: {0: torch.export.Dim.DYNAMIC} for name in example}})
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(to_onnx(scored, graph).model_proto.SerializeToString(), options)
+    session = session_of(to_onnx(scored, graph).model_proto.SerializeToString())
     inputs = zip(session.get_inputs(), images.values(), strict=True)
     (output,) = session.run(None, {argument.name: tensor.numpy() for argument, tensor in inputs})
     return torch.from_numpy(output)

@@ -50,11 +50,19 @@ def on_pooled(after: list[Call]) -> tuple[str, ...]:
 
 
 def last_tokens(
-    found: Candidates, entries: list[str], norms: list[Call], batches: dict[Call, int], images: int
+    calls: list[Call],
+    found: Candidates,
+    entries: list[str],
+    norms: list[Call],
+    batches: dict[Call, int],
+    images: int,
 ) -> tuple[str, Layout] | str:
     """Return whose output is the last tokens: the last norm of all tokens, otherwise the last block.
 
+    If what the last block returns is added to its input outside, it is the module around both.
+
     Args:
+        calls: All calls of the traced model.
         found: The blocks.
         entries: Those that tokens enter first.
         norms: The calls of the norms after the last block that the output depends on.
@@ -69,16 +77,25 @@ def last_tokens(
     if not found.probed:
         return "none of its blocks can be adapted"
     name, (call, anatomy) = list(found.probed.items())[-1]
-    count = _count(call.given.shape, anatomy.tokens)
-    for norm in reversed(norms):
+    kept = [c for c in calls if c.takes_tensor and c.returned is not None and c.given.shape == c.returned.shape]
+    inside = [c.name for c in kept if not within(name, [c.name])]  # of an MLP that is no part of the last block
+    for norm in (norm for norm in reversed(norms) if not within(norm.name, inside)):
         layout = _layout(norm, batches, images)
-        more = _count(norm.given.shape, layout) - count if layout else -1
+        if layout is None or layout.groups not in (1, anatomy.tokens.groups):  # others may be scattered
+            continue
+        more = _count(norm.given.shape, layout) - _count(call.given.shape, anatomy.tokens)
         if 0 <= more <= CLASS_TOKENS and norm_width(norm.module) == anatomy.width:
             return norm.name, layout
+    is_half = anatomy.attention is not None and anatomy.mlp is None and name not in found.pairs
     if name in found.pairs:
         name, anatomy = found.pairs[name], found.seconds[found.pairs[name]]
+    blocks = {*found.probed, *found.seconds} - {name}
+    around = [c for c in calls if within(name, [c.name]) and any(within(other, [c.name]) for other in blocks)]
+    around = [c for c in around if c.returned is not None and c.returned.shape == call.given.shape]
+    if around and (is_half or anatomy.skip_outside):
+        return around[-1].name, anatomy.tokens  # the innermost
     if anatomy.skip_outside:
-        return f"what follows {name}, its last block, adds the output of that to its input, and is no module"
+        return f"no module returns them after {name}, whose output is only a part of what its last block does"
     return name, anatomy.tokens
 
 

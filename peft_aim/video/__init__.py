@@ -9,6 +9,7 @@ import typing
 FUNCTIONS: dict[str, str] = {  # by name, the modules of those that are available here as well
     "embed": "embedding",
     "explain": "attribution",
+    "export": "exporting",
 }
 
 

@@ -6,42 +6,40 @@ import linecache
 import re
 from collections.abc import Iterator
 from traceback import walk_tb
-from types import FrameType
 
 from torch import nn
 from torch.fx import Node
 
 
 class NotExportable(ValueError):  # noqa: N818 (a property of the model)
-    """Raised if a model cannot be exported.
-
-    Args:
-        model: The model.
-        error: What torch raised.
-        action: What to do instead.
-    """
-
-    def __init__(self, model: nn.Module, error: BaseException, action: str) -> None:
-        super().__init__(f"{type(model).__name__} cannot be exported. {where(model, error)}. {action}")
+    """Raised if a model cannot be exported."""
 
 
-def where(model: nn.Module, error: BaseException) -> str:
-    """Return at which module and operator an export failed, and why.
+def not_exportable(model: nn.Module, error: BaseException, action: str) -> NotExportable:
+    """Return the error to raise if a model cannot be exported.
 
     Args:
         model: The model.
         error: What ``torch.export`` or ``torch.onnx`` raised.
+        action: What to do instead.
 
     Returns:
-        "module (class), operator: reason". The operator is one of torch's, or a line of the module's code.
+        An error that names the module and the operator: one of torch's, or a line of the module's code.
     """
     *_, first = _causes(error)
-    reason = re.sub(r"\x1b\[\d*m", "", str(first).strip()).partition("\n")[0].rstrip(".") or type(first).__name__
-    frames = [frame for cause in _causes(error) for frame in reversed([f for f, _ in walk_tb(cause.__traceback__)])]
-    nodes = (value for frame in frames for value in frame.f_locals.values() if isinstance(value, Node))
-    node = next(nodes, None)
-    place = _of_code(model, error, frames) if node is None else _of_node(node)
-    return f"{place}: {reason}" if place else reason
+    place = _of_node(error) or _of_code(model, error)
+    return NotExportable(f"The model cannot be exported: {place}{shortened(first)}. {action}.")
+
+
+def shortened(error: BaseException) -> str:
+    r"""Return the first line of an error's message, or its kind if it has none.
+
+    Example:
+        >>> shortened(ValueError("no.\nYes."))
+        'no'
+    """
+    text = re.sub(r"\x1b\[\d*m", "", str(error).strip())  # torch colors its messages
+    return text.partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -50,21 +48,30 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _of_node(node: Node) -> str:
-    """Return the operator of a node and the module that it comes from."""
-    calls = [*(node.meta.get("nn_module_stack") or {"": ("", "")}).values()]
-    name, kind = calls[-1]
-    kind = kind if isinstance(kind, str) else kind.__name__
-    return f"{name or 'the model'} ({kind.rpartition('.')[2]}), {node.target}"
+def _of_node(error: BaseException) -> str:
+    """Return the module and the operator of the node of a graph that could not be translated, "" if there is none."""
+    for cause in _causes(error):
+        for frame, _ in walk_tb(cause.__traceback__):
+            node = frame.f_locals.get("node")
+            if isinstance(node, Node) and node.op == "call_function":
+                calls = [*(node.meta.get("nn_module_stack") or {"": ("", "")}).values()]
+                name, kind = calls[-1]
+                kind = kind if isinstance(kind, str) else kind.__name__
+                return f"{_named(name, kind.rpartition('.')[2])}, operator {node.target}: "
+    return ""
 
 
-def _of_code(model: nn.Module, error: BaseException, frames: list[FrameType]) -> str:
-    """Return the innermost module of the model that ran, and the line of its code."""
+def _of_code(model: nn.Module, error: BaseException) -> str:
+    """Return the innermost module of the model that ran, and the line of its code, "" if none did."""
     names = {part: name for name, part in model.named_modules()}
     for cause in _causes(error):
         for frame, number in reversed([*walk_tb(cause.__traceback__)]):
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module) and module in names and frame.f_code.co_name != "_call_impl":
                 line = linecache.getline(frame.f_code.co_filename, number).strip()
-                return f"{names[module] or 'the model'} ({type(module).__name__}), in {line!r}"
+                return f"{_named(names[module], type(module).__name__)}, line {line!r}: "
     return ""
+
+
+def _named(name: str, kind: str) -> str:
+    return f"{name} ({kind})" if name else kind

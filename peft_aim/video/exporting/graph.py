@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from peft_aim.video.exporting.blame import NotExportable
+from peft_aim.video.exporting.blame import not_exportable
 
-OTHER_MODEL = "Adapt another backbone, or write these lines of the model's code so that torch.export takes them"
+OTHER_CODE = "Change this line so that torch.export takes it, or adapt another backbone"
+OTHER_FORMAT = "Export it with --to pt2, or adapt another backbone"
 
 
 def traced(model: nn.Module, inputs: tuple[Any, ...], dynamic: Any) -> ExportedProgram:
@@ -38,7 +38,7 @@ def traced(model: nn.Module, inputs: tuple[Any, ...], dynamic: Any) -> ExportedP
             warnings.simplefilter("ignore")  # about the code of models and of torch
             return torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # of many kinds, also by the model's own code
-        raise NotExportable(model, error, OTHER_MODEL) from error
+        raise not_exportable(model, error, OTHER_CODE) from error
 
 
 class FourAxes(TorchFunctionMode):
@@ -79,4 +79,4 @@ def to_onnx(model: nn.Module, graph: ExportedProgram) -> Any:
             warnings.simplefilter("ignore")
             return torch.onnx.export(graph, dynamo=True, verbose=False)
     except Exception as error:
-        raise NotExportable(model, error, "Export it with --to pt2, or adapt another backbone") from error
+        raise not_exportable(model, error, OTHER_FORMAT) from error
