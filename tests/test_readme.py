@@ -136,7 +136,7 @@ def test_it_names_the_oldest_versions():
 # Figures.
 
 
-@pytest.mark.parametrize("benchmark", ["real", "cost", "accuracy", "streaming", "early"])
+@pytest.mark.parametrize("benchmark", ["real", "cost", "accuracy", "streaming", "early", "explain"])
 def test_tables_are_those_of_the_records(benchmark):
     tables, record = importlib.import_module(f"benchmarks.{benchmark}.tables"), found(benchmark)
     assert benchmark != "real" or tables.front_table(record) in README
