@@ -119,7 +119,8 @@ def _results(config: dict[str, Any]) -> str:
     head = ["split", "videos", "views (clips x crops)", "top-1 (95% interval)", "top-5", "mean-class"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for split, found in results.items():
-        for views, row in found["views"].items():
+        orders = {f"1x1, frames {order}": row for order, row in found.get("orders", {}).items()}
+        for views, row in {**found["views"], **orders}.items():
             least, greatest = row["interval"]
             top5 = "-" if row["top5"] is None else f"{row['top5']:.1%}"
             top1 = f"{row['top1']:.1%} ({least:.1%} to {greatest:.1%})"

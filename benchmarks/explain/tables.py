@@ -18,7 +18,7 @@ def page(record: dict[str, Any]) -> str:
 def hits(tasks: dict[str, Any]) -> str:
     """Return how often the greatest cell, frame and place are those of the event, and its share."""
     columns = [(title, key) for title in tasks for key in ("cell", "frame", "place", "share")]
-    head = ["attribution", *(f"{title}: {key}" for title, key in columns)]
+    head = ["attribution", *(f"{title}: {key}" if key == "cell" else key for title, key in columns)]
     names = [row["row"] for row in next(iter(tasks.values()))["rows"]]
     found = {(title, row["row"]): row for title, task in tasks.items() for row in task["rows"]}
     return headed(head, [line(name, *(f"{found[title, name][key]:.1%}" for title, key in columns)) for name in names])

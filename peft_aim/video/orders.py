@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 IN_ORDER, SHUFFLED, REVERSED, FROZEN = "in order", "shuffled", "reversed", "frozen"
 SHUFFLES = 8
@@ -46,3 +49,26 @@ def shuffles(frames: int) -> list[list[int]]:
         if order != sorted(order):
             found.append(order)
     return found
+
+
+def reordered(clips: Tensor, numbers: Sequence[int]) -> dict[str, Tensor]:
+    """Return clips with their frames shuffled, and reversed; there is no other order of a single frame.
+
+    Args:
+        clips: The clips.
+        numbers: A number for each clip, which decides how it is shuffled.
+
+    Shape:
+        ``(B, T, 3, H, W)`` -> the same by order
+
+    Example:
+        >>> clips = torch.arange(3).view(1, 3, 1, 1, 1)
+        >>> {order: clip.flatten().tolist() for order, clip in reordered(clips, [0]).items()}
+        {'shuffled': [2, 0, 1], 'reversed': [2, 1, 0]}
+    """
+    frames = clips.shape[1]
+    if frames == 1:
+        return {}
+    chosen = shuffles(frames)
+    shuffled = [clip[torch.tensor(chosen[n % SHUFFLES])] for clip, n in zip(clips, numbers, strict=True)]
+    return {SHUFFLED: torch.stack(shuffled), REVERSED: clips.flip(1)}

@@ -109,9 +109,9 @@ class EvaluationClips(Dataset):
         min_frames: Videos with fewer frames are skipped.
 
     Returns:
-        By index, ``{"clips": (V, T, 3, H, W), "labels": int, **remarks}``, see :class:`TrainingClips`. There are
-        ``total`` views V, of which the first ``views.count`` are those to average. The view at index ``single`` is
-        that of 1 x 1; it is one of them if both numbers are odd.
+        By index, ``{"clips": (V, T, 3, H, W), "labels": int, "index": int, **remarks}``, see :class:`TrainingClips`.
+        There are ``total`` views V, of which the first ``views.count`` are those to average. The view at index
+        ``single`` is that of 1 x 1; it is one of them if both numbers are odd.
     """
 
     def __init__(self, videos: Sequence[tuple[Path, int]], views: Views, min_frames: int) -> None:
@@ -134,7 +134,7 @@ class EvaluationClips(Dataset):
         except BrokenVideo as error:
             clips, label = [views.of(_Black()) for views in self.views], IGNORED
             remarks = _remarks(path, skipped=str(error))
-        return {"clips": torch.cat(clips), "labels": label, **remarks}
+        return {"clips": torch.cat(clips), "labels": label, "index": i, **remarks}
 
 
 class _Black(Video):
