@@ -10,7 +10,7 @@ import warnings
 
 from safetensors import SafetensorError
 
-from peft_aim.commands import convert, demo, evaluate, inspect, predict, train, watch
+from peft_aim.commands import convert, demo, embed, evaluate, explain, export, inspect, predict, train, watch
 from peft_aim.commands.arguments import Parser, with_safe_paths
 from peft_aim.files import NO_ROOM
 
@@ -19,9 +19,17 @@ COMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "watch": watch,
+    "embed": embed,
+    "export": export,
+    "explain": explain,
     "convert": convert,
     "inspect": inspect,
     "demo": demo,
+}
+# What to install for a missing package, if not the extra "video".
+INSTALLED_BY = {
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "'peft-aim[export]'"),
+    "torchao": "torchao",
 }
 
 
@@ -56,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("peft_aim"):
             raise
-        print(f"peft-aim {arguments.command} needs {error.name}: pip install 'peft-aim[video]'", file=sys.stderr)
+        package = INSTALLED_BY.get(error.name, "'peft-aim[video]'")
+        print(f"peft-aim {arguments.command} needs {error.name}: pip install {package}", file=sys.stderr)
     except (ValueError, OSError, SafetensorError) as error:
         print(f"peft-aim {arguments.command}: {_reason(error)}", file=sys.stderr)
     except KeyboardInterrupt as interrupt:

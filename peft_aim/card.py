@@ -150,7 +150,8 @@ def _results(config: dict[str, Any]) -> str:
     head = ["split", "videos", "views (clips x crops)", *columns]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for split, found in results.items():
-        for views, row in found["views"].items():
+        orders = {f"1x1, frames {order}": row for order, row in found.get("orders", {}).items()}
+        for views, row in {**found["views"], **orders}.items():
             cells = (split, found["videos"], views.replace("x", " x "), *(text(row) for text in columns.values()))
             lines.append(f"| {' | '.join(map(str, cells))} |")
     skipped = [f"{found['skipped']} of {split}" for split, found in results.items() if found["skipped"]]

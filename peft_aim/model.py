@@ -12,7 +12,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_aim.backbone import PartNames, check_gradients_pass, inspect_backbone
-from peft_aim.clips import Clips
+from peft_aim.clips import Clips, features
 from peft_aim.config import PROBLEM_TYPES, AIMConfig
 from peft_aim.layers import (
     WHY_NO_MERGE,
@@ -58,6 +58,10 @@ class AIMModel(BaseTuner):
     Create it with ``peft.get_peft_model(backbone, AIMConfig(...))``. Everything else is PEFT's own interface:
     ``add_adapter``, ``set_adapter``, ``disable_adapter``, ``save_pretrained``, ``unload`` ...
 
+    In evaluation mode, ``adapter_names=[...]`` runs each clip with its own adapter, or with none ("__base__"). The
+    clips of one adapter are one call, so they have its scores bit for bit. Scores ``(B, classes)`` have the columns of
+    the adapter with the most classes; the columns that others lack are minus infinity.
+
     Shape:
         Clips ``(B, T, C, H, W)`` or images ``(B, C, H, W)`` -> the backbone's output, one result per clip.
 
@@ -72,11 +76,16 @@ class AIMModel(BaseTuner):
         >>> model = get_peft_model(backbone, AIMConfig(num_frames=4, num_labels=5))
         >>> model(torch.randn(2, 4, 3, 32, 32)).shape
         torch.Size([2, 5])
+        >>> model.add_adapter("other", AIMConfig(num_frames=8, num_labels=3))
+        >>> scores = model.eval()(torch.randn(2, 4, 3, 32, 32), adapter_names=["default", "other"])
+        >>> scores.isinf().sum(1).tolist()
+        [0, 2]
     """
 
     prefix = "aim_"
     tuner_layer_cls = AIMTunerLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's; empty, blocks are found by structure)
+    features = features  # model.features(clips)
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_free(model, adapter_name)

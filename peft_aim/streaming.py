@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import operator
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from peft_aim.clips import Cell, Continued, Past
 from peft_aim.config import AIMConfig
 from peft_aim.saving import adapter_weights
 from peft_aim.targets import adapted_blocks
-from peft_aim.tracing import is_dropout, tensors_in
+from peft_aim.tracing import is_dropout, tensors_in, uncompiled
 
 
 class Stream:
@@ -147,7 +146,7 @@ class Stream:
         past.begin()
         tower = self._root.aim_clips.inspection.tower
         model = self._root.get_submodule(tower) if tower else self.model
-        with nullcontext() if past.cells else uncompiled():  # creates what is remembered; compiled code then finds it
+        with nullcontext() if past.cells else uncompiled:  # creates what is remembered; compiled code then finds it
             output = model(Continued(frames, past))
         found = (tensor for tensor in tensors_in(output) if tensor.ndim == 3 and tensor.is_floating_point())
         scores = next(found, None)
@@ -292,16 +291,6 @@ def adapted_root(model: nn.Module) -> nn.Module:
             "AIMConfig(causal=True)), or PeftModel.from_pretrained."
         )
     return root
-
-
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Run compiled models as they were before; in one thread at a time, since that is a setting of the process."""
-    with _stance, torch.compiler.set_stance("force_eager"):
-        yield
-
-
-_stance = threading.Lock()
 
 
 def versions(weights: list[Tensor]) -> list[tuple[int, torch.dtype]]:

@@ -116,7 +116,7 @@ def add_laws(rows: list[Row], libraries: list[str], began: float) -> list[Row]:
 
 def lacks_laws(row: Row) -> bool:
     """Whether a law has not been checked for an adapted model."""
-    names = {law.__name__ for law in laws.LAWS}
+    names = {law.__name__ for law in (*laws.LAWS, *laws.SLOW_LAWS)}
     return any("laws" in found and not names <= {*found["laws"]} for found in (row, in_auto(row)))
 
 
@@ -201,7 +201,8 @@ def adapted(backbone: nn.Module, temporal: str) -> Row:
 def judged(backbone: nn.Module, temporal: str, known: Mapping[str, str] | None = None) -> Row:
     """Check the laws, except for those whose result is known."""
     try:
-        held = laws.check(lambda: copy.deepcopy(backbone), random_clips(backbone), temporal, known)
+        clips = random_clips(backbone)
+        held = laws.check(lambda: copy.deepcopy(backbone), clips, temporal, known, laws.SLOW_LAWS)
         return {"outcome": "adapted", "laws": held}
     except Exception as error:  # a broken law or a crash, which breaks one as well
         return {"outcome": "wrong", "reason": f"{type(error).__name__}: {error}"[:500]}

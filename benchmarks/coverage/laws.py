@@ -10,19 +10,20 @@ import copy
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from benchmarks.coverage import by_hand
+from benchmarks.coverage import by_hand, in_onnxruntime
 from peft_aim import AIMConfig
 from peft_aim.attention import OnGrid
 from peft_aim.clips import per_clip
 from peft_aim.layers import AIMLayer, TemporalAttention, TemporalConvolution
 from peft_aim.streaming import Stream
 from peft_aim.tracing import Images, first_tensor, run, tensors_in
+from peft_aim.video.exporting import NotExportable
 
 CLIPS, FRAMES = 2, 4
 
@@ -36,7 +37,11 @@ class NotOffered(Exception):
 
 
 def check(
-    build: Callable[[], nn.Module], clips: Images, temporal: str = "attention", known: Mapping[str, str] | None = None
+    build: Callable[[], nn.Module],
+    clips: Images,
+    temporal: str = "attention",
+    known: Mapping[str, str] | None = None,
+    further: Sequence[Callable] = (),
 ) -> dict[str, str]:
     """Check all laws.
 
@@ -45,6 +50,7 @@ def check(
         clips: Clips as inputs of the backbone, with axes (B, T) instead of the batch axis.
         temporal: The kind of temporal branch, "attention", "conv" or "auto".
         known: Results of laws that are not checked again.
+        further: Laws to check besides :data:`LAWS`.
 
     Returns:
         "holds" or "not offered", with the reason if it is known, by law.
@@ -54,7 +60,7 @@ def check(
         Broken: If a law does not hold.
     """
     outcome = dict(known or {})
-    for law in LAWS:
+    for law in (*LAWS, *further):
         name = law.__name__
         if name in outcome:
             continue
@@ -284,6 +290,22 @@ def checkpointing_gives_the_same_gradients(build: Callable, clips: Images, tempo
             _require(same, f"the gradient of {key} changes by {_difference(got[key].grad, parameter.grad):.1e}")
 
 
+@torch.no_grad()
+def onnxruntime_gives_the_same(build: Callable, clips: Images, temporal: str = "attention") -> None:
+    """Exported to ONNX, a model gives the same scores in onnxruntime, for another number of clips."""
+    model = adapt(build(), temporal=temporal).base_model.model
+    more = {name: torch.cat([argument, argument[:1]]) for name, argument in clips.items()}
+    try:
+        found = in_onnxruntime.scored(model, clips, more)
+    except NotExportable as error:
+        raise NotOffered(str(error)) from error
+    expected = scores(run(model, more))
+    if not _close(found, expected):  # some models amplify rounding too much
+        exact = scores(run(model.double(), {name: _doubled(argument) for name, argument in more.items()}))
+        change, rounding = _difference(found, expected), _difference(exact, expected)
+        _require(change <= 10 * rounding, f"scores change by up to {change:.1e}, by rounding {rounding:.1e}")
+
+
 LAWS = (
     untrained_adapters_change_nothing,
     frames_mix_and_clips_do_not,
@@ -295,6 +317,7 @@ LAWS = (
     unloading_gives_back_the_backbone,
     checkpointing_gives_the_same_gradients,
 )
+SLOW_LAWS = (onnxruntime_gives_the_same,)  # seconds for each model: tests check them for a few models only
 
 
 def _tokens(model: nn.Module, clips: Images) -> tuple[list[Tensor], Tensor]:
@@ -338,6 +361,10 @@ def _hooks(model: nn.Module) -> int:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise Broken(otherwise)
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import nn
 
 from peft_aim.attention import USERS_KINDS
 from peft_aim.backbone.anatomy import Anatomy, PartNames
 from peft_aim.backbone.batch import check_batch_first, find_batch_axes
 from peft_aim.backbone.candidates import Candidates
+from peft_aim.backbone.ending import after_blocks, final_norms, head_of, last_tokens, on_pooled
 from peft_aim.backbone.halves import Search
 from peft_aim.backbone.mixing import maps_tokens
 from peft_aim.backbone.probes import (
@@ -31,15 +32,12 @@ from peft_aim.backbone.quantized import check_known_storage
 from peft_aim.backbone.resemblance import looks_like_a_block, within
 from peft_aim.tracing import (
     Call,
-    Handle,
     Images,
     Layout,
     blank_images,
-    is_linear,
     is_mixer,
     is_norm,
     mixes,
-    norm_width,
     runs_on,
     trace,
     traits,
@@ -74,6 +72,9 @@ class Inspection:
         head: Name of the last layer, whose output is the class scores, if there is one.
         features: Input width of the head.
         final_norms: Names of the norms after the last block that the output depends on.
+        last_layer: The same as the head, also for a tower, whose output may be features of another width.
+        on_pooled: Names of the linear layers after the last block that take one vector per image.
+        last_tokens: Name of the module whose output is the last tokens, and their layout, or why there is none.
         pairs: Of blocks that consist of two modules, the name of the MLP half by that of the attention half, which
             stands for the block everywhere else.
         alone: Why an attention half has no MLP half, where a module like one follows: the reason by name.
@@ -93,6 +94,9 @@ class Inspection:
     head: str | None
     features: int | None
     final_norms: list[str]
+    last_layer: str | None
+    on_pooled: tuple[str, ...]
+    last_tokens: tuple[str, Layout] | str
     pairs: dict[str, str]
     alone: dict[str, str]
     repeated: tuple[str, ...]
@@ -191,8 +195,10 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
     first = _entries(tower, images, root, found) if runs else list(found.blocks or found.probed)[:1]
     before = {name: _pre_norm(calls, found.probed[name][1].norm_outside or name) for name in first}
     whole = model._modules.get("_orig_mod", model)  # inside of torch.compile's wrapper
-    head = _head(calls, output) if tower is whole else None
-    norms = _final_norms(calls, {*found.probed, *found.seconds, *found.skipped, *found.rejected})
+    last_layer = head_of(calls, output)
+    head = last_layer if tower is whole else None
+    after = after_blocks(calls, {*found.probed, *found.seconds, *found.skipped, *found.rejected})
+    norms = final_norms(after)
     norms = reaching(tower, images, root, found.probed, norms) if runs else norms
     return Inspection(
         tower=tower_name,
@@ -211,6 +217,9 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         },
         head=head and head.name,
         features=head and head.given.shape[-1],
+        last_layer=last_layer and last_layer.name,
+        on_pooled=on_pooled(after),
+        last_tokens=last_tokens(calls, found, first, norms, batches, len(first_argument)),
         final_norms=list(dict.fromkeys(norm.name for norm in norms)),
         pairs=found.pairs,
         alone=found.alone,
@@ -294,26 +303,3 @@ def _pre_norm(calls: list[Call], first_block: str) -> Call | None:
         if around and is_norm(call.module) and call.returned == first.given:
             return call
     return None
-
-
-def _head(calls: list[Call], output: Any) -> Call | None:
-    """Return the call of the last linear layer, or an identity in its place, if the scores are its output."""
-    scores = Handle.of(_scores(output))
-    for is_kind in (is_linear, lambda module: isinstance(module, nn.Identity)):
-        made = [c for c in calls if is_kind(c.module) and scores is not None and c.returned == scores]
-        if made and len(scores.shape) == 2:
-            return made[-1]
-    return None
-
-
-def _scores(output: Any) -> Tensor | None:
-    if isinstance(output, Mapping):
-        return output.get("logits", next(iter(output.values()), None))
-    return output
-
-
-def _final_norms(calls: list[Call], blocks: set[str]) -> list[Call]:
-    """Return the learned norms after the last block, without those that have running statistics."""
-    last = max((position for position, call in enumerate(calls) if call.name in blocks), default=len(calls))
-    behind = [call for call in calls[last:] if is_norm(call.module) and not within(call.name, blocks)]
-    return [c for c in behind if norm_width(c.module) is not None and not hasattr(c.module, "running_mean")]

@@ -3,6 +3,7 @@
 Layers look up the number of frames per clip in :class:`Frames`.
 """
 
+from peft_aim.clips.before_head import features
 from peft_aim.clips.fold import Clips, per_clip
 from peft_aim.clips.frames import ClipShape, Frames, Span
 from peft_aim.clips.past import Cell, Continued, Part, Past, kept, times
@@ -19,6 +20,7 @@ __all__ = [
     "Past",
     "PerThread",
     "Span",
+    "features",
     "join_rows",
     "kept",
     "per_clip",

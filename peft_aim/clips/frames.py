@@ -74,7 +74,7 @@ class Frames:
     def __init__(self) -> None:
         self._running = PerThread()
         self._of_storage: dict[StorageWeakRef, int] = {}
-        self._await_backward: WeakSet[_Waiting] = WeakSet()
+        self._awaited: WeakSet[_Waiting] = WeakSet()
 
     def begin(self, shape: ClipShape | None) -> None:
         """Record that this thread starts a call on clips of a shape; None if the shape is not known yet."""
@@ -87,11 +87,15 @@ class Frames:
         shape = self._running.get()
         self._running.set(None)
         if shape is not None and not torch.compiler.is_compiling():
-            waiting = _Waiting(shape)
-            for node in (tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None):
-                node.metadata[self] = waiting  # lives as long as the graph
-                self._await_backward.add(waiting)
+            self.await_backward(shape, output)
         return shape
+
+    def await_backward(self, shape: ClipShape, output: Any) -> None:
+        """Record that a call on clips of a shape awaits backward, for as long as the graph of its output lives."""
+        waiting = _Waiting(shape)
+        for node in (tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None):
+            node.metadata[self] = waiting
+            self._awaited.add(waiting)
 
     @property
     def call(self) -> ClipShape | None:
@@ -132,7 +136,7 @@ class Frames:
         return Span(frames, shape and _part(shape, remembers))
 
     def _of_waiting(self, tokens: Tensor, groups: int) -> int:
-        shapes = [waiting.shape for waiting in self._await_backward] if in_backward() else []
+        shapes = [waiting.shape for waiting in self._awaited] if in_backward() else []
         fitting = {shape.frames for shape in shapes if shape.images * groups == tokens.shape[0]}
         if len(fitting) > 1:
             raise ValueError(
@@ -144,7 +148,7 @@ class Frames:
             raise ValueError(
                 f"A block with AIM adapters got tokens {tuple(tokens.shape)} outside of a call of the model, so the "
                 "number of frames per clip is unknown. Call the model itself on clips (B, T, C, H, W), not a part or "
-                "a method of it."
+                "a method of it; its features are model.features(clips), with tokens=True those of all tokens."
             )
         return fitting.pop()
 

@@ -36,6 +36,7 @@ from peft_aim.tracing.parts import (
 )
 from peft_aim.tracing.restored import running, unchanged
 from peft_aim.tracing.stand_ins import standing_in
+from peft_aim.tracing.switches import uncompiled
 
 __all__ = [
     "Call",
@@ -75,6 +76,7 @@ __all__ = [
     "trace",
     "traits",
     "unchanged",
+    "uncompiled",
     "unknown_storage",
     "with_first_argument",
     "with_tokens",

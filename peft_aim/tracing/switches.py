@@ -43,17 +43,21 @@ class Shared:
                 self._entered.__exit__(None, None, None)
 
 
+# Runs compiled models as they were before. The switch is the process's, so of two threads that restored what they
+# found, the second would restore what the first had set.
+uncompiled = Shared(lambda: torch.compiler.set_stance("force_eager"))
+
+
 @contextmanager
 def _calling_all_modules() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.compiler.set_stance("force_eager"):  # so that hooks run
+        with uncompiled:  # so that hooks run
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-# Neither compiled code nor the fast path of torch's own transformer layers calls all modules. Both switches are the
-# process's, so of two threads that restored what they found, the second would restore what the first had set.
+# Neither compiled code nor the fast path of torch's own transformer layers calls all modules.
 calling_all_modules = Shared(_calling_all_modules)

@@ -35,6 +35,7 @@ from peft_aim.video.data import (
 from peft_aim.video.description import Description
 from peft_aim.video.finite import NotFinite, why_not_finite
 from peft_aim.video.metrics import AnyMetrics, Metrics, metrics_of
+from peft_aim.video.orders import REVERSED, SHUFFLED, reordered
 from peft_aim.video.output import check_writable, printed_if_lost
 from peft_aim.video.picture import draw_confusion
 from peft_aim.video.problem_type import REGRESSION, SINGLE_LABEL, values_of
@@ -62,11 +63,13 @@ class Evaluation(Remarked):
         views: Results by views (clips x crops): "1x1", and "3x1" for example if more views were averaged.
         remarks: What was noticed about the videos.
         notes: What limits the results, such as videos that are also in the train split.
+        orders: Results of a single view with its frames "shuffled" and "reversed", if that was tested.
     """
 
     views: dict[str, AnyMetrics]
     remarks: Remarks = field(default_factory=Remarks)
     notes: list[str] = field(default_factory=list)
+    orders: dict[str, Metrics] = field(default_factory=dict)
 
     @property
     def best(self) -> AnyMetrics:
@@ -85,11 +88,15 @@ class Evaluation(Remarked):
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers that are saved with an adapter."""
-        rows = {views: metrics.summary for views, metrics in self.views.items()}
-        return {"videos": self.videos, "skipped": len(self.skipped), "views": rows}
+        rows, orders = (
+            {name: metrics.summary for name, metrics in found.items()} for found in (self.views, self.orders)
+        )
+        found = {"videos": self.videos, "skipped": len(self.skipped), "views": rows}
+        return {**found, "orders": orders} if orders else found
 
     def __str__(self) -> str:
         lines = [f"{views.replace('x', ' x '):7} {metrics.line}" for views, metrics in self.views.items()]
+        lines += [f"1 x 1, frames {order}: {metrics.line}" for order, metrics in self.orders.items()]
         head = f"{self.videos} videos evaluated, {len(self.skipped)} skipped. Results by views (clips x crops):"
         notes = [f"Note: {note}" for note in self.notes]
         videos = [f"  skipped: {reason}" for reason in self.skipped] + [f"  damaged: {what}" for what in self.damaged]
@@ -164,6 +171,7 @@ def evaluate_model(
     batch_size: int = 8,
     workers: int = 1,
     min_frames: int = 1,
+    in_orders: bool = False,
 ) -> Evaluation:
     """Evaluate an adapted model, on all processes that accelerate has launched.
 
@@ -175,6 +183,7 @@ def evaluate_model(
         batch_size: Views per forward pass.
         workers: Processes that load videos.
         min_frames: Videos with fewer frames are skipped.
+        in_orders: Whether to test what a single view scores with its frames in other orders.
 
     Raises:
         NothingToEvaluate: If no video can be read.
@@ -192,6 +201,10 @@ def evaluate_model(
         every = values(model, batch["clips"].flatten(0, 1), batch_size, description.problem_type)
         every = every.unflatten(0, (-1, clips.total))
         row = torch.stack([every[:, clips.single], every[:, : clips.count].mean(1)], dim=1)  # (videos, 2, classes)
+        if in_orders:
+            others = reordered(batch["clips"][:, clips.single], batch["index"].tolist())
+            more = [values(model, other, batch_size, description.problem_type) for other in others.values()]
+            row = torch.cat([row, *(of_order[:, None] for of_order in more)], dim=1)
         rows.append(accelerator.gather_for_metrics((row, batch["labels"], batch["index"])))
         if rows[-1][0].isnan().any():  # on all processes alike: none is left waiting for the others
             wrong = gather(path for path, of_video in zip(paths, row, strict=True) if of_video.isnan().any())
@@ -205,10 +218,12 @@ def evaluate_model(
     kind, classes = description.problem_type, description.classes
     if kind not in (None, SINGLE_LABEL):
         labels = np.stack([target_of(videos[i].label, len(classes)).numpy() for i in indices])
-    single, averaged = (
-        metrics_of(kind).of(of_views[readable], labels[readable], classes) for of_views in (found[:, 0], found[:, 1])
+    single, averaged, *orders = (
+        metrics_of(kind).of(of_views[readable], labels[readable], classes) for of_views in found.swapaxes(0, 1)
     )
-    return Evaluation({"1x1": single, f"{views[0]}x{views[1]}": averaged}, seen)
+    names = (SHUFFLED, REVERSED)[: len(orders)]
+    views = {"1x1": single, f"{views[0]}x{views[1]}": averaged}
+    return Evaluation(views, seen, orders=dict(zip(names, orders, strict=True)))
 
 
 def score(model: nn.Module, clips: Tensor, batch_size: int, problem_type: str | None = None) -> Tensor:

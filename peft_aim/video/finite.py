@@ -22,14 +22,15 @@ def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
     return [name for name, tensor in weights if not torch.isfinite(tensor).all()]
 
 
-def why_not_finite(what: str, model: nn.Module) -> str:
-    """Return in words that class scores are NaN or infinite, and why.
+def why_not_finite(what: str, model: nn.Module, numbers: str = "class scores") -> str:
+    """Return in words that class scores, or other numbers, are NaN or infinite, and why.
 
     Args:
         what: What the scores are of, "3 of 4 clips" for example.
         model: The model that they come from, in which the cause is looked for.
+        numbers: What they are.
     """
-    what = f"The class scores of {what} are NaN or infinite, so they predict nothing"
+    what = f"The {numbers} of {what} are NaN or infinite, so they predict nothing"
     wrong = not_finite(model.named_parameters())
     if wrong:
         return (

@@ -167,8 +167,9 @@ def _of_video(
     try:
         length = description.seconds if window is None else window
         with open_video(path, fps or description.fps) as video:
-            found = partial(_score_windows, loaded.model, description, length=length, batch_size=batch_size)
-            spans, scored, view, surest = video.consistently(found)
+            found = partial(score_windows, loaded.model, description, length=length, batch_size=batch_size)
+            parts, scored, view, surest = video.consistently(found)
+            spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
     except BrokenVideo as error:
         return Prediction(Path(path), adapter, [], [], str(error)), None
     mean = torch.stack(scored).mean(0)
@@ -180,18 +181,24 @@ def _of_video(
     return prediction, row_of(to_image(view, description.preprocessing), surest, classes, problem_type=kind)
 
 
-def _score_windows(
-    model: nn.Module, description: Description, video: Video, length: float | None, batch_size: int
-) -> tuple[list[tuple[float, float]], list[Tensor], Tensor, Tensor]:
-    """Return begin and end of each window, its values, and the middle view and values of the surest window.
+def score_windows(
+    model: nn.Module, description: Description, video: Video, length: float | None, batch_size: int = 8
+) -> tuple[list[range], list[Tensor], Tensor, Tensor]:
+    """Return the frames of each window, its values, and the middle view and values of the surest window.
 
     Windows are scored in batches, and only those of a batch are in memory. Of numbers, the first window is taken for
     the surest.
+
+    Args:
+        model: The model, with the adapter active.
+        description: Description of the adapter.
+        video: The video.
+        length: Length of the windows in seconds; None or 0 takes the video as a whole.
+        batch_size: Views per forward pass.
     """
     views, parts = description.as_evaluated, windows(video.seconds, length) if length else [range(len(video.seconds))]
-    spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
     scored: list[Tensor] = []
-    view, surest = torch.empty(0), torch.full((1,), -torch.inf)
+    view, surest = torch.empty(0), torch.full((1,), -torch.inf)  # numbers may be negative
     of_windows = views_of_windows(video, views, parts)
     with tqdm(total=len(parts), desc=str(video.path), unit="window", leave=False, disable=len(parts) == 1) as progress:
         while batch := list(islice(of_windows, max(1, batch_size // views.count))):
@@ -202,4 +209,4 @@ def _score_windows(
                 which = 0 if description.problem_type == REGRESSION else int(found.amax(1).argmax())
                 view, surest = batch[which][views.count // 2].clone(), found[which]
             progress.update(len(batch))
-    return spans, scored, view, surest
+    return parts, scored, view, surest

@@ -25,7 +25,7 @@ from peft_aim.video.demo import run as demo_module
 from peft_aim.video.predict import predict
 from peft_aim.video.recipe import Recipe
 
-COMMANDS = ("train", "evaluate", "predict", "watch", "convert", "inspect", "demo")
+COMMANDS = ("train", "evaluate", "predict", "watch", "embed", "export", "explain", "convert", "inspect", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

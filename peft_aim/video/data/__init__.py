@@ -7,8 +7,19 @@ from peft_aim.video.data.balance import class_weights, positive_weights
 from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, why_unreadable
 from peft_aim.video.data.data import Data, listed, notes_on, notes_on_evaluation, read_labels, typical_timing
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
+from peft_aim.video.data.given import given_videos
 from peft_aim.video.data.labels import target_of
-from peft_aim.video.data.listing import Label, Sample, VideoSource, by_index, counted, find_videos, indexed, read_names
+from peft_aim.video.data.listing import (
+    Label,
+    Sample,
+    VideoSource,
+    by_index,
+    counted,
+    find_videos,
+    indexed,
+    read_names,
+    texts_of,
+)
 from peft_aim.video.data.remarks import Remarked, Remarks
 from peft_aim.video.data.sampling import evaluation_frames, windows
 from peft_aim.video.data.streaming import views_of_windows
@@ -37,6 +48,7 @@ __all__ = [
     "counted",
     "evaluation_frames",
     "find_videos",
+    "given_videos",
     "indexed",
     "listed",
     "mirrored_labels",
@@ -48,6 +60,7 @@ __all__ = [
     "read_labels",
     "read_names",
     "target_of",
+    "texts_of",
     "to_image",
     "typical_timing",
     "views_of_windows",

@@ -46,6 +46,28 @@ def read_folder(source: Path, split: str) -> Listing:
     return Listing(videos, source, walk.form, left_out=tuple(_left_out(walk.others, empty, outside)))
 
 
+def videos_below(folder: Path) -> list[Path]:
+    """Return the videos in a folder and its subfolders, sorted; links are followed.
+
+    A subfolder with nothing but images is a video, too.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    walk = _Walk()
+    found = sorted(walk.videos(folder))
+    if not found:
+        left_out = [f"Left out: {text}. " for text in _left_out(walk.others, [], [])]
+        raise ValueError(f"No videos found in {folder} and its subfolders. {''.join(left_out)}Check the path.")
+    return found
+
+
+def is_folder_of_frames(path: Path) -> bool:
+    """Whether a path is a folder with nothing but images, which is a video."""
+    content = _content(path) if path.is_dir() else []
+    return not any(other.is_dir() for other in content) and are_frames(content)
+
+
 @dataclass
 class _Walk:
     """A walk through class folders, which counts what it does not take."""

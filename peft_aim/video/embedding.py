@@ -1,0 +1,174 @@
+"""Embed videos with a saved adapter: one vector per video, of which similar videos have similar ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.numpy import save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from peft_aim.files import written_together
+from peft_aim.video.adapters import load_adapters
+from peft_aim.video.backbones import Source
+from peft_aim.video.data import IGNORED, EvaluationClips, Remarked, Remarks, Sample, Views, given_videos, texts_of
+from peft_aim.video.finite import NotFinite, why_not_finite
+from peft_aim.video.output import check_writable
+from peft_aim.video.processes import gather, on_cpu, once, processes
+
+
+@dataclass(frozen=True)
+class Embeddings(Remarked):
+    """The vectors of videos.
+
+    Attributes:
+        vectors: The vectors, ``(V, D)`` in float32: features before the head, averaged over views, not normalized.
+        paths: The videos, as they were given or found.
+        labels: Their labels, "" where none is known.
+        facts: What they were made with: adapter, fingerprint of the frozen weights, views and dimensions.
+        remarks: What was noticed about the videos; those that cannot be read have no vector.
+    """
+
+    vectors: np.ndarray
+    paths: list[str]
+    labels: list[str]
+    facts: dict[str, str]
+    remarks: Remarks = field(default_factory=Remarks)
+
+    def write(self, output: str | Path) -> None:
+        """Write OUTPUT.safetensors and OUTPUT.csv, whose row i is of vector i, together or not at all.
+
+        Args:
+            output: Their path, without suffix or with one of the two.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        stem, table = without_suffix(output), io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        columns = [self.paths, self.labels] if any(self.labels) else [self.paths]
+        writer.writerows([["path", "label"][: len(columns)], *zip(*columns, strict=True)])
+        with written_together(stem.parent) as folder:
+            (folder / f"{stem.name}.safetensors").write_bytes(save({"embeddings": self.vectors}, self.facts))
+            (folder / f"{stem.name}.csv").write_bytes(table.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def embed(
+    adapter: str | Path,
+    videos: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    split: str | None = None,
+    root: str | Path | None = None,
+    views: tuple[int, int] | None = None,
+    batch_size: int = 8,
+    workers: int = 1,
+    source: Source | None = None,
+) -> Embeddings:
+    """Return one vector per video: the features of an adapted model, averaged over the views of the video.
+
+    They are what the adapter's head receives, see ``AIMModel.features``, on all processes that accelerate has
+    launched. They have any length; for angles between them, use a cosine distance.
+
+    Args:
+        adapter: Folder or Hub id of the adapter.
+        videos: One or several of: a video file, a URL, a folder of images, a folder of videos, with those in its
+            subfolders, or a list or table of videos, see :func:`peft_aim.video.data.listing.find_videos`.
+        output: Where to write the vectors and the table of videos, see :meth:`Embeddings.write`; None writes nothing.
+        split: Split of folders, then ``<split>/<class>/*``, of lists and tables; None uses all videos.
+        root: Folder that the paths in a list or table are relative to.
+        views: Clips per video and crops per frame; None uses those recorded in the adapter.
+        batch_size: Views per forward pass.
+        workers: Processes that load videos.
+        source: Where to load the backbone from; None uses the source recorded in the adapter.
+
+    Raises:
+        ValueError: If the adapter, the backbone or the videos cannot be found or loaded, no video can be read,
+            features are NaN or infinite, or ``output`` cannot be written to.
+        OSError: If the files cannot be written.
+
+    Example:
+        >>> from sklearn.neighbors import NearestNeighbors
+        >>> found = embed("my-task", "videos")  # doctest: +SKIP
+        >>> nearest = NearestNeighbors(metric="cosine").fit(found.vectors)  # doctest: +SKIP
+        >>> nearest.kneighbors(embed("my-task", "new.mp4").vectors)  # doctest: +SKIP
+    """
+    if output is not None:
+        once(partial(check_writable, without_suffix(output).parent))
+    if batch_size < 1:
+        raise ValueError(
+            f"batch_size={batch_size} is not positive. Give the number of views per forward pass, 1 or more."
+        )
+    found = once(partial(given_videos, videos, split, root))
+    loaded = load_adapters(str(adapter), source)
+    description, config = loaded.descriptions[0], loaded.model.active_peft_config
+    made = description.views_with(*(views or description.views))
+    vectors, rows, remarks = _embedded(loaded.model, found, made, batch_size, workers)
+    if not rows:
+        raise ValueError(f"None of the {len(found)} videos can be read. {remarks.skipped[0]}")
+    facts = {
+        "adapter": str(adapter),
+        "fingerprint": config.backbone_fingerprint or "",
+        "views": f"{made.clips}x{made.crops}",
+        "dims": str(vectors.shape[1]),
+    }
+    paths, labels = [str(found[row]) for row in rows], ["|".join(texts_of(found[row])) for row in rows]
+    result = Embeddings(vectors, paths, labels, facts, remarks)
+    if output is not None and processes().is_main_process:
+        result.write(output)
+    return result
+
+
+def _embedded(
+    model: nn.Module, videos: Sequence[Sample], views: Views, batch_size: int, workers: int
+) -> tuple[np.ndarray, list[int], Remarks]:
+    """Return the vectors of the videos that can be read, and their positions among all, on all processes alike.
+
+    Raises:
+        NotFinite: If features are NaN or infinite.
+    """
+    accelerator = Accelerator(cpu=on_cpu())
+    clips = EvaluationClips(videos, views, min_frames=1)
+    together = max(1, batch_size // clips.total)  # videos per forward pass
+    loader = accelerator.prepare(DataLoader(clips, batch_size=together, num_workers=workers))
+    model.to(accelerator.device).eval()
+    found, remarks = [], Remarks()
+    for batch in tqdm(loader, "Embedding", leave=False, disable=not accelerator.is_main_process):
+        names = batch["path"]
+        remarks.take(batch)
+        vectors = _features(model, batch["clips"][:, : clips.count].flatten(0, 1), batch_size)
+        vectors = vectors.unflatten(0, (-1, clips.count)).mean(1)
+        found.append(accelerator.gather_for_metrics((vectors, batch["labels"], batch["index"])))
+        if not found[-1][0].isfinite().all():  # on all processes alike: none is left waiting for the others
+            wrong = gather(name for name, v in zip(names, vectors, strict=True) if not v.isfinite().all())
+            what = f"{len(wrong)} of {len(found[-1][0])} videos, {wrong[0]} for example,"
+            raise NotFinite(why_not_finite(what, model, "features"))
+    vectors, labels, rows = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+    readable = labels != IGNORED
+    return vectors[readable].numpy(), rows[readable].tolist(), remarks.gathered()
+
+
+@torch.no_grad()
+def _features(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
+    """Return the features of clips, ``(V, T, 3, H, W) -> (V, D)``, in float32."""
+    device = next(model.parameters()).device
+    return torch.cat([model.features(chunk.to(device)).float() for chunk in clips.split(batch_size)])
+
+
+def without_suffix(output: str | Path) -> Path:
+    """Return the path of both files without their suffix.
+
+    Example:
+        >>> without_suffix("runs/k400.v2").name, without_suffix("videos.safetensors").name
+        ('k400.v2', 'videos')
+    """
+    path = Path(output)
+    return path.with_suffix("") if path.suffix in (".safetensors", ".csv") else path
