@@ -74,6 +74,11 @@ class ClipTrainer(Trainer):
         validation: Validation | None = None,
         numbers: Normalization | None = None,
     ) -> None:
+        if numbers and arguments.fsdp:
+            raise ValueError(
+                "problem_type='regression' cannot be trained with FSDP, which splits the head that the units of the "
+                "numbers are folded into. Launch without FSDP."
+            )
         held_out = validation and validation.videos
         super().__init__(model, arguments, collate, clips, held_out, compute_loss_func=loss)
         self.validation = validation

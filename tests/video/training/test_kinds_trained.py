@@ -64,9 +64,7 @@ def test_average_precision_is_that_of_scikit_learn():
         "0",
         "-",
     ]
-    with pytest.raises(
-        ValueError, match="None of the 20 videos has any of the 3 classes, so there is no average prec"
-    ):
+    with pytest.raises(ValueError, match="None of the 20 videos has any of the 3 classes, so there is no average"):
         MultiLabelMetrics.of(probabilities, targets * 0, ["x", "y", "z"])
 
 
