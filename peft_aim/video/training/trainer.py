@@ -56,6 +56,9 @@ class ClipTrainer(Trainer):
         validation: The val videos, to evaluate on after an epoch; None never evaluates.
         numbers: How the numbers that videos are labeled with are normalized; None if they are labeled with classes.
 
+    Raises:
+        ValueError: If numbers are to be trained with FSDP.
+
     Attributes:
         remarks: What was noticed about the videos so far, on this process.
         readable: Number of readable clips so far, over all processes.
@@ -74,13 +77,13 @@ class ClipTrainer(Trainer):
         validation: Validation | None = None,
         numbers: Normalization | None = None,
     ) -> None:
-        if numbers and arguments.fsdp:
+        held_out = validation and validation.videos
+        super().__init__(model, arguments, collate, clips, held_out, compute_loss_func=loss)
+        if numbers and self.is_fsdp_enabled:
             raise ValueError(
                 "problem_type='regression' cannot be trained with FSDP, which splits the head that the units of the "
                 "numbers are folded into. Launch without FSDP."
             )
-        held_out = validation and validation.videos
-        super().__init__(model, arguments, collate, clips, held_out, compute_loss_func=loss)
         self.validation = validation
         self.model_accepts_loss_kwargs = False  # backbones take images only
         self.argument = first_parameter(model.get_base_model())
