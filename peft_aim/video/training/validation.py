@@ -43,7 +43,7 @@ class Validation:
         return cls(data.val, max(cheap, math.ceil(recipe.epochs / MOST)), description, recipe)
 
     def run(
-        self, model: nn.Module, views: tuple[int, int] | None, batch_size: int, in_orders: bool = False
+        self, model: nn.Module, views: tuple[int, int] | None, batch_size: int, in_orders: bool
     ) -> Evaluation:
         """Evaluate a model, see :func:`peft_aim.video.evaluate.evaluate_model`."""
         recipe = self.recipe
