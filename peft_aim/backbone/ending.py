@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from peft_aim.backbone.anatomy import Anatomy
 from peft_aim.backbone.candidates import Candidates
 from peft_aim.backbone.resemblance import within
 from peft_aim.tracing import Call, Handle, Layout, channel_axis, is_linear, is_norm, norm_width
@@ -59,8 +60,6 @@ def last_tokens(
 ) -> tuple[str, Layout] | str:
     """Return whose output is the last tokens: the last norm of all tokens, otherwise the last block.
 
-    If what the last block returns is added to its input outside, it is the module around both.
-
     Args:
         calls: All calls of the traced model.
         found: The blocks.
@@ -86,17 +85,30 @@ def last_tokens(
         more = _count(norm.given.shape, layout) - _count(call.given.shape, anatomy.tokens)
         if 0 <= more <= CLASS_TOKENS and norm_width(norm.module) == anatomy.width:
             return norm.name, layout
-    is_half = anatomy.attention is not None and anatomy.mlp is None and name not in found.pairs
+    return _tokens_after(name, call, anatomy, calls, found)
+
+
+def _tokens_after(
+    name: str, call: Call, anatomy: Anatomy, calls: list[Call], found: Candidates
+) -> tuple[str, Layout] | str:
+    """Return whose output is the tokens after the last block.
+
+    It is the module around the last block and another one if something may follow that is no part of the block as it
+    was found: the sum of a half and its input, or an MLP.
+    """
+    is_whole = (anatomy.attention is not None and anatomy.mlp is not None) or name in found.pairs
     if name in found.pairs:
         name, anatomy = found.pairs[name], found.seconds[found.pairs[name]]
+    if is_whole and not anatomy.skip_outside:
+        return name, anatomy.tokens
     blocks = {*found.probed, *found.seconds} - {name}
     around = [c for c in calls if within(name, [c.name]) and any(within(other, [c.name]) for other in blocks)]
     around = [c for c in around if c.returned is not None and c.returned.shape == call.given.shape]
-    if around and (is_half or anatomy.skip_outside):
+    if around:
         return around[-1].name, anatomy.tokens  # the innermost
-    if anatomy.skip_outside:
-        return f"no module returns them after {name}, whose output is only a part of what its last block does"
-    return name, anatomy.tokens
+    if any(c.given == call.returned for c in calls) and not anatomy.skip_outside:
+        return name, anatomy.tokens
+    return f"no module returns them after {name}, whose output is only a part of what its last block does"
 
 
 def _layout(norm: Call, batches: dict[Call, int], images: int) -> Layout | None:
