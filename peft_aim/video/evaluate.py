@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -23,18 +24,21 @@ from peft_aim.video.data import (
     EvaluationClips,
     Remarked,
     Remarks,
+    Sample,
     VideoSource,
     by_index,
     indexed,
     notes_on_evaluation,
+    read_labels,
+    target_of,
 )
 from peft_aim.video.description import Description
 from peft_aim.video.finite import NotFinite, why_not_finite
-from peft_aim.video.metrics import Metrics
+from peft_aim.video.metrics import AnyMetrics, Metrics, metrics_of
 from peft_aim.video.orders import REVERSED, SHUFFLED, reordered
 from peft_aim.video.output import check_writable, printed_if_lost
 from peft_aim.video.picture import draw_confusion
-from peft_aim.video.problem_type import values_of
+from peft_aim.video.problem_type import REGRESSION, SINGLE_LABEL, values_of
 from peft_aim.video.processes import gather, on_cpu, once, processes, say
 
 
@@ -62,13 +66,13 @@ class Evaluation(Remarked):
         orders: Results of a single view with its frames "shuffled" and "reversed", if that was tested.
     """
 
-    views: dict[str, Metrics]
+    views: dict[str, AnyMetrics]
     remarks: Remarks = field(default_factory=Remarks)
     notes: list[str] = field(default_factory=list)
     orders: dict[str, Metrics] = field(default_factory=dict)
 
     @property
-    def best(self) -> Metrics:
+    def best(self) -> AnyMetrics:
         """Results with all views."""
         return list(self.views.values())[-1]
 
@@ -77,14 +81,15 @@ class Evaluation(Remarked):
         """Number of videos evaluated."""
         return self.best.videos
 
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that it is written to."""
+        return ["evaluation.json"] + ["confusion.png"] * isinstance(self.best, Metrics)
+
     def summary(self) -> dict[str, Any]:
         """Return the numbers that are saved with an adapter."""
         rows, orders = (
-            {
-                name: {"top1": m.top1, "interval": m.interval, "top5": m.top5, "mean_class": m.mean_class}
-                for name, m in found.items()
-            }
-            for found in (self.views, self.orders)
+            {name: metrics.summary for name, metrics in found.items()} for found in (self.views, self.orders)
         )
         found = {"videos": self.videos, "skipped": len(self.skipped), "views": rows}
         return {**found, "orders": orders} if orders else found
@@ -115,8 +120,8 @@ def evaluate(
     Args:
         adapter: Folder or Hub id of the adapter.
         videos: A folder, list or table of videos, see :func:`peft_aim.video.data.listing.find_videos`.
-        output: Folder for ``evaluation.json`` (metrics, per-class metrics and the confusion matrix) and
-            ``confusion.png``.
+        output: Folder for ``evaluation.json`` (metrics, also by class, and the confusion matrix) and, for one class
+            per video, ``confusion.png``.
         split: Split of the folder or table to evaluate on.
         root: Folder that the paths in a list or table are relative to.
         views: Clips per video and crops per frame; None uses those recorded in the adapter.
@@ -141,13 +146,15 @@ def evaluate(
         min_frames = (description.recipe or {}).get("min_frames", 1)
     listed = VideoSource(videos, root)
     listing = listed.listing(split)
-    say(listing.summary(split))
-    found, notes = listing.videos, notes_on_evaluation(listing.videos, listed, split)
+    kind = description.problem_type
+    say(listing.summary(split, "number" if kind == REGRESSION else "class"))
+    found = read_labels(listing, kind)
+    notes = notes_on_evaluation(found, listed, split)
     for note in notes:
         say(f"Note: {note}")
-    if by_index(found, description.classes):
+    if kind != REGRESSION and by_index(found, description.classes):
         say(f"Note: numeric labels are read as the adapter's class indices, {dict(enumerate(description.classes))}.")
-    labeled = indexed(found, description.classes)
+    labeled = indexed(found, description.classes, problem_type=kind)
     result = evaluate_model(loaded.model, description, labeled, views, batch_size, workers, min_frames)
     result = replace(result, notes=notes + result.remarks.notes())
     if processes().is_main_process:
@@ -159,7 +166,7 @@ def evaluate(
 def evaluate_model(
     model: nn.Module,
     description: Description,
-    videos: Sequence[tuple[Path, int]],
+    videos: Sequence[Sample],
     views: tuple[int, int] | None = None,
     batch_size: int = 8,
     workers: int = 1,
@@ -171,7 +178,7 @@ def evaluate_model(
     Args:
         model: The model, with the adapter active.
         description: Description of the adapter.
-        videos: The videos and the indices of their classes.
+        videos: The videos, see :func:`peft_aim.video.data.indexed`.
         views: Clips per video and crops per frame; None uses those of the description.
         batch_size: Views per forward pass.
         workers: Processes that load videos.
@@ -183,7 +190,7 @@ def evaluate_model(
         NotFinite: If scores are NaN or infinite.
     """
     accelerator, views = Accelerator(cpu=on_cpu()), views or description.views
-    clips = EvaluationClips(videos, description.views_with(*views), min_frames)
+    clips = EvaluationClips(videos, description.views_with(*views), min_frames, description.fps)
     together = max(1, batch_size // clips.total)  # videos per forward pass
     loader = accelerator.prepare(DataLoader(clips, batch_size=together, num_workers=workers))
     model.to(accelerator.device).eval()
@@ -198,18 +205,21 @@ def evaluate_model(
             others = reordered(batch["clips"][:, clips.single], batch["index"].tolist())
             more = [values(model, other, batch_size, description.problem_type) for other in others.values()]
             row = torch.cat([row, *(of_order[:, None] for of_order in more)], dim=1)
-        rows.append(accelerator.gather_for_metrics((row, batch["labels"])))
+        rows.append(accelerator.gather_for_metrics((row, batch["labels"], batch["index"])))
         if rows[-1][0].isnan().any():  # on all processes alike: none is left waiting for the others
             wrong = gather(path for path, of_video in zip(paths, row, strict=True) if of_video.isnan().any())
             raise NotFinite(
                 why_not_finite(f"{len(wrong)} of {len(rows[-1][0])} videos, {wrong[0]} for example,", model)
             )
-    found, labels = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
+    found, labels, indices = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
     seen, readable = seen.gathered(), labels != IGNORED
     if not readable.any():
         raise NothingToEvaluate(len(videos), seen)
+    kind, classes = description.problem_type, description.classes
+    if kind not in (None, SINGLE_LABEL):
+        labels = np.stack([target_of(videos[i].label, len(classes)).numpy() for i in indices])
     single, averaged, *orders = (
-        Metrics.of(of_views[readable], labels[readable], description.classes) for of_views in found.swapaxes(0, 1)
+        metrics_of(kind).of(of_views[readable], labels[readable], classes) for of_views in found.swapaxes(0, 1)
     )
     names = (SHUFFLED, REVERSED)[: len(orders)]
     views = {"1x1": single, f"{views[0]}x{views[1]}": averaged}
@@ -264,7 +274,7 @@ def scores_of(output: Any) -> Tensor:
 
 
 def write(result: Evaluation, folder: Path) -> None:
-    """Write an evaluation to ``evaluation.json`` and ``confusion.png``."""
+    """Write an evaluation to ``evaluation.json`` and, for one class per video, ``confusion.png``."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "videos": result.videos,
@@ -274,4 +284,5 @@ def write(result: Evaluation, folder: Path) -> None:
         "views": {views: asdict(metrics) for views, metrics in result.views.items()},
     }
     write_atomically(folder / "evaluation.json", json.dumps(facts, indent=2))
-    draw_confusion(folder / "confusion.png", result.best)
+    if "confusion.png" in result.files:
+        draw_confusion(folder / "confusion.png", result.best)

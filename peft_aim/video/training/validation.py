@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_aim.video.data import Data, Videos
+from peft_aim.video.data import Data, Sample
 from peft_aim.video.description import Description
 from peft_aim.video.evaluate import Evaluation, evaluate_model
 from peft_aim.video.recipe import Recipe
@@ -22,13 +23,13 @@ class Validation:
     """What an adapter is evaluated on.
 
     Attributes:
-        videos: The val videos and the indices of their classes.
+        videos: The val videos.
         interval: After how many epochs to evaluate.
         description: Description of the adapter.
         recipe: Training recipe.
     """
 
-    videos: Videos
+    videos: Sequence[Sample]
     interval: int
     description: Description
     recipe: Recipe
