@@ -69,7 +69,7 @@ class Evaluation(Remarked):
     views: dict[str, AnyMetrics]
     remarks: Remarks = field(default_factory=Remarks)
     notes: list[str] = field(default_factory=list)
-    orders: dict[str, Metrics] = field(default_factory=dict)
+    orders: dict[str, AnyMetrics] = field(default_factory=dict)
 
     @property
     def best(self) -> AnyMetrics:

@@ -25,12 +25,9 @@ from peft_aim.video.backbones import Source
 from peft_aim.video.data import Data, evaluation_frames, open_video
 from peft_aim.video.orders import orders
 from peft_aim.video.predict import predict
-from peft_aim.video.problem_type import PROBLEM_TYPES
+from peft_aim.video.problem_type import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.adapting import adapt
-
-ONE, SEVERAL, NUMBERS = PROBLEM_TYPES
-
 
 # Laws of attributions.
 
@@ -43,7 +40,7 @@ def linear(classes: int = 3, size: int = 32) -> nn.Module:
 def test_attributions_of_a_linear_model_sum_up_to_the_difference_of_the_scores(problem_type):
     model, clip = linear(), torch.randn(4, 3, 32, 32)
     scores, before = (model(clips[None])[0] for clips in (clip, blurred(clip)))
-    expected = (scores - before)[1] - ((scores - before).mean() if problem_type == ONE else 0)
+    expected = (scores - before)[1] - ((scores - before).mean() if problem_type == SINGLE_LABEL else 0)
     found = attribute(model, clip, 1, problem_type)
     assert found.shape == (4, 4, 4)
     torch.testing.assert_close(found.sum(), expected, atol=1e-4, rtol=1e-4)
@@ -97,7 +94,7 @@ def test_any_backbone_can_be_explained(name):
     backbone.image_size = (size, size)
     model = get_peft_model(backbone, AIMConfig(num_frames=4, temporal="auto")).eval().requires_grad_(False)
     clip = torch.randn(4, 3, size, size)
-    found = attribute(model, clip, 1, SEVERAL)
+    found = attribute(model, clip, 1, MULTI_LABEL)
     with torch.no_grad():
         score, before = (zoo.scores(model(clips[None]))[0, 1] for clips in (clip, blurred(clip)))
     assert found.shape == (4, size // 8, size // 8) and found.isfinite().all() and found.any()
@@ -128,7 +125,7 @@ def test_whether_order_matters_is_said_in_words(values, verdict):
 def tasks(tmp_path_factory: pytest.TempPathFactory, image_model: str) -> Path:
     """An adapter with random weights for each kind of labels, and folders of images of one and three seconds."""
     root = tmp_path_factory.mktemp("tasks")
-    kinds = {"one": (4, ONE), "numbers": (4, NUMBERS), "still": (1, ONE)}
+    kinds = {"one": (4, SINGLE_LABEL), "numbers": (4, REGRESSION), "still": (1, SINGLE_LABEL)}
     for name, (frames, problem_type) in kinds.items():
         recipe = Recipe(frames=frames, views=(2, 3))
         model, description = adapt(Data(["left", "right"], train=[]), Source(image_model), recipe)

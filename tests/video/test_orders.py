@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from videos import write
 
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import Data, Preprocessing
+from peft_aim.video.data import Data, Preprocessing, Sample
 from peft_aim.video.description import Description
 from peft_aim.video.evaluate import evaluate_model
 from peft_aim.video.orders import orders, reordered
+from peft_aim.video.problem_type import MULTI_LABEL, REGRESSION
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.run import train
 
@@ -47,7 +48,7 @@ class Brightens(nn.Module):
 def test_a_model_that_uses_order_is_wrong_in_reverse(tmp_path, frames, views):
     gray = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
     description = Description.new(Recipe(frames=frames), gray, Source("none"), ["brighter", "darker"])
-    videos = [(write(tmp_path / f"{i}.mp4", count=12), 0) for i in range(8)]
+    videos = [Sample(write(tmp_path / f"{i}.mp4", count=12), 0) for i in range(8)]
     plain = evaluate_model(Brightens(), description, videos, views, workers=0)
     found = evaluate_model(Brightens(), description, videos, views, workers=0, in_orders=True)
     assert found.views == plain.views and not plain.orders and "orders" not in plain.summary()
@@ -66,3 +67,14 @@ def test_training_reports_other_orders(folder, tmp_path, image_model):
     card = (tmp_path / "out" / "README.md").read_text()
     for order in ("shuffled", "reversed"):
         assert f"1 x 1, frames {order}: top-1" in str(report) and f"| val | 4 | 1 x 1, frames {order} |" in card
+
+
+@pytest.mark.parametrize(("kind", "key"), [(MULTI_LABEL, "map"), (REGRESSION, "mae")])
+def test_other_kinds_of_labels_have_their_metric(tmp_path, kind, key):
+    gray = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
+    description = Description.new(Recipe(frames=4), gray, Source("none"), ["gain", "loss"], problem_type=kind)
+    labels = {MULTI_LABEL: [frozenset({0}), frozenset({0, 1})], REGRESSION: [(1.0, -1.0), (1.0, -2.0)]}[kind]
+    videos = [Sample(write(tmp_path / f"{i}.mp4", count=12), label) for i, label in enumerate(labels)]
+    found = evaluate_model(Brightens(), description, videos, workers=0, in_orders=True).summary()
+    assert found["orders"].keys() == {"shuffled", "reversed"} and key in found["orders"]["reversed"]
+    assert kind != REGRESSION or found["orders"]["reversed"]["mae"] > found["views"]["1x1"]["mae"]

@@ -73,7 +73,7 @@ def explain(
         index, clip, seconds = opened.consistently(choose)
     values = values_in_orders(model, clip, index, description.problem_type)
     found = Explanation(
-        video=Path(video),
+        video=video,
         adapter=adapter,
         label=description.classes[index],
         is_number=description.problem_type == REGRESSION,

@@ -20,7 +20,7 @@ class Explanation:
     """What a score of an adapter rests on in a clip of a video.
 
     Attributes:
-        video: The video.
+        video: The video, as given.
         adapter: Folder or Hub id of the adapter.
         label: Name of the class, or of the number, that is explained.
         is_number: Whether the adapter predicts numbers rather than probabilities.
@@ -32,7 +32,7 @@ class Explanation:
         damaged: What cannot be decoded, if it is more than a fifth of the frames; "" otherwise.
     """
 
-    video: Path
+    video: str | Path
     adapter: str
     label: str
     is_number: bool

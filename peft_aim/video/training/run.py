@@ -239,7 +239,7 @@ def results(trainer: ClipTrainer) -> tuple[Evaluation | None, list[str]]:
     if trainer.validation is None:
         return None, []
     try:
-        evaluation, notes = trainer.validate(in_orders=True), []
+        evaluation, notes = trainer.validate(), []
     except NothingToEvaluate as nothing:
         evaluation, notes = None, [str(nothing)]
         trainer.remarks.add(nothing.remarks.texts)

@@ -151,12 +151,12 @@ class ClipTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def validate(self, views: tuple[int, int] | None = None, in_orders: bool = False) -> Evaluation:
+    def validate(self, views: tuple[int, int] | None = None) -> Evaluation:
         """Evaluate the adapter on the val videos.
 
         Args:
-            views: Clips per video and crops per frame; None uses those of the recipe.
-            in_orders: Whether to test what a single view scores with its frames in other orders.
+            views: Clips per video and crops per frame; None uses those of the recipe, as after training, and also
+                tests what a single view scores with its frames in other orders.
 
         Raises:
             ValueError: If not all of its weights, or not all scores are finite.
@@ -165,6 +165,7 @@ class ClipTrainer(Trainer):
         # FSDP needs the wrapped model; otherwise unwrap it, so that nothing is compiled for the shapes of evaluation
         whole = self.model_wrapped if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model)
         try:
+            in_orders = views is None
             return self.validation.run(whole, views, self.args.per_device_train_batch_size, in_orders)
         except NotFinite as error:
             raise ValueError(f"{error} {advice(self.args)}") from error

@@ -43,9 +43,7 @@ class Validation:
         cheap = math.ceil(2 * len(data.val) / len(data.train))
         return cls(data.val, max(cheap, math.ceil(recipe.epochs / MOST)), description, recipe)
 
-    def run(
-        self, model: nn.Module, views: tuple[int, int] | None, batch_size: int, in_orders: bool = False
-    ) -> Evaluation:
+    def run(self, model: nn.Module, views: tuple[int, int] | None, batch_size: int, in_orders: bool) -> Evaluation:
         """Evaluate a model, see :func:`peft_aim.video.evaluate.evaluate_model`."""
         recipe = self.recipe
         return evaluate_model(
