@@ -93,6 +93,7 @@ def test_images_and_empty_batches():
 WRONG = {
     "Got adapter_names=.'signs'. for 2 clips. Give a list of one name per clip": {"adapter_names": ["signs"]},
     "Got adapter_names='no' for 2 clips": {"adapter_names": "no"},
+    r"Got adapter_names=\['signs', None\] for 2 clips": {"adapter_names": ["signs", None]},
     r"Got adapter_names=\[\] for 2 clips": {"adapter_names": []},
     "non-existing adapter.s.: a, b. Use signs, words, or __base__": {"adapter_names": ["b", "a"]},
     "Got labels together with adapter_names.*Leave labels out": {

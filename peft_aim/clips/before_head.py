@@ -38,7 +38,8 @@ def features(adapted: Any, *args: Any, tokens: bool = False, **kwargs: Any) -> T
         of the model, with its class tokens and registers.
 
     Raises:
-        ValueError: If the model has no such features or tokens, with what was observed.
+        ValueError: If the model has no such features or tokens, with what was observed, or if ``adapter_names`` are
+            given.
 
     Example:
         >>> from peft import get_peft_model
@@ -50,6 +51,11 @@ def features(adapted: Any, *args: Any, tokens: bool = False, **kwargs: Any) -> T
         >>> model.features(clips).shape, model.features(clips, tokens=True).shape
         (torch.Size([2, 8]), torch.Size([2, 4, 5, 8]))
     """
+    if kwargs.get("adapter_names") is not None:
+        raise ValueError(
+            f"model.features takes no adapter_names, but got {kwargs['adapter_names']!r}. Call "
+            "model.set_adapter(name), then model.features, once per adapter."
+        )
     model, clips = adapted.model, adapted.model.aim_clips
     found: Inspection = clips.inspection
     tower, kind = model.get_submodule(found.tower), type(model).__name__

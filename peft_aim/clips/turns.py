@@ -33,7 +33,8 @@ class Turns:
         with self._lock:
             before, self._switches = self._switches, threading.get_ident()
             try:
-                if self._calls - {threading.get_ident()}:
+                alive = {thread.ident for thread in threading.enumerate()}  # a call may have ended its thread
+                if self._calls & alive - {threading.get_ident()}:
                     raise RuntimeError(IN_ANOTHER_THREAD)
                 yield
             finally:

@@ -27,8 +27,8 @@ def add(commands: Commands) -> None:
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="fp16 takes half of the memory, int8 a quarter, with weights quantized by onnxruntime or torchao "
-        "(default: fp32)",
+        help="fp16 takes half of the memory, int8 a quarter for the weights of linear layers, which onnxruntime or "
+        "torchao quantizes (default: fp32)",
     )
     group = parser.add_argument_group("comparison with the model")
     group.add_argument("--videos", metavar="VIDEOS", help="labeled videos, as for evaluate, to compare the top-1 on")

@@ -70,7 +70,7 @@ def _check(model: PeftModel, names: Sequence[str], clips: int, kwargs: dict[str,
             "Cannot pass adapter_names when the model is in training mode. Call model.eval(), or train one adapter at "
             "a time."
         )
-    if isinstance(names, str) or len(names) != clips:
+    if isinstance(names, str) or len(names) != clips or not all(isinstance(name, str) for name in names):
         raise ValueError(f"Got adapter_names={names!r} for {clips} clips. Give a list of one name per clip.")
     unknown = sorted(set(names) - {*model.peft_config, BASE})
     if unknown:

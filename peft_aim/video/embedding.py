@@ -25,6 +25,8 @@ from peft_aim.video.finite import NotFinite, why_not_finite
 from peft_aim.video.output import check_writable
 from peft_aim.video.processes import gather, on_cpu, once, processes
 
+SUFFIXES = (".safetensors", ".csv")
+
 
 @dataclass(frozen=True)
 class Embeddings(Remarked):
@@ -32,20 +34,30 @@ class Embeddings(Remarked):
 
     Attributes:
         vectors: The vectors, ``(V, D)`` in float32: features before the head, averaged over views, not normalized.
-        paths: The videos, as they were given or found.
-        labels: Their labels, "" where none is known.
+        videos: The videos or segments, as they were given or found, with their labels.
         facts: What they were made with: adapter, fingerprint of the frozen weights, views and dimensions.
         remarks: What was noticed about the videos; those that cannot be read have no vector.
     """
 
     vectors: np.ndarray
-    paths: list[str]
-    labels: list[str]
+    videos: list[Sample]
     facts: dict[str, str]
     remarks: Remarks = field(default_factory=Remarks)
 
+    @property
+    def paths(self) -> list[str]:
+        """The path of each video."""
+        return [str(video.path) for video in self.videos]
+
+    @property
+    def labels(self) -> list[str]:
+        """The label of each video, several joined by "|"; "" where none is known."""
+        return ["|".join(texts_of(video)) for video in self.videos]
+
     def write(self, output: str | Path) -> None:
         """Write OUTPUT.safetensors and OUTPUT.csv, whose row i is of vector i, together or not at all.
+
+        The columns of the table are path, label if labels are known, and start and end, in seconds, of segments.
 
         Args:
             output: Their path, without suffix or with one of the two.
@@ -55,8 +67,12 @@ class Embeddings(Remarked):
         """
         stem, table = without_suffix(output), io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        columns = [self.paths, self.labels] if any(self.labels) else [self.paths]
-        writer.writerows([["path", "label"][: len(columns)], *zip(*columns, strict=True)])
+        columns: dict[str, list] = {"path": self.paths}
+        if any(self.labels):
+            columns["label"] = self.labels
+        if any(video.is_segment for video in self.videos):
+            columns |= {name: [getattr(video, name) for video in self.videos] for name in ("start", "end")}
+        writer.writerows([columns, *zip(*columns.values(), strict=True)])
         with written_together(stem.parent) as folder:
             (folder / f"{stem.name}.safetensors").write_bytes(save({"embeddings": self.vectors}, self.facts))
             (folder / f"{stem.name}.csv").write_bytes(table.getvalue().encode("utf-8", "surrogateescape"))
@@ -92,7 +108,8 @@ def embed(
 
     Raises:
         ValueError: If the adapter, the backbone or the videos cannot be found or loaded, no video can be read,
-            features are NaN or infinite, or ``output`` cannot be written to.
+            features are NaN or infinite, ``views`` or ``batch_size`` is not positive, or ``output`` exists or cannot
+            be written to.
         OSError: If the files cannot be written.
 
     Example:
@@ -102,7 +119,9 @@ def embed(
         >>> nearest.kneighbors(embed("my-task", "new.mp4").vectors)  # doctest: +SKIP
     """
     if output is not None:
-        once(partial(check_writable, without_suffix(output).parent))
+        once(partial(check_new, output))
+    if min(views or (1, 1)) < 1:
+        raise ValueError(f"views={views} is not positive. Give at least 1 clip per video and 1 crop per frame.")
     if batch_size < 1:
         raise ValueError(
             f"batch_size={batch_size} is not positive. Give the number of views per forward pass, 1 or more."
@@ -120,8 +139,7 @@ def embed(
         "views": f"{made.clips}x{made.crops}",
         "dims": str(vectors.shape[1]),
     }
-    paths, labels = [str(found[row]) for row in rows], ["|".join(texts_of(found[row])) for row in rows]
-    result = Embeddings(vectors, paths, labels, facts, remarks)
+    result = Embeddings(vectors, [found[row] for row in rows], facts, remarks)
     if output is not None and processes().is_main_process:
         result.write(output)
     return result
@@ -163,6 +181,29 @@ def _features(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
     return torch.cat([model.features(chunk.to(device)).float() for chunk in clips.split(batch_size)])
 
 
+def check_new(output: str | Path) -> None:
+    """Check that both files can be written, and that neither exists.
+
+    Raises:
+        ValueError: If they cannot, if one exists, or if there is a folder of this name.
+
+    Example:
+        >>> check_new(".")
+        Traceback (most recent call last):
+        ValueError: The output . is a folder. Give the name of the files in it, such as embeddings.
+    """
+    stem = without_suffix(output)
+    if Path(output).is_dir() or not stem.name:
+        raise ValueError(
+            f"The output {output} is a folder. Give the name of the files in it, such as {Path(output, 'embeddings')}."
+        )
+    for suffix in SUFFIXES:
+        path = stem.with_name(stem.name + suffix)
+        if path.exists():
+            raise ValueError(f"The output {path} exists. Give another name, or remove it.")
+    check_writable(stem.parent)
+
+
 def without_suffix(output: str | Path) -> Path:
     """Return the path of both files without their suffix.
 
@@ -171,4 +212,4 @@ def without_suffix(output: str | Path) -> Path:
         ('k400.v2', 'videos')
     """
     path = Path(output)
-    return path.with_suffix("") if path.suffix in (".safetensors", ".csv") else path
+    return path.with_suffix("") if path.suffix in SUFFIXES else path

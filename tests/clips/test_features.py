@@ -194,6 +194,11 @@ def test_tokens_that_no_module_returns_are_rejected():
         model.features(zoo.make_clips(), tokens=True)
 
 
+def test_several_adapters_are_rejected():
+    with pytest.raises(ValueError, match=r"takes no adapter_names, but got \['default'\]. Call model.set_adapter"):
+        adapt(small("deit_tiny_patch16_224")).features(zoo.make_clips(), adapter_names=["default"])
+
+
 @torch.no_grad()
 def test_several_heads_are_rejected():
     model, clips = adapt(small("deit_tiny_distilled_patch16_224")), zoo.make_clips()

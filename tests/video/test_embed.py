@@ -19,7 +19,7 @@ from videos import write, write_broken, write_classes
 import peft_aim.video
 from peft_aim.__main__ import main
 from peft_aim.video.adapters import load_adapters
-from peft_aim.video.data import EvaluationClips, given_videos
+from peft_aim.video.data import EvaluationClips, Sample, given_videos
 from peft_aim.video.data.data import Data
 from peft_aim.video.embedding import embed
 from peft_aim.video.recipe import Recipe
@@ -44,7 +44,7 @@ def test_a_vector_is_what_the_head_gets_averaged_over_views(task):
     video = task / "videos" / "val" / "dark" / "1.mp4"
     found = embed(task / "my-task", video, workers=0)
     loaded = load_adapters(str(task / "my-task"))
-    clips = EvaluationClips([(video, 0)], loaded.descriptions[0].views_with(2, 3), 1)[0]["clips"][:6]
+    clips = EvaluationClips([Sample(video, 0)], loaded.descriptions[0].views_with(2, 3), 1)[0]["clips"][:6]
     with torch.no_grad():
         mean_scores = loaded.model(clips).logits.mean(0)
         scores = loaded.model.base_model.model.classifier(torch.from_numpy(found.vectors))[0]
@@ -154,3 +154,32 @@ def test_vectors_that_are_not_finite_are_an_error(task, monkeypatch):
     message = r"The features of 1 of 1 videos, .*1.mp4 for example, are NaN or infinite.*cls_token for example"
     with pytest.raises(ValueError, match=message):
         embed(task / "my-task", task / "videos" / "val" / "dark" / "1.mp4", workers=0)
+
+
+def test_nothing_is_overwritten(task, tmp_path, capsys):
+    (tmp_path / "mine.csv").write_text("path,label\n")
+    command = ["embed", str(task / "my-task"), str(task / "videos"), "--output"]
+    for output, reason in (
+        ("mine", "mine.csv exists. Give another name, or remove it."),
+        ("mine.safetensors", "mine.csv exists. Give another name, or remove it."),
+        ("", "is a folder. Give the name of the files in it, such as"),
+    ):
+        assert main([*command, str(tmp_path / output)]) == 1
+        assert reason in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
+
+
+def test_segments_are_in_the_table_by_their_times(task, tmp_path):
+    video = task / "videos" / "val" / "dark" / "1.mp4"
+    (tmp_path / "list.csv").write_text(f"path,label,start,end\n{video},dark,0,0.2\n{video},dark,0.1,\n")
+    found = embed(task / "my-task", tmp_path / "list.csv", tmp_path / "out", workers=0)
+    table = (tmp_path / "out.csv").read_text().splitlines()
+    assert table == ["path,label,start,end", f"{video},dark,0.0,0.2", f"{video},dark,0.1,"]
+    assert found.paths == [str(video)] * 2 and not np.allclose(*found.vectors)
+
+
+def test_wrong_arguments_are_errors(task):
+    with pytest.raises(ValueError, match="No videos are given. Give videos"):
+        embed(task / "my-task", [])
+    with pytest.raises(ValueError, match=r"views=\(0, 1\) is not positive"):
+        embed(task / "my-task", task / "videos", views=(0, 1))

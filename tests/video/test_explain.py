@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,17 @@ def test_all_attributions_are_printed_as_json(tasks, tmp_path, capsys):
 
 
 def test_a_video_without_any_detail_is_not_explained_by_a_place(tasks):
-    assert "No part of the clip speaks for it" in str(explain(str(tasks / "one"), tasks / "plain"))
+    found = explain(tasks / "one", tasks / "plain")
+    assert "No part of the clip speaks for it: it shows no detail and no change." in str(found)
+    against = replace(found, attributions=-torch.ones(2, 2, 2))
+    assert "No part of the clip speaks for it: all parts speak against it." in str(against)
+    assert found.place is None and json.loads(json.dumps(against.to_dict()))["place"] is None
+
+
+def test_order_matters_also_if_others_are_more_probable(tasks):
+    found = explain(tasks / "one", tasks / "frames")
+    others = {"in order": 0.002, "shuffled": 0.9, "reversed": 0.95, "frozen": 0.9}
+    assert replace(found, orders=others).verdict.startswith("Order matters: 0.2% in order, 90.0% shuffled")
 
 
 # Bad input.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from peft_aim.video.problem_type import REGRESSION
 
 
 def explain(
-    adapter: str,
+    adapter: str | Path,
     video: str | Path,
     label: str | None = None,
     window: float | None = None,
@@ -62,6 +63,7 @@ def explain(
         raise ValueError(f"window={window} is out of range. Give a window of 0 s or more.")
     if output is not None:
         check_writable(Path(output))
+    adapter = str(adapter)
     loaded = load_adapters(adapter, source)
     model, description = loaded.model, loaded.descriptions[0]
     wanted = index_of(label, description, adapter)
@@ -86,8 +88,22 @@ def explain(
         with printed_if_lost(found, output):
             Path(output).mkdir(parents=True, exist_ok=True)
             images = to_image(clip, description.preprocessing)
-            draw(Path(output) / picture_names([Path(video)])[0], images, found, index)
+            draw(Path(output) / picture_name(Path(video), label), images, found, index)
     return found
+
+
+def picture_name(video: Path, label: str | None) -> str:
+    """Return the name of the picture, with the class if that was asked for.
+
+    Example:
+        >>> picture_name(Path("a/1.mp4"), None), picture_name(Path("a/1.mp4"), "left/right")
+        ('1.mp4.png', '1.mp4 left_right.png')
+    """
+    (name,) = picture_names([video])
+    if label is None:
+        return name
+    safe = re.sub(r"[^-.,() \w]", "_", label)
+    return f"{name.removesuffix('.png')} {safe}.png"
 
 
 def index_of(label: str | None, description: Description, adapter: str) -> int | None:

@@ -12,7 +12,7 @@ from peft_aim.video.metrics import printable
 from peft_aim.video.orders import FROZEN, IN_ORDER, REVERSED, SHUFFLED
 
 SHOWN = 3  # frames that are named
-MATTERS, HARDLY = 0.5, 0.9  # part of the probability that is left in another order
+MATTERS, HARDLY = 0.5, 0.9  # the lesser of two probabilities, in order and in another order, relative to the greater
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,14 @@ class Explanation:
         return sorted(zip(self.seconds, shares, strict=True), key=lambda frame: -frame[1])
 
     @property
-    def place(self) -> tuple[float, float]:
-        """Center of the cell with the greatest share over all frames, from the left and top, as parts of a frame."""
+    def place(self) -> tuple[float, float] | None:
+        """Center of the cell with the greatest share over all frames, from the left and top, as parts of a frame.
+
+        It is None if nothing speaks for the score.
+        """
         over_time = self.shares.sum(0)
+        if not over_time.any():
+            return None
         row, column = divmod(int(over_time.argmax()), over_time.shape[1])
         return (column + 0.5) / over_time.shape[1], (row + 0.5) / over_time.shape[0]
 
@@ -73,14 +78,13 @@ class Explanation:
         found = ", ".join(f"{self.shown(value)} {_HOW[order]}" for order, value in self.orders.items())
         if self.is_number:
             return f"Order of frames: {found}"
-        least = min(self.orders[SHUFFLED], self.orders[REVERSED])
-        left = least / max(self.value, 1e-12)
-        how = "matters" if left < MATTERS else "hardly matters" if left > HARDLY else "matters somewhat"
+        others = self.orders[SHUFFLED], self.orders[REVERSED]
+        same = min(min(self.value, other) / max(self.value, other, 1e-12) for other in others)
+        how = "matters" if same < MATTERS else "hardly matters" if same > HARDLY else "matters somewhat"
         return f"Order {how}: {found}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it in the types of JSON."""
-        left, top = self.place
         return {
             "video": str(self.video),
             "adapter": self.adapter,
@@ -88,7 +92,7 @@ class Explanation:
             "value": self.value,
             "seconds": self.seconds,
             "shares": self.shares.sum((1, 2)).tolist(),
-            "place": {"left": left, "top": top},
+            "place": self.place and dict(zip(("left", "top"), self.place, strict=True)),
             "orders": self.orders,
             "attributions": self.attributions.tolist(),
             "damaged": self.damaged,
@@ -107,8 +111,9 @@ class Explanation:
     @property
     def _parts(self) -> list[str]:
         """Lines on the frames and the place with the greatest share."""
-        if not self.shares.any():
-            return ["No part of the clip speaks for it: scores are the same without any detail."]
+        if self.place is None:
+            against = "all parts speak against it" if self.attributions.any() else "it shows no detail and no change"
+            return [f"No part of the clip speaks for it: {against}."]
         frames = ", ".join(f"{seconds:.2f} s ({share:.0%})" for seconds, share in self.frames[:SHOWN])
         left, top = self.place
         return [

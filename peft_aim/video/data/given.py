@@ -24,9 +24,12 @@ def given_videos(
         The videos, with the label "" where none is known.
 
     Raises:
-        ValueError: If a file or folder does not exist, or has no videos; if a split of a single video is wanted.
+        ValueError: If nothing is given, a file or folder does not exist, or has no videos; if a split of a single
+            video is wanted.
     """
     several = [videos] if isinstance(videos, (str, Path)) else videos
+    if not several:
+        raise ValueError("No videos are given. Give videos, a folder of videos, or a list or table of them.")
     return [video for one in several for video in _videos(one, split, root)]
 
 

@@ -22,13 +22,14 @@ class Differs(ValueError):  # noqa: N818 (not an error of the user)
 
 
 @torch.no_grad()
-def largest_difference(run: Run, model: Run, shapes: Sequence[tuple[int, ...]]) -> float:
+def largest_difference(run: Run, model: Run, shapes: Sequence[tuple[int, ...]], relative: bool = False) -> float:
     """Return the largest difference between what a file and a model give for noise.
 
     Args:
         run: Runs the file.
         model: The model.
         shapes: Shapes of the noise, ``(B, T, H, W, 3)``.
+        relative: Whether to divide it by the largest number that the model gives.
 
     Example:
         >>> largest_difference(lambda x: x.sum((1, 2, 3)) + 1, lambda x: x.sum((1, 2, 3)), [(2, 4, 8, 8, 3)])
@@ -43,7 +44,8 @@ def largest_difference(run: Run, model: Run, shapes: Sequence[tuple[int, ...]]) 
                 f"For frames {shape}, it gives values {tuple(values.shape)}, of which "
                 f"{int((~values.isfinite()).sum())} are NaN or infinite; the model gives {tuple(expected.shape)}"
             )
-        found = max(found, float((expected - values).abs().max()))
+        scale = float(expected.abs().max()) if relative else 1.0
+        found = max(found, float((expected - values).abs().max()) / (scale or 1.0))
     return found
 
 

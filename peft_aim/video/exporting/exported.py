@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,8 @@ from peft_aim.video.exporting.checking import LIMITS, Differs, OnVideos, largest
 from peft_aim.video.exporting.clip_model import ClipModel
 from peft_aim.video.exporting.graph import traced
 from peft_aim.video.exporting.metadata import metadata
+from peft_aim.video.output import check_writable
+from peft_aim.video.problem_type import REGRESSION
 
 FORMATS: dict[str, ModuleType] = {"onnx": onnx_file, "pt2": pt2_file}
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -34,7 +37,8 @@ class Exported:
         lengths: Numbers of frames per clip that it takes; None if it takes any.
         precision: "fp32", "fp16" or "int8".
         runs_in: What runs it.
-        difference: Largest difference from the model in fp32 on noise; None if the file was not run.
+        difference: Largest difference from the model in fp32 on noise, relative to the largest number for regression;
+            None if the file was not run.
         videos: The comparison on videos, if any were given.
     """
 
@@ -75,7 +79,8 @@ def export(
     "metadata.json" in a .pt2 archive.
 
     After writing, the file is run on noise. In fp32, a difference from the model above 1e-4 is an error, in fp16 one
-    above 2e-2. What int8 costs depends on the data: compare it on videos.
+    above 2e-2; for regression, relative to the largest number. What int8 costs depends on the data: compare it on
+    videos. Without onnxruntime, ONNX files are not run, and take as many frames as in training.
 
     Args:
         adapter: Folder or Hub id of the adapter. Of a causal one, a model of whole clips is exported, not of a stream.
@@ -95,8 +100,8 @@ def export(
     Raises:
         NotExportable: If the model cannot be exported, because of which operator in which module.
         ModuleNotFoundError: If a package of the extra "export" is missing.
-        ValueError: If ``out`` exists or has another suffix, the adapter, backbone or videos cannot be loaded, or the
-            file gives other values than the model; it is then removed.
+        ValueError: If ``out`` exists, cannot be written to or has another suffix, the adapter, backbone or videos
+            cannot be loaded, or the file gives other values than the model; it is then removed.
 
     Example:
         >>> from peft_aim.video import export
@@ -107,7 +112,8 @@ def export(
     """
     path = Path(out)
     kind = _format(path, to, precision)
-    kind.check_installed(precision)
+    check_writable(path.parent)
+    kind.check_installed(precision, runs=videos is not None)
     loaded = load_adapters(adapter, source)
     description = loaded.descriptions[0]
     kind_of_labels, found = description.problem_type, []
@@ -120,7 +126,7 @@ def export(
         lengths, difference = _written(kind, model, loaded, written, precision)
         run, size = kind.load(written), sum(file.stat().st_size for file in folder.iterdir())
         least = (description.recipe or {}).get("min_frames", 1)
-        compared = on_videos(run, model, description, found, least) if found and run is not None else None
+        compared = on_videos(run, model, description, found, least) if found else None
     return Exported(path, size, lengths, precision, kind.RUNS_IN, difference, compared)
 
 
@@ -134,7 +140,8 @@ def _format(path: Path, to: str | None, precision: str) -> ModuleType:
     suffix = path.suffix.removeprefix(".")
     if suffix not in FORMATS or (to is not None and suffix != to):
         wanted = f".{to}" if to else " or ".join(f".{name}" for name in FORMATS)
-        raise ValueError(f"{path} does not end in {wanted}. Give {path.with_suffix(f'.{to or next(iter(FORMATS))}')}.")
+        example = f"{path.stem or 'my-task'}.{to or next(iter(FORMATS))}"
+        raise ValueError(f"{path} does not end in {wanted}. Give {path.parent / example}, for example.")
     for existing in (path, path.with_name(f"{path.name}.data")):
         if existing.exists():
             raise ValueError(f"{existing} exists. Give another name, or remove it.")
@@ -161,10 +168,12 @@ def _written(
             graph = traced(prepared, (example,), ({0: Dim.DYNAMIC} | ({1: Dim.DYNAMIC} if dynamic else {}),))
             kind.save(prepared, graph, path, metadata(loaded, lengths, precision))
             run = kind.load(path)
-            if run is None:
+            if run is None and not dynamic:
                 return lengths, None
-            difference = largest_difference(run, model, shapes)
-            if difference > LIMITS.get(precision, 1.0):
+            if run is None:  # that it takes other lengths would have to be tried
+                continue
+            difference = largest_difference(run, model, shapes, relative=model.problem_type == REGRESSION)
+            if difference > LIMITS.get(precision, math.inf):
                 raise Differs(f"They differ by up to {difference:.1e}, more than {LIMITS[precision]:.0e}")
             return lengths, difference
         except (NotExportable, Differs) as error:

@@ -24,15 +24,15 @@ SUFFIX = ".onnx"
 RUNS_IN = "onnxruntime"
 
 
-def check_installed(precision: str) -> None:
-    """Check that the packages that write such files are installed.
+def check_installed(precision: str, runs: bool) -> None:
+    """Check that the packages that write such files, and run them if that is asked for, are installed.
 
     Raises:
         ModuleNotFoundError: If one is not.
     """
     import onnxscript  # noqa: F401
 
-    if precision == "int8":
+    if precision == "int8" or runs:
         import onnxruntime  # noqa: F401
 
 

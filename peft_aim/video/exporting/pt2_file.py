@@ -19,8 +19,8 @@ RUNS_IN = "torch.export.load"
 EXTRA_FILE = "metadata.json"
 
 
-def check_installed(precision: str) -> None:
-    """Check that the packages that write such files are installed.
+def check_installed(precision: str, runs: bool) -> None:
+    """Check that the packages that write such files are installed; torch runs them.
 
     Raises:
         ModuleNotFoundError: If one is not.

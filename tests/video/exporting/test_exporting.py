@@ -21,6 +21,7 @@ from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.description import Description
 from peft_aim.video.exporting import Exported, NotExportable, exported, onnx_file, pt2_file, to_onnx, traced
+from peft_aim.video.exporting.checking import largest_difference
 from peft_aim.video.exporting.clip_model import ClipModel
 from peft_aim.video.predict import predict
 from peft_aim.video.recipe import Recipe
@@ -150,6 +151,12 @@ def test_a_file_with_other_values_is_an_error_and_removed(adapter, tmp_path, mon
     assert not [*tmp_path.iterdir()]
 
 
+def test_numbers_are_compared_relative_to_the_largest():
+    large, shapes = torch.tensor([[3e4, 5.0]]), [(1, 4, 8, 8, 3)]
+    assert largest_difference(lambda x: large + 1.5, lambda x: large, shapes, relative=True) == pytest.approx(5e-5)
+    assert largest_difference(lambda x: large + 1.5, lambda x: large, shapes) == pytest.approx(1.5, rel=0.01)
+
+
 class Deciding(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -175,6 +182,8 @@ def test_errors_name_module_line_and_operator():
     ("out", "options", "message"),
     [
         ("a.tflite", [], "a.tflite does not end in .onnx or .pt2. Give"),
+        ("", ["--to", "onnx"], ".onnx, for example."),
+        ("there.pt2/a.pt2", [], "there.pt2 is a file. Give a folder."),
         ("a.pt2", ["--to", "onnx"], "a.pt2 does not end in .onnx. Give"),
         ("there.pt2", [], "there.pt2 exists. Give another name, or remove it."),
         ("a.pt2", ["--videos", "nowhere"], "nowhere"),
