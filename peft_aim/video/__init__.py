@@ -6,7 +6,8 @@ Import its modules (``evaluate``, ``predict``, ``pipeline``, ...) by name: each 
 import importlib
 import typing
 
-FUNCTIONS: dict[str, str] = {"embed": "embedding", "export": "exporting"}  # by name, the modules of those that are available here as well
+# By name, the modules of functions that are available here as well.
+FUNCTIONS: dict[str, str] = {"embed": "embedding", "export": "exporting"}
 
 
 def __getattr__(name: str) -> typing.Any:
