@@ -10,7 +10,7 @@ import warnings
 
 from safetensors import SafetensorError
 
-from peft_aim.commands import convert, demo, embed, evaluate, export, inspect, predict, train, watch
+from peft_aim.commands import convert, demo, embed, evaluate, explain, export, inspect, predict, train, watch
 from peft_aim.commands.arguments import Parser, with_safe_paths
 from peft_aim.files import NO_ROOM
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "watch": watch,
     "embed": embed,
     "export": export,
+    "explain": explain,
     "convert": convert,
     "inspect": inspect,
     "demo": demo,

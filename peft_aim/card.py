@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,34 @@ from peft_aim.streaming import Stream
 
 stream = Stream(model)  # the adapter is causal: it classifies live video
 stream.push(frame)  # the next frame (B, C, H, W) -> scores of the last frames"""
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)  # as transformers names what labels are
+PREDICTS = {
+    SINGLE_LABEL: "distinguishes {count} classes",
+    MULTI_LABEL: "predicts for each of {count} classes whether a video has it",
+    REGRESSION: "predicts {count} number(s) per video",
+}
+VALUES = {SINGLE_LABEL: "softmax scores", MULTI_LABEL: "sigmoid scores", REGRESSION: "numbers"}
+METRICS: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {  # columns of the results
+    SINGLE_LABEL: {
+        "top-1 (95% interval)": lambda row: "{:.1%} ({:.1%} to {:.1%})".format(row["top1"], *row["interval"]),
+        "top-5": lambda row: "-" if row["top5"] is None else f"{row['top5']:.1%}",
+        "mean-class": lambda row: f"{row['mean_class']:.1%}",
+    },
+    MULTI_LABEL: {"mAP": lambda row: f"{row['map']:.1%}", "classes": lambda row: f"{row['classes']}"},
+    REGRESSION: {
+        "MAE": lambda row: f"{row['mae']:.4g}",
+        "R2": lambda row: "-" if row["r2"] is None else f"{row['r2']:.3f}",
+    },
+}
+ON_THE_HUB = {  # key, type and name of the metric
+    SINGLE_LABEL: ("top1", "accuracy", "top-1"),
+    MULTI_LABEL: ("map", "mAP", "mAP"),
+    REGRESSION: ("mae", "mae", "MAE"),
+}
 PEFT_TEMPLATE = "# Model Card for Model ID"  # the title of PEFT's template, until somebody fills it in
 
 
@@ -61,7 +89,8 @@ def card(config: dict[str, Any], name: str, subfolder: str | None = None, furthe
 def _head(config: dict[str, Any]) -> str:
     names = list((config.get("id2label") or {}).values())
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    classes = f" It distinguishes {len(names)} classes: {shown}." if names else ""
+    what = PREDICTS[config.get("problem_type") or SINGLE_LABEL].format(count=len(names))
+    classes = f" It {what}: {shown}." if names else ""
     base = config["base_model_name_or_path"]
     return (
         "A video adapter trained with [AIM](https://arxiv.org/abs/2302.03024). It adapts the frozen image model "
@@ -108,7 +137,8 @@ def _clips(config: dict[str, Any]) -> str:
     return (
         f"## Clips\n\n{frames} frames, {sampling}; {prepared['size'][0]} x {prepared['size'][1]} pixels "
         f"({prepared['interpolation']}), mean {list(prepared['mean'])}, standard deviation {list(prepared['std'])}. "
-        f"In evaluation, the softmax scores of {clips} x {crops} views (clips x crops) are averaged."
+        f"In evaluation, the {VALUES[config.get('problem_type') or SINGLE_LABEL]} of {clips} x {crops} views "
+        "(clips x crops) are averaged."
     )
 
 
@@ -116,14 +146,13 @@ def _results(config: dict[str, Any]) -> str:
     results = (config.get("video") or {}).get("results")
     if not results:
         return ""
-    head = ["split", "videos", "views (clips x crops)", "top-1 (95% interval)", "top-5", "mean-class"]
+    columns = METRICS[config.get("problem_type") or SINGLE_LABEL]
+    head = ["split", "videos", "views (clips x crops)", *columns]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for split, found in results.items():
-        for views, row in found["views"].items():
-            least, greatest = row["interval"]
-            top5 = "-" if row["top5"] is None else f"{row['top5']:.1%}"
-            top1 = f"{row['top1']:.1%} ({least:.1%} to {greatest:.1%})"
-            cells = (split, found["videos"], views.replace("x", " x "), top1, top5, f"{row['mean_class']:.1%}")
+        orders = {f"1x1, frames {order}": row for order, row in found.get("orders", {}).items()}
+        for views, row in {**found["views"], **orders}.items():
+            cells = (split, found["videos"], views.replace("x", " x "), *(text(row) for text in columns.values()))
             lines.append(f"| {' | '.join(map(str, cells))} |")
     skipped = [f"{found['skipped']} of {split}" for split, found in results.items() if found["skipped"]]
     note = f"\n\nFiles skipped because they could not be read: {', '.join(skipped)}." if skipped else ""
@@ -152,13 +181,14 @@ def _origin(config: dict[str, Any]) -> str:
 
 def _eval_results(config: dict[str, Any]) -> Iterator[EvalResult]:
     for split, found in ((config.get("video") or {}).get("results") or {}).items():
+        key, metric, name = ON_THE_HUB[config.get("problem_type") or SINGLE_LABEL]
         for views, row in found["views"].items():
             yield EvalResult(
                 task_type="video-classification",
                 dataset_type="videos",
                 dataset_name=f"{found['videos']} videos",
                 dataset_split=split,
-                metric_type="accuracy",
-                metric_value=round(row["top1"], 4),
-                metric_name=f"top-1, {views} views",
+                metric_type=metric,
+                metric_value=round(row[key], 4),
+                metric_name=f"{name}, {views} views",
             )

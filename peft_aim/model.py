@@ -58,9 +58,9 @@ class AIMModel(BaseTuner):
     Create it with ``peft.get_peft_model(backbone, AIMConfig(...))``. Everything else is PEFT's own interface:
     ``add_adapter``, ``set_adapter``, ``disable_adapter``, ``save_pretrained``, ``unload`` ...
 
-    In evaluation mode, ``adapter_names=[...]`` runs each clip with its own adapter, or with none ("__base__"). The clips
-    of one adapter are one call, so they have its scores bit for bit. Scores ``(B, classes)`` have the columns of the
-    adapter with the most classes; the columns that others lack are minus infinity.
+    In evaluation mode, ``adapter_names=[...]`` runs each clip with its own adapter, or with none ("__base__"). The
+    clips of one adapter are one call, so they have its scores bit for bit. Scores ``(B, classes)`` have the columns of
+    the adapter with the most classes; the columns that others lack are minus infinity.
 
     Shape:
         Clips ``(B, T, C, H, W)`` or images ``(B, C, H, W)`` -> the backbone's output, one result per clip.

@@ -17,7 +17,7 @@ FLOORS = [
     *("__init__", "convert"),
     *("video.problem_type", "video.recipe", "video.processes"),
     *("video.data.listing", "video.data.decode", "video.data"),
-    *("video", "video.training", "video.demo", "video.live", "video.exporting"),
+    *("video.metrics", "video", "video.training", "video.demo", "video.live", "video.exporting", "video.attribution"),
     *("commands", "__main__"),
 ]
 # Their modules are the interface: each is a command, or needs packages that others don't.

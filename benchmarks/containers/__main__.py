@@ -26,7 +26,7 @@ from benchmarks.reporting.arguments import parse
 from benchmarks.reporting.record import record
 from benchmarks.reporting.tables import publish
 from peft_aim.video.adapters import load_adapters
-from peft_aim.video.data import Data, open_video
+from peft_aim.video.data import Data, Sample, open_video
 from peft_aim.video.demo.digits import write_videos
 from peft_aim.video.demo.run import EPOCHS, RECIPE, VIDEOS_PER_CLASS, pretrain
 from peft_aim.video.evaluate import evaluate_model
@@ -91,7 +91,7 @@ def _top1(form: Form, drawn: list[tuple[np.ndarray, str]], loaded: Any, folder: 
     for number, (images, label) in enumerate(drawn):
         path = folder / f"{number}{form.suffix}"
         form.write(images, path)
-        videos.append((path, description.classes.index(label)))
+        videos.append(Sample(path, description.classes.index(label)))
     result = evaluate_model(loaded.model, description, videos, workers=0)
     assert not result.skipped and not result.damaged, result
     return result.best.top1

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.containers.forms import H264, Encoded
-from peft_aim.video.data import EvaluationClips, ForTraining, Preprocessing, TrainingClips, Views
+from peft_aim.video.data import EvaluationClips, ForTraining, Preprocessing, Sample, TrainingClips, Views
 from peft_aim.video.recipe import Recipe
 
 HEIGHT, WIDTH = 2160, 3840
@@ -56,14 +56,14 @@ def decode_only(path: Path) -> None:
 def training(path: Path) -> None:
     """Load a training clip."""
     recipe = Recipe(frames=FRAMES)
-    clips = TrainingClips([(path, 0)], recipe, ForTraining(_preprocessing(), recipe, ["a", "b"]))
+    clips = TrainingClips([Sample(path, 0)], recipe, ForTraining(_preprocessing(), recipe, ["a", "b"]))
     item = clips[0]
     assert item["clips"].shape == (FRAMES, 3, SIZE, SIZE) and not item["skipped"]
 
 
 def evaluation(path: Path) -> None:
     """Load the single view of a video."""
-    item = EvaluationClips([(path, 0)], Views(FRAMES, None, 1, 1, _preprocessing()), min_frames=1)[0]
+    item = EvaluationClips([Sample(path, 0)], Views(FRAMES, None, 1, 1, _preprocessing()), min_frames=1)[0]
     assert item["clips"].shape == (1, FRAMES, 3, SIZE, SIZE) and not item["skipped"]
 
 

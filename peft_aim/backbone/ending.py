@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from peft_aim.backbone.anatomy import Anatomy
 from peft_aim.backbone.candidates import Candidates
 from peft_aim.backbone.resemblance import within
 from peft_aim.tracing import Call, Handle, Layout, channel_axis, is_linear, is_norm, norm_width
@@ -50,11 +51,17 @@ def on_pooled(after: list[Call]) -> tuple[str, ...]:
 
 
 def last_tokens(
-    found: Candidates, entries: list[str], norms: list[Call], batches: dict[Call, int], images: int
+    calls: list[Call],
+    found: Candidates,
+    entries: list[str],
+    norms: list[Call],
+    batches: dict[Call, int],
+    images: int,
 ) -> tuple[str, Layout] | str:
     """Return whose output is the last tokens: the last norm of all tokens, otherwise the last block.
 
     Args:
+        calls: All calls of the traced model.
         found: The blocks.
         entries: Those that tokens enter first.
         norms: The calls of the norms after the last block that the output depends on.
@@ -69,17 +76,39 @@ def last_tokens(
     if not found.probed:
         return "none of its blocks can be adapted"
     name, (call, anatomy) = list(found.probed.items())[-1]
-    count = _count(call.given.shape, anatomy.tokens)
-    for norm in reversed(norms):
+    kept = [c for c in calls if c.takes_tensor and c.returned is not None and c.given.shape == c.returned.shape]
+    inside = [c.name for c in kept if not within(name, [c.name])]  # of an MLP that is no part of the last block
+    for norm in (norm for norm in reversed(norms) if not within(norm.name, inside)):
         layout = _layout(norm, batches, images)
-        more = _count(norm.given.shape, layout) - count if layout else -1
+        if layout is None or layout.groups not in (1, anatomy.tokens.groups):  # others may be scattered
+            continue
+        more = _count(norm.given.shape, layout) - _count(call.given.shape, anatomy.tokens)
         if 0 <= more <= CLASS_TOKENS and norm_width(norm.module) == anatomy.width:
             return norm.name, layout
+    return _tokens_after(name, call, anatomy, calls, found)
+
+
+def _tokens_after(
+    name: str, call: Call, anatomy: Anatomy, calls: list[Call], found: Candidates
+) -> tuple[str, Layout] | str:
+    """Return whose output is the tokens after the last block.
+
+    It is the module around the last block and another one if something may follow that is no part of the block as it
+    was found: the sum of a half and its input, or an MLP.
+    """
+    is_whole = (anatomy.attention is not None and anatomy.mlp is not None) or name in found.pairs
     if name in found.pairs:
         name, anatomy = found.pairs[name], found.seconds[found.pairs[name]]
-    if anatomy.skip_outside:
-        return f"what follows {name}, its last block, adds the output of that to its input, and is no module"
-    return name, anatomy.tokens
+    if is_whole and not anatomy.skip_outside:
+        return name, anatomy.tokens
+    blocks = {*found.probed, *found.seconds} - {name}
+    around = [c for c in calls if within(name, [c.name]) and any(within(other, [c.name]) for other in blocks)]
+    around = [c for c in around if c.returned is not None and c.returned.shape == call.given.shape]
+    if around:
+        return around[-1].name, anatomy.tokens  # the innermost
+    if any(c.given == call.returned for c in calls) and not anatomy.skip_outside:
+        return name, anatomy.tokens
+    return f"no module returns them after {name}, whose output is only a part of what its last block does"
 
 
 def _layout(norm: Call, batches: dict[Call, int], images: int) -> Layout | None:

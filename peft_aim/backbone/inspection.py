@@ -219,7 +219,7 @@ def _inspect(model: nn.Module, names: PartNames) -> Inspection:
         features=head and head.given.shape[-1],
         last_layer=last_layer and last_layer.name,
         on_pooled=on_pooled(after),
-        last_tokens=last_tokens(found, first, norms, batches, len(first_argument)),
+        last_tokens=last_tokens(calls, found, first, norms, batches, len(first_argument)),
         final_norms=list(dict.fromkeys(norm.name for norm in norms)),
         pairs=found.pairs,
         alone=found.alone,

@@ -21,9 +21,10 @@ POOL_THEM = "Pool the tokens yourself: model.features(clips, tokens=True)"
 def features(adapted: Any, *args: Any, tokens: bool = False, **kwargs: Any) -> Tensor:
     """Return the features of clips: what the head of the model, or of the active adapter, receives.
 
-    They are averaged over frames, as scores are, so that a linear head returns the scores for them. A model without a
-    head has its output as features, if that is one vector per image. Gradients flow through them. With adapters
-    disabled, they are those of the backbone. Compiled models run uncompiled.
+    They are averaged over frames, as scores are, so that a linear head returns the scores for them. A linear layer at
+    the end counts as the head, also if it is a projection; without one, the features are the output of the model, if
+    that is one vector per image. Gradients flow through them. With adapters disabled, they are those of the backbone.
+    Compiled models run uncompiled.
 
     Args:
         adapted: The model: call this as ``model.features(clips)``.

@@ -99,8 +99,8 @@ def add_videos(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "videos",
         help="folder with SPLIT/<class>/*, text file with lines 'path label', table (.csv, .tsv) with columns path, "
-        "label and, optionally, split, or the split files of UCF101, HMDB51, Kinetics, Jester or Something-Something; "
-        "videos are files or folders of frames",
+        "label and, optionally, split, start and end (seconds of a segment), or the split files of UCF101, HMDB51, "
+        "Kinetics, Jester or Something-Something; videos are files or folders of frames",
     )
     parser.add_argument(
         "--root",

@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     parser = new_command(
         commands,
         "evaluate",
-        "Evaluate an adapter on labeled videos: top-1, top-5 and mean-class accuracy, and the confusion matrix.",
+        "Evaluate an adapter on labeled videos: accuracies and the confusion matrix, mAP by class, or MAE and R2.",
         "peft-aim evaluate my-task videos --views 3x3",
     )
     parser.add_argument("adapter", help="folder or Hub id of the adapter")
@@ -42,5 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
         name: getattr(arguments, name) for name in ("split", "root", "views", "batch_size", "workers", "min_frames")
     }
     result = evaluate(arguments.adapter, arguments.videos, output, source=source(arguments), **options)
-    say(f"{result}\n\nSaved evaluation.json and confusion.png to {output.resolve()}")
+    say(f"{result}\n\nSaved {' and '.join(result.files)} to {output.resolve()}")
     return 0

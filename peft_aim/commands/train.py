@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_aim.commands.arguments import Commands, add_backbone, add_videos, new_command, source, views
+from peft_aim.video.problem_type import PROBLEM_TYPES
 from peft_aim.video.recipe import CHOICES, PRESETS, Recipe, preset
 
 
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if "flip_pairs" in changes and not recipe.flip:
         raise ValueError("--flip-pairs is given without --flip, so no clip is flipped. Add --flip.")
     names = read_names(arguments.classes) if arguments.classes else None
-    data = Data.find(arguments.videos, arguments.val, arguments.root, names)
+    data = Data.find(arguments.videos, arguments.val, arguments.root, names, arguments.problem_type)
     for summary in data.summary:
         say(summary)
     if arguments.synthetic:
@@ -64,7 +65,17 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="list, table or folder of the videos to evaluate on, if the argument videos has no val split",
     )
-    parser.add_argument("--classes", metavar="FILE", help="class names, one per line, for videos labeled 0, 1, ...")
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="class names, one per line, for videos labeled 0, 1, ...; of regression, what the numbers are called",
+    )
+    parser.add_argument(
+        "--problem-type",
+        choices=PROBLEM_TYPES,
+        help="what labels are: one class per video, several, separated by | or in several rows, or numbers (default: "
+        "several classes if a video has several labels, else one)",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +88,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="log loss, learning rate and val top-1 to tensorboard, wandb, mlflow or another program that "
+        help="log loss, learning rate and the results on val to tensorboard, wandb, mlflow or another program that "
         "transformers supports; repeat it for several",
     )
     parser.add_argument(

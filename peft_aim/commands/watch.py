@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
         "--every",
         type=float,
         metavar="SECONDS",
-        help="print a line at least this often (default: only when the most probable class changes)",
+        help="print a line at least this often (default: only when the most probable class changes, of numbers 1)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, an object per line, the last the summary")
     parser.add_argument(

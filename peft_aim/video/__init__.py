@@ -6,8 +6,11 @@ Import its modules (``evaluate``, ``predict``, ``pipeline``, ...) by name: each 
 import importlib
 import typing
 
-# By name, the modules of functions that are available here as well.
-FUNCTIONS: dict[str, str] = {"embed": "embedding", "export": "exporting"}
+FUNCTIONS: dict[str, str] = {  # by name, the modules of those that are available here as well
+    "embed": "embedding",
+    "explain": "attribution",
+    "export": "exporting",
+}
 
 
 def __getattr__(name: str) -> typing.Any:

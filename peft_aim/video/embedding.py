@@ -20,7 +20,7 @@ from tqdm import tqdm
 from peft_aim.files import written_together
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import IGNORED, EvaluationClips, Remarked, Remarks, Views, given_videos
+from peft_aim.video.data import IGNORED, EvaluationClips, Remarked, Remarks, Sample, Views, given_videos, texts_of
 from peft_aim.video.finite import NotFinite, why_not_finite
 from peft_aim.video.output import check_writable
 from peft_aim.video.processes import gather, on_cpu, once, processes
@@ -111,7 +111,7 @@ def embed(
     loaded = load_adapters(str(adapter), source)
     description, config = loaded.descriptions[0], loaded.model.active_peft_config
     made = description.views_with(*(views or description.views))
-    vectors, rows, remarks = _embedded(loaded.model, [video.path for video in found], made, batch_size, workers)
+    vectors, rows, remarks = _embedded(loaded.model, found, made, batch_size, workers)
     if not rows:
         raise ValueError(f"None of the {len(found)} videos can be read. {remarks.skipped[0]}")
     facts = {
@@ -120,7 +120,7 @@ def embed(
         "views": f"{made.clips}x{made.crops}",
         "dims": str(vectors.shape[1]),
     }
-    paths, labels = ([str(getattr(found[row], name)) for row in rows] for name in ("path", "label"))
+    paths, labels = [str(found[row]) for row in rows], ["|".join(texts_of(found[row])) for row in rows]
     result = Embeddings(vectors, paths, labels, facts, remarks)
     if output is not None and processes().is_main_process:
         result.write(output)
@@ -128,7 +128,7 @@ def embed(
 
 
 def _embedded(
-    model: nn.Module, paths: Sequence[str | Path], views: Views, batch_size: int, workers: int
+    model: nn.Module, videos: Sequence[Sample], views: Views, batch_size: int, workers: int
 ) -> tuple[np.ndarray, list[int], Remarks]:
     """Return the vectors of the videos that can be read, and their positions among all, on all processes alike.
 
@@ -136,7 +136,7 @@ def _embedded(
         NotFinite: If features are NaN or infinite.
     """
     accelerator = Accelerator(cpu=on_cpu())
-    clips = EvaluationClips([(path, row) for row, path in enumerate(paths)], views, min_frames=1)
+    clips = EvaluationClips(videos, views, min_frames=1)
     together = max(1, batch_size // clips.total)  # videos per forward pass
     loader = accelerator.prepare(DataLoader(clips, batch_size=together, num_workers=workers))
     model.to(accelerator.device).eval()
@@ -146,13 +146,13 @@ def _embedded(
         remarks.take(batch)
         vectors = _features(model, batch["clips"][:, : clips.count].flatten(0, 1), batch_size)
         vectors = vectors.unflatten(0, (-1, clips.count)).mean(1)
-        found.append(accelerator.gather_for_metrics((vectors, batch["labels"])))
+        found.append(accelerator.gather_for_metrics((vectors, batch["labels"], batch["index"])))
         if not found[-1][0].isfinite().all():  # on all processes alike: none is left waiting for the others
             wrong = gather(name for name, v in zip(names, vectors, strict=True) if not v.isfinite().all())
             what = f"{len(wrong)} of {len(found[-1][0])} videos, {wrong[0]} for example,"
             raise NotFinite(why_not_finite(what, model, "features"))
-    vectors, rows = (torch.cat(column).cpu() for column in zip(*found, strict=True))
-    readable = rows != IGNORED
+    vectors, labels, rows = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+    readable = labels != IGNORED
     return vectors[readable].numpy(), rows[readable].tolist(), remarks.gathered()
 
 

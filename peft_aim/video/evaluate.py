@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -23,17 +24,21 @@ from peft_aim.video.data import (
     EvaluationClips,
     Remarked,
     Remarks,
+    Sample,
     VideoSource,
     by_index,
     indexed,
     notes_on_evaluation,
+    read_labels,
+    target_of,
 )
 from peft_aim.video.description import Description
 from peft_aim.video.finite import NotFinite, why_not_finite
-from peft_aim.video.metrics import Metrics
+from peft_aim.video.metrics import AnyMetrics, Metrics, metrics_of
+from peft_aim.video.orders import REVERSED, SHUFFLED, reordered
 from peft_aim.video.output import check_writable, printed_if_lost
 from peft_aim.video.picture import draw_confusion
-from peft_aim.video.problem_type import values_of
+from peft_aim.video.problem_type import REGRESSION, SINGLE_LABEL, values_of
 from peft_aim.video.processes import gather, on_cpu, once, processes, say
 
 
@@ -58,14 +63,16 @@ class Evaluation(Remarked):
         views: Results by views (clips x crops): "1x1", and "3x1" for example if more views were averaged.
         remarks: What was noticed about the videos.
         notes: What limits the results, such as videos that are also in the train split.
+        orders: Results of a single view with its frames "shuffled" and "reversed", if that was tested.
     """
 
-    views: dict[str, Metrics]
+    views: dict[str, AnyMetrics]
     remarks: Remarks = field(default_factory=Remarks)
     notes: list[str] = field(default_factory=list)
+    orders: dict[str, AnyMetrics] = field(default_factory=dict)
 
     @property
-    def best(self) -> Metrics:
+    def best(self) -> AnyMetrics:
         """Results with all views."""
         return list(self.views.values())[-1]
 
@@ -74,16 +81,22 @@ class Evaluation(Remarked):
         """Number of videos evaluated."""
         return self.best.videos
 
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that it is written to."""
+        return ["evaluation.json"] + ["confusion.png"] * isinstance(self.best, Metrics)
+
     def summary(self) -> dict[str, Any]:
         """Return the numbers that are saved with an adapter."""
-        rows = {
-            views: {"top1": m.top1, "interval": m.interval, "top5": m.top5, "mean_class": m.mean_class}
-            for views, m in self.views.items()
-        }
-        return {"videos": self.videos, "skipped": len(self.skipped), "views": rows}
+        rows, orders = (
+            {name: metrics.summary for name, metrics in found.items()} for found in (self.views, self.orders)
+        )
+        found = {"videos": self.videos, "skipped": len(self.skipped), "views": rows}
+        return {**found, "orders": orders} if orders else found
 
     def __str__(self) -> str:
         lines = [f"{views.replace('x', ' x '):7} {metrics.line}" for views, metrics in self.views.items()]
+        lines += [f"1 x 1, frames {order}: {metrics.line}" for order, metrics in self.orders.items()]
         head = f"{self.videos} videos evaluated, {len(self.skipped)} skipped. Results by views (clips x crops):"
         notes = [f"Note: {note}" for note in self.notes]
         videos = [f"  skipped: {reason}" for reason in self.skipped] + [f"  damaged: {what}" for what in self.damaged]
@@ -107,8 +120,8 @@ def evaluate(
     Args:
         adapter: Folder or Hub id of the adapter.
         videos: A folder, list or table of videos, see :func:`peft_aim.video.data.listing.find_videos`.
-        output: Folder for ``evaluation.json`` (metrics, per-class metrics and the confusion matrix) and
-            ``confusion.png``.
+        output: Folder for ``evaluation.json`` (metrics, also by class, and the confusion matrix) and, for one class
+            per video, ``confusion.png``.
         split: Split of the folder or table to evaluate on.
         root: Folder that the paths in a list or table are relative to.
         views: Clips per video and crops per frame; None uses those recorded in the adapter.
@@ -133,13 +146,15 @@ def evaluate(
         min_frames = (description.recipe or {}).get("min_frames", 1)
     listed = VideoSource(videos, root)
     listing = listed.listing(split)
-    say(listing.summary(split))
-    found, notes = listing.videos, notes_on_evaluation(listing.videos, listed, split)
+    kind = description.problem_type
+    say(listing.summary(split, "number" if kind == REGRESSION else "class"))
+    found = read_labels(listing, kind)
+    notes = notes_on_evaluation(found, listed, split)
     for note in notes:
         say(f"Note: {note}")
-    if by_index(found, description.classes):
+    if kind != REGRESSION and by_index(found, description.classes):
         say(f"Note: numeric labels are read as the adapter's class indices, {dict(enumerate(description.classes))}.")
-    labeled = indexed(found, description.classes)
+    labeled = indexed(found, description.classes, problem_type=kind)
     result = evaluate_model(loaded.model, description, labeled, views, batch_size, workers, min_frames)
     result = replace(result, notes=notes + result.remarks.notes())
     if processes().is_main_process:
@@ -151,29 +166,31 @@ def evaluate(
 def evaluate_model(
     model: nn.Module,
     description: Description,
-    videos: Sequence[tuple[Path, int]],
+    videos: Sequence[Sample],
     views: tuple[int, int] | None = None,
     batch_size: int = 8,
     workers: int = 1,
     min_frames: int = 1,
+    in_orders: bool = False,
 ) -> Evaluation:
     """Evaluate an adapted model, on all processes that accelerate has launched.
 
     Args:
         model: The model, with the adapter active.
         description: Description of the adapter.
-        videos: The videos and the indices of their classes.
+        videos: The videos, see :func:`peft_aim.video.data.indexed`.
         views: Clips per video and crops per frame; None uses those of the description.
         batch_size: Views per forward pass.
         workers: Processes that load videos.
         min_frames: Videos with fewer frames are skipped.
+        in_orders: Whether to test what a single view scores with its frames in other orders.
 
     Raises:
         NothingToEvaluate: If no video can be read.
         NotFinite: If scores are NaN or infinite.
     """
     accelerator, views = Accelerator(cpu=on_cpu()), views or description.views
-    clips = EvaluationClips(videos, description.views_with(*views), min_frames)
+    clips = EvaluationClips(videos, description.views_with(*views), min_frames, description.fps)
     together = max(1, batch_size // clips.total)  # videos per forward pass
     loader = accelerator.prepare(DataLoader(clips, batch_size=together, num_workers=workers))
     model.to(accelerator.device).eval()
@@ -184,21 +201,29 @@ def evaluate_model(
         every = values(model, batch["clips"].flatten(0, 1), batch_size, description.problem_type)
         every = every.unflatten(0, (-1, clips.total))
         row = torch.stack([every[:, clips.single], every[:, : clips.count].mean(1)], dim=1)  # (videos, 2, classes)
-        rows.append(accelerator.gather_for_metrics((row, batch["labels"])))
+        if in_orders:
+            others = reordered(batch["clips"][:, clips.single], batch["index"].tolist())
+            more = [values(model, other, batch_size, description.problem_type) for other in others.values()]
+            row = torch.cat([row, *(of_order[:, None] for of_order in more)], dim=1)
+        rows.append(accelerator.gather_for_metrics((row, batch["labels"], batch["index"])))
         if rows[-1][0].isnan().any():  # on all processes alike: none is left waiting for the others
             wrong = gather(path for path, of_video in zip(paths, row, strict=True) if of_video.isnan().any())
             raise NotFinite(
                 why_not_finite(f"{len(wrong)} of {len(rows[-1][0])} videos, {wrong[0]} for example,", model)
             )
-    found, labels = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
+    found, labels, indices = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
     seen, readable = seen.gathered(), labels != IGNORED
     if not readable.any():
         raise NothingToEvaluate(len(videos), seen)
-    single, averaged = (
-        Metrics.of(of_views[readable], labels[readable], description.classes)
-        for of_views in (found[:, 0], found[:, 1])
+    kind, classes = description.problem_type, description.classes
+    if kind not in (None, SINGLE_LABEL):
+        labels = np.stack([target_of(videos[i].label, len(classes)).numpy() for i in indices])
+    single, averaged, *orders = (
+        metrics_of(kind).of(of_views[readable], labels[readable], classes) for of_views in found.swapaxes(0, 1)
     )
-    return Evaluation({"1x1": single, f"{views[0]}x{views[1]}": averaged}, seen)
+    names = (SHUFFLED, REVERSED)[: len(orders)]
+    views = {"1x1": single, f"{views[0]}x{views[1]}": averaged}
+    return Evaluation(views, seen, orders=dict(zip(names, orders, strict=True)))
 
 
 def score(model: nn.Module, clips: Tensor, batch_size: int, problem_type: str | None = None) -> Tensor:
@@ -249,7 +274,7 @@ def scores_of(output: Any) -> Tensor:
 
 
 def write(result: Evaluation, folder: Path) -> None:
-    """Write an evaluation to ``evaluation.json`` and ``confusion.png``."""
+    """Write an evaluation to ``evaluation.json`` and, for one class per video, ``confusion.png``."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "videos": result.videos,
@@ -259,4 +284,5 @@ def write(result: Evaluation, folder: Path) -> None:
         "views": {views: asdict(metrics) for views, metrics in result.views.items()},
     }
     write_atomically(folder / "evaluation.json", json.dumps(facts, indent=2))
-    draw_confusion(folder / "confusion.png", result.best)
+    if "confusion.png" in result.files:
+        draw_confusion(folder / "confusion.png", result.best)

@@ -17,6 +17,7 @@ from torch import Tensor
 from peft_aim.files import write_atomically
 from peft_aim.video.fonts import fonts_for
 from peft_aim.video.metrics import Metrics, printable
+from peft_aim.video.problem_type import SINGLE_LABEL, text_of, top_of
 
 NO_FONT = "classes by index, since no installed font has their names"
 
@@ -38,19 +39,28 @@ class Row:
     by_index: str = ""
 
 
-def row_of(images: Tensor, probabilities: Tensor, classes: Sequence[str], label: int | None = None) -> Row:
+def row_of(
+    images: Tensor,
+    probabilities: Tensor,
+    classes: Sequence[str],
+    label: int | None = None,
+    problem_type: str | None = None,
+) -> Row:
     """Return the row of a clip with its prediction: green if correct, red if wrong, black if the class is unknown.
 
     Args:
         images: Frames, ``(T, H, W, 3)`` in [0, 1].
-        probabilities: Class probabilities, ``(classes,)``.
-        classes: Class names.
+        probabilities: Class probabilities, or numbers, ``(classes,)``.
+        classes: Class names, or what numbers are called.
         label: Index of the true class, None if unknown.
+        problem_type: What is predicted, see :mod:`peft_aim.video.problem_type`.
     """
     guess = int(probabilities.argmax())
     color = "black" if label is None else "tab:green" if guess == label else "tab:red"
 
     def text(names: Sequence[str]) -> str:
+        if problem_type not in (None, SINGLE_LABEL):
+            return text_of(top_of(probabilities, names, 1, problem_type), problem_type).replace(", ", "\n")
         true = f"\n(true: {names[label]})" if color == "tab:red" else ""
         return f"{names[guess]}  {probabilities[guess]:.0%}{true}"
 

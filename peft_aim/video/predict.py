@@ -20,6 +20,7 @@ from peft_aim.video.description import Description
 from peft_aim.video.evaluate import score
 from peft_aim.video.output import check_writable, printed_if_lost
 from peft_aim.video.picture import Row, draw_strip, row_of
+from peft_aim.video.problem_type import REGRESSION, SINGLE_LABEL, text_of, top_of
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,18 @@ class Window:
     Attributes:
         begin: Start of the window in seconds.
         end: End of the window in seconds.
-        top: The most probable classes and their probabilities.
+        top: The most probable classes and their probabilities, or the predicted numbers.
+        problem_type: What they are, see :mod:`peft_aim.video.problem_type`.
     """
 
     begin: float
     end: float
     top: list[tuple[str, float]]
+    problem_type: str | None = None
 
     def __str__(self) -> str:
-        guess, probability = self.top[0]
-        return f"{self.begin:7.1f} - {self.end:.1f} s  {guess} {probability:.1%}"
+        top = self.top[:1] if self.problem_type in (None, SINGLE_LABEL) else self.top
+        return f"{self.begin:7.1f} - {self.end:.1f} s  {text_of(top, self.problem_type)}"
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ class Prediction:
     Attributes:
         video: The video file.
         adapter: Folder or Hub id of the adapter.
-        top: The most probable classes and their probabilities, averaged over the windows.
+        top: The most probable classes and their probabilities, averaged over the windows; if a video may have several
+            classes, at least all above 50%. For regression, what the numbers are called and the numbers.
         windows: Predictions for the windows of a long video; empty if the video is a single window.
         broken: Why the video cannot be read, in which case ``top`` and ``windows`` are empty; "" if it can.
         damaged: What cannot be decoded, if it is more than a fifth of the frames; "" otherwise.
         hdr: Whether the video is in HDR, which is read without tone mapping.
+        problem_type: What is predicted, see :mod:`peft_aim.video.problem_type`.
     """
 
     video: Path
@@ -62,12 +67,12 @@ class Prediction:
     broken: str = ""
     damaged: str = ""
     hdr: bool = False
+    problem_type: str | None = None
 
     def __str__(self) -> str:
         if self.broken:
             return f"skipped: {self.broken}"
-        classes = ", ".join(f"{name} {probability:.1%}" for name, probability in self.top)
-        return "\n".join([f"{self.video}: {classes}", *map(str, self.windows)])
+        return "\n".join([f"{self.video}: {text_of(self.top, self.problem_type)}", *map(str, self.windows)])
 
 
 class Predictions(list):
@@ -162,41 +167,46 @@ def _of_video(
     try:
         length = description.seconds if window is None else window
         with open_video(path, fps or description.fps) as video:
-            found = partial(_score_windows, loaded.model, description, length=length, batch_size=batch_size)
-            spans, scored, view, surest = video.consistently(found)
+            found = partial(score_windows, loaded.model, description, length=length, batch_size=batch_size)
+            parts, scored, view, surest = video.consistently(found)
+            spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
     except BrokenVideo as error:
         return Prediction(Path(path), adapter, [], [], str(error)), None
     mean = torch.stack(scored).mean(0)
-    top = partial(_top, classes=description.classes, k=top_k)
-    over_time = [Window(*span, top(one)) for span, one in zip(spans, scored, strict=True)] if len(spans) > 1 else []
-    prediction = Prediction(Path(path), adapter, top(mean), over_time, damaged=str(video.damage), hdr=video.hdr)
-    return prediction, row_of(to_image(view, description.preprocessing), surest, description.classes)
+    kind, classes = description.problem_type, description.classes
+    top = partial(top_of, classes=classes, top_k=top_k, problem_type=kind)
+    over_time = [Window(*span, top(one), kind) for span, one in zip(spans, scored, strict=True)]
+    about = {"damaged": str(video.damage), "hdr": video.hdr, "problem_type": kind}
+    prediction = Prediction(Path(path), adapter, top(mean), over_time if len(spans) > 1 else [], **about)
+    return prediction, row_of(to_image(view, description.preprocessing), surest, classes, problem_type=kind)
 
 
-def _score_windows(
-    model: nn.Module, description: Description, video: Video, length: float | None, batch_size: int
-) -> tuple[list[tuple[float, float]], list[Tensor], Tensor, Tensor]:
-    """Return begin and end of each window, its probabilities, and the middle view and probabilities of the surest.
+def score_windows(
+    model: nn.Module, description: Description, video: Video, length: float | None, batch_size: int = 8
+) -> tuple[list[range], list[Tensor], Tensor, Tensor]:
+    """Return the frames of each window, its values, and the middle view and values of the surest window.
 
-    Windows are scored in batches, and only those of a batch are in memory.
+    Windows are scored in batches, and only those of a batch are in memory. Of numbers, the first window is taken for
+    the surest.
+
+    Args:
+        model: The model, with the adapter active.
+        description: Description of the adapter.
+        video: The video.
+        length: Length of the windows in seconds; None or 0 takes the video as a whole.
+        batch_size: Views per forward pass.
     """
     views, parts = description.as_evaluated, windows(video.seconds, length) if length else [range(len(video.seconds))]
-    spans = [(video.seconds[part[0]], video.seconds[part[-1]]) for part in parts]
     scored: list[Tensor] = []
-    view, surest = torch.empty(0), torch.zeros(1)
+    view, surest = torch.empty(0), torch.full((1,), -torch.inf)  # numbers may be negative
     of_windows = views_of_windows(video, views, parts)
     with tqdm(total=len(parts), desc=str(video.path), unit="window", leave=False, disable=len(parts) == 1) as progress:
         while batch := list(islice(of_windows, max(1, batch_size // views.count))):
             found = score(model, torch.cat(batch), batch_size, description.problem_type)
             found = found.cpu().unflatten(0, (len(batch), -1)).mean(1)
             scored += found
-            if found.max() > surest.max():
-                which = int(found.amax(1).argmax())
+            if found.max() > surest.max() and (description.problem_type != REGRESSION or not len(view)):
+                which = 0 if description.problem_type == REGRESSION else int(found.amax(1).argmax())
                 view, surest = batch[which][views.count // 2].clone(), found[which]
             progress.update(len(batch))
-    return spans, scored, view, surest
-
-
-def _top(probabilities: Tensor, classes: list[str], k: int) -> list[tuple[str, float]]:
-    best = probabilities.topk(min(k, len(classes)))
-    return [(classes[i], float(p)) for p, i in zip(best.values, best.indices, strict=True)]
+    return parts, scored, view, surest

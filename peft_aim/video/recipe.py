@@ -59,10 +59,10 @@ class Recipe:
         epochs: Number of passes over the training videos. None (the default) is 6, or as many as 200 steps take: small
             data sets need steps, large ones epochs.
         keep: Weights that are evaluated and saved at the end: the "best", those of the epoch with the highest top-1
-            accuracy on the val split (the first of them, if several have it), or the "last". Without a val split, the
-            last are kept.
-        patience: Stop training after this many evaluations in a row without a higher top-1 accuracy on the val split.
-            None (the default) trains for all epochs.
+            accuracy on the val split (mAP with several labels per video; the lowest MAE with numbers), the first of
+            them, if several have it, or the "last". Without a val split, the last are kept.
+        patience: Stop training after this many evaluations in a row without a better one on the val split. None (the
+            default) trains for all epochs.
         batch_size: Clips per optimizer step, over all processes.
         accumulation: Gradient accumulation steps; each batch is split into this many parts to save memory.
         lr: Peak learning rate. None (the default) is 0.6 divided by the token width of the backbone: 3.1e-3 for a
@@ -74,7 +74,8 @@ class Recipe:
         max_grad_norm: Largest norm of the gradient; larger ones are scaled down. 0 turns clipping off.
         weight_decay: Weight decay, on all but biases, norms, the temporal embedding and the temporal convolution.
         balance: How rare classes count as much as frequent ones: "loss" weights the loss of a clip by the inverse
-            frequency of its class, "sampling" draws equally many training videos of all classes in each epoch. "none"
+            frequency of its class (of several labels per video, those that a video has against those it hasn't),
+            "sampling" draws equally many training videos of all classes in each epoch. "none"
             leaves the classes as they are.
         crop_scale: Smallest and largest fraction of a frame's area that a random resized crop keeps in training.
         flip: Flip training clips horizontally with probability 0.5.

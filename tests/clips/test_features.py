@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import home_made
 import pytest
 import timm
 import torch
@@ -37,24 +38,17 @@ def own_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", zoo.ZOO)
-def test_heads_map_features_to_scores(name):
-    model, clips = adapt(name), zoo.make_clips()
-    found = model.base_model.model.aim_clips.inspection
-    features, scores = model.features(clips), zoo.scores(model(clips))
-    head = model.base_model.model.get_submodule(found.last_layer) if found.last_layer else nn.Identity()
-    assert torch.allclose(head(features), scores, atol=1e-5)
+def test_heads_map_features_to_scores_and_tokens_are_those_of_the_library(name):
+    backbone, clips = zoo.build(name), zoo.make_clips()
+    has_tokens = name.startswith(("timm", "hf")) or name == "torchvision_swin"
+    own = own_tokens(backbone, clips.flatten(0, 1)).flatten(1, -2).unflatten(0, (2, -1)) if has_tokens else None
+    model = adapt(backbone)
+    found = backbone.aim_clips.inspection
+    head = backbone.get_submodule(found.last_layer) if found.last_layer else nn.Identity()
+    assert torch.allclose(head(model.features(clips)), zoo.scores(model(clips)), atol=1e-5)
     with model.disable_adapter():
         assert torch.allclose(head(model.features(clips)), zoo.scores(model(clips)), atol=1e-5)
-        assert not torch.allclose(model.features(clips), features, atol=1e-3)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", [n for n in zoo.ZOO if n.startswith(("timm", "hf")) or n == "torchvision_swin"])
-def test_tokens_are_those_of_the_library(name):
-    backbone, clips = zoo.build(name), zoo.make_clips()
-    expected = own_tokens(backbone, clips.flatten(0, 1)).flatten(1, -2).unflatten(0, clips.shape[:2])
-    tokens = adapt(backbone, init_weights=True).features(clips, tokens=True)
-    assert torch.allclose(tokens, expected, atol=1e-5)
+        assert not has_tokens or torch.allclose(model.features(clips, tokens=True), own, atol=1e-5)
 
 
 @torch.no_grad()
@@ -136,16 +130,68 @@ def test_models_of_images_and_text_have_the_features_of_images():
 
 
 @torch.no_grad()
-def test_features_of_a_backbone_that_has_an_attribute_of_that_name():
-    model = adapt("torchvision_swin")
-    assert model.features(zoo.make_clips()).shape == (2, 32)
-    assert isinstance(model.base_model.model.features, nn.Sequential)
+def test_backbones_keep_their_own_features():
+    class Own(home_made.Net):
+        def forward(self, images: Tensor) -> Tensor:
+            self.features = super().forward(images)
+            return self.features
+
+    model, clips = adapt(Own(home_made.Flat())), zoo.make_clips()
+    assert model.features(clips).shape == (2, home_made.D)
+    assert torch.equal(model.base_model.model.features.unflatten(0, (2, -1)).mean(1), model(clips))
 
 
 @torch.no_grad()
 def test_class_tokens_that_join_after_the_last_block_are_among_the_tokens():
     model = adapt(small("cait_xxs24_224"), target_modules=r"blocks\.\d+")
     assert model.features(zoo.make_clips(), tokens=True).shape == (2, 4, 17, 32)
+
+
+class Mean(home_made.Net):
+    """Normalizes the mean of all tokens, not the tokens."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.trunk(self.stem(images).flatten(2).mT).mean(1)))
+
+
+class ConvolvedMLP(nn.Module):
+    """An MLP with a convolution over positions, which is no half of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(home_made.D), home_made.mlp()
+        self.conv = nn.Conv1d(home_made.D, home_made.D, 3, padding=1, groups=home_made.D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.conv(self.norm(x).mT).mT)
+
+
+TRUNKS = {
+    "pairs": lambda: home_made.Pairs(home_made.Foo, home_made.FeedForward),
+    "flat": home_made.Flat,
+    "halves": lambda: home_made.Pairs(home_made.Foo, ConvolvedMLP),
+    "halves with skips": lambda: nn.Sequential(
+        *(home_made.Residual(half()) for _ in range(2) for half in (home_made.Foo, ConvolvedMLP))
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:AIM adapts")
+@pytest.mark.parametrize("trunk", TRUNKS.values(), ids=TRUNKS)
+def test_tokens_of_blocks_that_are_no_modules_are_those_of_the_trunk(trunk):
+    backbone, clips, seen = Mean(trunk()).eval(), zoo.make_clips(), []
+    backbone.trunk.register_forward_hook(lambda module, args, output: seen.append(output))
+    backbone(clips.flatten(0, 1))
+    tokens = adapt(backbone, init_weights=True).features(clips, tokens=True)
+    assert torch.allclose(tokens, seen[0].unflatten(0, clips.shape[:2]), atol=1e-5)
+
+
+def test_tokens_that_no_module_returns_are_rejected():
+    model = adapt(home_made.build("pairs_in_the_model_itself"))
+    message = r"\(B, T, N, D\): no module returns them after trunk.layers.2.1, whose output is only a part of what its"
+    with pytest.raises(ValueError, match=message):
+        model.features(zoo.make_clips(), tokens=True)
 
 
 @torch.no_grad()

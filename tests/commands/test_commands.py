@@ -25,7 +25,7 @@ from peft_aim.video.demo import run as demo_module
 from peft_aim.video.predict import predict
 from peft_aim.video.recipe import Recipe
 
-COMMANDS = ("train", "evaluate", "predict", "watch", "embed", "convert", "inspect", "demo")
+COMMANDS = ("train", "evaluate", "predict", "watch", "embed", "export", "explain", "convert", "inspect", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -108,11 +108,11 @@ def test_a_converted_checkpoint_predicts(small_clip, capsys, monkeypatch):
     loaded = backbones.load_backbone(Source(NAME, "clip.pth"))[0]
     model = from_official("official.pth", loaded)
     from peft_aim.video.adapters import load_adapters
-    from peft_aim.video.data.clips import EvaluationClips
+    from peft_aim.video.data.clips import EvaluationClips, Sample
 
     description = load_adapters(["k400"]).descriptions[0]
     assert (description.stride, description.views, description.recipe) == (128 // frames, (3, 1), None)
-    clips = EvaluationClips([("video.mp4", 0)], description.views_with(3, 1), 1)
+    clips = EvaluationClips([Sample("video.mp4", 0)], description.views_with(3, 1), 1)
     with torch.no_grad():
         expected = model(clips[0]["clips"]).softmax(-1).mean(0)
     assert [dict(prediction.top)[name] for name in classes] == pytest.approx(expected.tolist(), abs=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import transformers as tf
@@ -14,6 +13,7 @@ from videos import write
 
 from peft_aim.__main__ import main
 from peft_aim.video.backbones import Source
+from peft_aim.video.data import Data
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.adapting import adapt
 
@@ -37,7 +37,7 @@ def task(tmp_path_factory, image_model):
     """An adapter as peft-aim train saves it, and the arguments of the command that uses it."""
     folder = tmp_path_factory.mktemp("task")
     video = write(folder / "video.mp4", count=4)
-    model, description = adapt(SimpleNamespace(classes=["dark", "light"]), Source(image_model), Recipe(frames=2))
+    model, description = adapt(Data(["dark", "light"], train=[]), Source(image_model), Recipe(frames=2))
     description.write(model.active_peft_config)
     model.save_pretrained(folder / "task")
     return folder / "task", [str(video), "--output", str(folder / "strips")]

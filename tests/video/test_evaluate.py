@@ -17,7 +17,7 @@ from peft_aim.__main__ import main
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.data.clips import EvaluationClips
 from peft_aim.video.data.data import Data
-from peft_aim.video.data.listing import indexed
+from peft_aim.video.data.listing import Sample, indexed
 from peft_aim.video.evaluate import evaluate_model
 from peft_aim.video.metrics import Metrics
 from peft_aim.video.pipeline import video_pipeline
@@ -170,7 +170,7 @@ def test_labels_refer_to_the_classes_of_the_adapter(folder, adapter, tmp_path, c
 
 def test_only_broken_videos_is_an_error(folder, adapter):
     loaded = load_adapters([adapter])
-    videos = [(path, 0) for path in write_broken(folder / "more").values()]
+    videos = [Sample(path, 0) for path in write_broken(folder / "more").values()]
     with pytest.raises(ValueError, match=r"None of the 4 evaluation videos can be read. .*cannot be read as a video"):
         evaluate_model(loaded.model, loaded.descriptions[0], videos, workers=0, min_frames=2)
     assert indexed([], loaded.descriptions[0].classes) == []

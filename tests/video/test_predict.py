@@ -27,6 +27,7 @@ from peft_aim.__main__ import main
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
 from peft_aim.video.data.data import Data
+from peft_aim.video.data.listing import Sample
 from peft_aim.video.description import Description
 from peft_aim.video.pipeline import video_pipeline
 from peft_aim.video.predict import predict
@@ -60,7 +61,7 @@ def test_predictions_are_the_scores_of_the_model(tasks):
     from peft_aim.video.data.clips import EvaluationClips
 
     description = loaded.descriptions[0]
-    clips = EvaluationClips([(tasks / "video.mp4", 0)], description.views_with(1, 1), 1)[0]["clips"]
+    clips = EvaluationClips([Sample(tasks / "video.mp4", 0)], description.views_with(1, 1), 1)[0]["clips"]
     with torch.no_grad():
         expected = loaded.model(clips).logits.softmax(-1)[0]
     assert dict(prediction.top) == {f"one{i}": pytest.approx(float(p), abs=1e-6) for i, p in enumerate(expected)}

@@ -1,4 +1,4 @@
-"""Adapters for several labels, or for numbers, are not trained or evaluated as if they predicted one class."""
+"""The problem type of a backbone is not that of its adapters."""
 
 from __future__ import annotations
 

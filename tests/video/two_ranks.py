@@ -32,6 +32,8 @@ class Rule(nn.Module):
 class Description:
     classes = ("dark", "light")
     views = (1, 1)
+    problem_type = None
+    fps = 12.0
 
     def views_with(self, clips: int, crops: int) -> Views:
         return Views(2, None, clips, crops, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3))

@@ -3,12 +3,23 @@
 Requires the extra "video", like the packages that build on it.
 """
 
-from peft_aim.video.data.balance import class_weights
+from peft_aim.video.data.balance import class_weights, positive_weights
 from peft_aim.video.data.clips import IGNORED, EvaluationClips, NoiseClips, TrainingClips, mixed, why_unreadable
-from peft_aim.video.data.data import Data, Videos, listed, notes_on, notes_on_evaluation, typical_timing
+from peft_aim.video.data.data import Data, listed, notes_on, notes_on_evaluation, read_labels, typical_timing
 from peft_aim.video.data.decode import BrokenVideo, Video, open_video
 from peft_aim.video.data.given import given_videos
-from peft_aim.video.data.listing import VideoSource, by_index, find_videos, indexed, read_names
+from peft_aim.video.data.labels import target_of
+from peft_aim.video.data.listing import (
+    Label,
+    Sample,
+    VideoSource,
+    by_index,
+    counted,
+    find_videos,
+    indexed,
+    read_names,
+    texts_of,
+)
 from peft_aim.video.data.remarks import Remarked, Remarks
 from peft_aim.video.data.sampling import evaluation_frames, windows
 from peft_aim.video.data.streaming import views_of_windows
@@ -22,17 +33,19 @@ __all__ = [
     "EvaluationClips",
     "ForEvaluation",
     "ForTraining",
+    "Label",
     "NoiseClips",
     "Preprocessing",
     "Remarked",
     "Remarks",
+    "Sample",
     "TrainingClips",
     "Video",
     "VideoSource",
-    "Videos",
     "Views",
     "by_index",
     "class_weights",
+    "counted",
     "evaluation_frames",
     "find_videos",
     "given_videos",
@@ -43,7 +56,11 @@ __all__ = [
     "notes_on",
     "notes_on_evaluation",
     "open_video",
+    "positive_weights",
+    "read_labels",
     "read_names",
+    "target_of",
+    "texts_of",
     "to_image",
     "typical_timing",
     "views_of_windows",

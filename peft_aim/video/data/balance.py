@@ -55,3 +55,22 @@ def class_weights(labels: Sequence[int], classes: int) -> Tensor:
     counts = torch.bincount(torch.tensor(labels), minlength=classes)
     weights = len(labels) / ((counts > 0).sum() * counts.clamp(min=1))
     return weights * (counts > 0)
+
+
+def positive_weights(labels: Sequence[frozenset[int]], classes: int) -> Tensor:
+    """Return by how much videos that have a class weigh more than those that don't, so that both count the same.
+
+    Args:
+        labels: Classes of each video.
+        classes: Number of classes; those that no video has, or all have, have the weight 1.
+
+    Returns:
+        Weights ``(classes,)``, as ``pos_weight`` of torch's binary cross-entropy.
+
+    Example:
+        >>> positive_weights([frozenset({0}), frozenset({0, 1}), frozenset(), frozenset()], classes=3)
+        tensor([1., 3., 1.])
+    """
+    counts = torch.bincount(torch.tensor([i for label in labels for i in label], dtype=torch.long), minlength=classes)
+    others = len(labels) - counts
+    return torch.where((counts > 0) & (others > 0), others / counts.clamp(min=1), 1.0)

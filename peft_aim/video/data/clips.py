@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,9 @@ from torch.utils.data import Dataset, get_worker_info
 from tqdm.contrib.concurrent import process_map
 
 from peft_aim.video.data.balance import balanced
-from peft_aim.video.data.decode import BrokenVideo, Video, open_video
+from peft_aim.video.data.decode import BrokenVideo, Segment, Video, open_video
+from peft_aim.video.data.labels import target_of
+from peft_aim.video.data.listing import Label, Sample
 from peft_aim.video.data.sampling import evaluation_frames, training_frames
 from peft_aim.video.data.transforms import ForTraining
 from peft_aim.video.data.views import Views
@@ -36,17 +37,19 @@ class TrainingClips(Dataset):
     to get equal shares.
 
     Args:
-        videos: The videos and the indices of their classes.
+        videos: The videos, see :func:`peft_aim.video.data.indexed`.
         recipe: The recipe, for sampling frames.
         transform: Preprocessing and augmentation of frames and label.
 
     Returns:
-        By index, ``{"clips": (T, 3, H, W), "labels": int, "seconds": float, **remarks}``. ``seconds`` is the loading
-        time. The remarks on the video at "path" are "skipped", the reason why it cannot be read, and the label is then
-        -100; "damaged", what cannot be decoded if it is much; "hdr", its path if it is in HDR; "" stands for none.
+        By index, ``{"clips": (T, 3, H, W), "labels": int, "targets": (C,), "seconds": float, **remarks}``. The label
+        is the index of the class, 0 for several classes or numbers, and the target what the model should predict, see
+        :func:`peft_aim.video.data.labels.target_of`. ``seconds`` is the loading time. The remarks on the video at
+        "path" are "skipped", the reason why it cannot be read, and the label is then -100; "damaged", what cannot be
+        decoded if it is much; "hdr", its path if it is in HDR; "" stands for none.
     """
 
-    def __init__(self, videos: Sequence[tuple[Path, int]], recipe: Recipe, transform: ForTraining) -> None:
+    def __init__(self, videos: Sequence[Sample], recipe: Recipe, transform: ForTraining) -> None:
         self.videos, self.recipe, self.transform = videos, recipe, transform
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # persistent workers see the next epoch, too
         self._drawn: tuple[int, Sequence[int]] = (-1, range(len(videos)))
@@ -59,24 +62,30 @@ class TrainingClips(Dataset):
         """Indices of the videos of the epoch."""
         epoch = int(self.epoch)
         if self.recipe.balance == "sampling" and self._drawn[0] != epoch:
-            self._drawn = (epoch, balanced([label for _, label in self.videos], mixed(self.recipe.seed, epoch)))
+            self._drawn = (epoch, balanced([video.label for video in self.videos], mixed(self.recipe.seed, epoch)))
         return self._drawn[1]
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         _leave_interrupts_to_the_main_process()
         if i >= len(self.videos):
-            return {"clips": self._clip(_Black(), 0)[0], "labels": IGNORED, "seconds": 0.0, **_remarks()}
-        began, (path, label) = time.perf_counter(), self.videos[self.drawn[i]]
+            return {**self._labeled(self._clip(_Black(), self.videos[0].label), False), "seconds": 0.0, **_remarks()}
+        began, sample = time.perf_counter(), self.videos[self.drawn[i]]
         with _seeded(self.recipe.seed, int(self.epoch), i):
             try:
-                with long_enough(path, self.recipe.min_frames) as video:
-                    clip, label = video.consistently(partial(self._clip, label=label))
-                    remarks = _remarks(path, video)
+                with long_enough(sample, self.recipe.min_frames, self.recipe.fps) as video:
+                    clip = self._labeled(video.consistently(partial(self._clip, label=sample.label)))
+                    remarks = _remarks(sample, video)
             except BrokenVideo as error:
-                clip, label, remarks = self._clip(_Black(), label)[0], IGNORED, _remarks(path, skipped=str(error))
-        return {"clips": clip, "labels": label, "seconds": time.perf_counter() - began, **remarks}
+                clip = self._labeled(self._clip(_Black(), sample.label), is_readable=False)
+                remarks = _remarks(sample, skipped=str(error))
+        return {**clip, "seconds": time.perf_counter() - began, **remarks}
 
-    def _clip(self, video: Video, label: int) -> tuple[Tensor, int]:
+    def _labeled(self, clip: tuple[Tensor, Label], is_readable: bool = True) -> dict[str, Any]:
+        frames, label = clip
+        number, target = _number(label) if is_readable else IGNORED, target_of(label, len(self.transform.classes))
+        return {"clips": frames, "labels": number, "targets": target}
+
+    def _clip(self, video: Video, label: Label) -> tuple[Tensor, Label]:
         chosen = training_frames(len(video.seconds), self.recipe.frames, self.recipe.stride)
         cutout = self.transform.cutout(video.size)
         return self.transform.finish(video.read(chosen, cutout), label, cutout)
@@ -88,34 +97,36 @@ class NoiseClips(Dataset):
     Args:
         count: Number of clips.
         shape: Shape of a clip, ``(T, 3, H, W)``.
+        outputs: Number of outputs of the model.
     """
 
-    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
-        self.count, self.clip = count, torch.randn(shape)
+    def __init__(self, count: int, shape: tuple[int, ...], outputs: int) -> None:
+        self.count, self.clip, self.target = count, torch.randn(shape), target_of(0, outputs)
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"clips": self.clip, "labels": i % 2, "seconds": 0.0, **_remarks()}
+        return {"clips": self.clip, "labels": 0, "targets": self.target, "seconds": 0.0, **_remarks()}
 
 
 class EvaluationClips(Dataset):
     """All views of each video.
 
     Args:
-        videos: The videos and the indices of their classes.
+        videos: The videos, see :func:`peft_aim.video.data.indexed`.
         views: The views to average.
         min_frames: Videos with fewer frames are skipped.
+        fps: Frames per second of folders of images.
 
     Returns:
-        By index, ``{"clips": (V, T, 3, H, W), "labels": int, **remarks}``, see :class:`TrainingClips`. There are
-        ``total`` views V, of which the first ``views.count`` are those to average. The view at index ``single`` is
-        that of 1 x 1; it is one of them if both numbers are odd.
+        By index, ``{"clips": (V, T, 3, H, W), "labels": int, "index": int, **remarks}``, see :class:`TrainingClips`.
+        There are ``total`` views V, of which the first ``views.count`` are those to average. The view at index
+        ``single`` is that of 1 x 1; it is one of them if both numbers are odd.
     """
 
-    def __init__(self, videos: Sequence[tuple[Path, int]], views: Views, min_frames: int) -> None:
-        self.videos, self.min_frames = videos, min_frames
+    def __init__(self, videos: Sequence[Sample], views: Views, min_frames: int, fps: float = Recipe.fps) -> None:
+        self.videos, self.min_frames, self.fps = videos, min_frames, fps
         self.count = views.count
         self.single = views.count // 2 if views.has_center else views.count
         self.total = views.count if views.has_center else views.count + 1
@@ -126,15 +137,16 @@ class EvaluationClips(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         _leave_interrupts_to_the_main_process()
-        path, label = self.videos[i]
+        sample = self.videos[i]
+        label = _number(sample.label)
         try:
-            with long_enough(path, self.min_frames) as video:
+            with long_enough(sample, self.min_frames, self.fps) as video:
                 clips = video.consistently(lambda video: [views.of(video) for views in self.views])
-                remarks = _remarks(path, video)
+                remarks = _remarks(sample, video)
         except BrokenVideo as error:
             clips, label = [views.of(_Black()) for views in self.views], IGNORED
-            remarks = _remarks(path, skipped=str(error))
-        return {"clips": torch.cat(clips), "labels": label, **remarks}
+            remarks = _remarks(sample, skipped=str(error))
+        return {"clips": torch.cat(clips), "labels": label, "index": i, **remarks}
 
 
 class _Black(Video):
@@ -148,59 +160,75 @@ class _Black(Video):
         return ((i, torch.zeros(3, *self.size, dtype=torch.uint8)) for i in indices)
 
 
-def _remarks(path: str | Path = "", video: Video | None = None, skipped: str = "") -> dict[str, str]:
+def _number(label: Label) -> int:
+    """Return the index of the class, 0 for several classes or numbers."""
+    return label if isinstance(label, int) else 0
+
+
+def _remarks(sample: Sample | str = "", video: Video | None = None, skipped: str = "") -> dict[str, str]:
     """Return what is to be reported about a video, see :class:`TrainingClips`."""
-    damaged, hdr = (str(video.damage), str(path) if video.hdr else "") if video else ("", "")
-    return {"path": str(path), "skipped": skipped, "damaged": damaged, "hdr": hdr}
+    damaged, hdr = (str(video.damage), str(sample) if video.hdr else "") if video else ("", "")
+    return {"path": str(sample), "skipped": skipped, "damaged": damaged, "hdr": hdr}
 
 
 @contextmanager
-def long_enough(path: Path, min_frames: int) -> Iterator[Video]:
-    """Open a video with at least ``min_frames`` frames.
+def open_sample(sample: Sample, fps: float = Recipe.fps) -> Iterator[Video]:
+    """Open a video or the segment of it that a sample is.
+
+    Raises:
+        BrokenVideo: If it cannot be read, or the segment is outside of it.
+    """
+    with open_video(sample.path, fps) as video:
+        yield Segment(video, sample.start, sample.end) if sample.is_segment else video
+
+
+@contextmanager
+def long_enough(sample: Sample, min_frames: int, fps: float = Recipe.fps) -> Iterator[Video]:
+    """Open a video or segment with at least ``min_frames`` frames.
 
     Raises:
         BrokenVideo: If it cannot be read, or has fewer frames.
     """
-    with open_video(path) as video:
+    with open_sample(sample, fps) as video:
         count = len(video.seconds)
         if count < min_frames:
-            raise BrokenVideo(f"{path} has {count} frame{'s' * (count > 1)}, fewer than min_frames={min_frames}.")
+            raise BrokenVideo(f"{sample} has {count} frame{'s' * (count > 1)}, fewer than min_frames={min_frames}.")
         yield video
 
 
-def scan(videos: Sequence[tuple[Path, int]], min_frames: int, workers: int, what: str) -> dict[Path, dict[str, str]]:
+def scan(videos: Sequence[Sample], min_frames: int, workers: int, what: str) -> dict[str, dict[str, str]]:
     """Read a clip of every video, with a progress bar; only the main process does so, for all.
 
     Args:
-        videos: The videos and the indices of their classes.
+        videos: The videos.
         min_frames: Videos with fewer frames count as broken.
         workers: Number of worker processes, at least 1.
         what: Name of the split, for the progress bar.
 
     Returns:
-        The remarks on each video, see :class:`TrainingClips`.
+        The remarks on each video by its text, see :class:`TrainingClips`.
     """
-    paths, look = [path for path, _ in videos], partial(_remarks_on, min_frames=min_frames)
+    look = partial(_remarks_on, min_frames=min_frames)
     options = {"max_workers": max(1, workers), "chunksize": 8, "desc": f"Checking {what}", "unit": "video"}
-    return dict(zip(paths, once(lambda: process_map(look, paths, **options)), strict=True))
+    return dict(zip(map(str, videos), once(lambda: process_map(look, videos, **options)), strict=True))
 
 
-def why_unreadable(videos: Sequence[tuple[Path, int]], min_frames: int) -> str:
+def why_unreadable(videos: Sequence[Sample], min_frames: int) -> str:
     """Return why the first video cannot be read if none of them can; "" if any can, or if there are none."""
-    reasons = (_remarks_on(path, min_frames, frames=1)["skipped"] for path, _ in videos)
+    reasons = (_remarks_on(video, min_frames, frames=1)["skipped"] for video in videos)
     first = next(reasons, "")
     return first if first and all(reasons) else ""
 
 
-def _remarks_on(path: Path, min_frames: int, frames: int = 8) -> dict[str, str]:
+def _remarks_on(sample: Sample, min_frames: int, frames: int = 8) -> dict[str, str]:
     """Read one frame from each of so many equal segments of a video, for nothing but the remarks on it."""
     try:
-        with long_enough(path, min_frames) as video:
+        with long_enough(sample, min_frames) as video:
             (chosen,) = evaluation_frames(len(video.seconds), frames, stride=None)
             video.read(chosen, lambda frame: frame[:, :1, :1].clone())
-            return _remarks(path, video)
+            return _remarks(sample, video)
     except BrokenVideo as error:
-        return _remarks(path, skipped=str(error))
+        return _remarks(sample, skipped=str(error))
 
 
 @contextmanager

@@ -11,15 +11,25 @@ from pathlib import Path
 
 import numpy as np
 
-from peft_aim.video.data.clips import scan
-from peft_aim.video.data.decode import BrokenVideo, open_video
+from peft_aim.video.data.clips import open_sample, scan
+from peft_aim.video.data.decode import BrokenVideo
+from peft_aim.video.data.labels import as_text, classes_in
 from peft_aim.video.data.leaks import notes_on_leaks
-from peft_aim.video.data.listing import Labeled, VideoSource, class_names, indexed, shown_names, split_name
+from peft_aim.video.data.listing import (
+    Listing,
+    Sample,
+    VideoSource,
+    class_names,
+    indexed,
+    merged,
+    problem_type_of,
+    shown_names,
+    split_name,
+)
 from peft_aim.video.data.remarks import Remarks
+from peft_aim.video.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
-
-Videos = Sequence[tuple[Path, int]]
 
 NO_VAL = (
     "There is no val split, so the adapter is not evaluated: the last weights are kept, and curve.png shows the "
@@ -32,15 +42,17 @@ class Data:
     """Labeled videos.
 
     Attributes:
-        classes: Class names.
-        train: Training videos and the indices of their classes.
-        val: Validation videos and the indices of their classes; may be empty.
+        classes: Class names; of numbers, what they are called.
+        train: Training videos, :func:`indexed` by these names.
+        val: Validation videos; may be empty.
+        problem_type: What labels mean, see :mod:`peft_aim.video.problem_type`.
         summary: What was read for each split and what was left out, in words.
     """
 
     classes: list[str]
-    train: Videos
-    val: Videos = ()
+    train: Sequence[Sample]
+    val: Sequence[Sample] = ()
+    problem_type: str = SINGLE_LABEL
     summary: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -50,6 +62,7 @@ class Data:
         val: str | Path | None = None,
         root: str | Path | None = None,
         classes: list[str] | None = None,
+        problem_type: str | None = None,
     ) -> Data:
         """Find the videos of the splits "train" and "val".
 
@@ -57,23 +70,32 @@ class Data:
             videos: A folder, list or table, see :func:`peft_aim.video.data.listing.find_videos`.
             val: The validation videos, if they are not the val split of ``videos``: a folder, list or table.
             root: Folder that the paths in lists and tables are relative to.
-            classes: Class names, for videos labeled by index.
+            classes: Class names, for videos labeled by index; of numbers, what to call them.
+            problem_type: What labels mean; None takes several classes per video if some have several, else one. That
+                they are numbers has to be given.
 
         Raises:
-            ValueError: If there are no videos, only one class, or a class in val that is not in train.
+            ValueError: If there are no videos, only one class, a class in val that is not in train, labels of several
+                kinds, or all numbers are the same.
         """
         source, named = VideoSource(videos, root), not classes  # by their labels
         train = source.listing("train")
-        by_name = named and source.is_folder
-        classes = class_names(train.videos, classes or train.classes, by_name)
-        data = cls(classes, indexed(train.videos, classes, by_name), summary=(train.summary("train"),))
-        if val is None and not source.has("val"):
-            return data
-        other = source if val is None else VideoSource(val, root)
-        # A table that is given for validation may have other splits, too.
-        held_out = other.listing(next((name for name in ("val", "test") if other.has(name)), None))
-        summary = (*data.summary, held_out.summary("val"))
-        return replace(data, val=indexed(held_out.videos, classes, named and other.is_folder), summary=summary)
+        found = {"train": read_labels(train, problem_type)}
+        summaries, by_name = {"train": train}, {"train": named and source.is_folder}
+        if val is not None or source.has("val"):
+            other = source if val is None else VideoSource(val, root)
+            # A table that is given for validation may have other splits, too.
+            held_out = other.listing(next((name for name in ("val", "test") if other.has(name)), None))
+            found["val"], summaries["val"] = read_labels(held_out, problem_type), held_out
+            by_name["val"] = named and other.is_folder
+        everything = [video for videos in found.values() for video in videos]
+        kind = problem_type or problem_type_of(everything)
+        classes = class_names(found["train"], classes or train.classes, by_name["train"], kind)
+        of_splits = {name: indexed(videos, classes, by_name[name], kind) for name, videos in found.items()}
+        what = "number" if kind == REGRESSION else "class"
+        summary = [listing.summary(split, what) for split, listing in summaries.items()]
+        summary += about_labels(everything, kind, problem_type is None)
+        return cls(classes, **of_splits, problem_type=kind, summary=tuple(summary))
 
     @property
     def fingerprint(self) -> str:
@@ -106,17 +128,36 @@ class Data:
             for seen in found.values():
                 remarks.take({kind: [remark] for kind, remark in seen.items()})
             broken |= skipped.keys()
-        return replace(self, train=[video for video in self.train if video[0] not in broken]), remarks
+        return replace(self, train=[video for video in self.train if str(video) not in broken]), remarks
+
+
+def read_labels(listing: Listing, problem_type: str | None) -> list[Sample]:
+    """Return the videos of a listing; rows of one video with several classes become one. Numbers are left apart."""
+    return listing.videos if problem_type == REGRESSION else merged(listing.videos)
+
+
+def about_labels(videos: Sequence[Sample], problem_type: str, inferred: bool) -> list[str]:
+    """Return in words that videos may have several classes, if they may, and how that is known."""
+    if problem_type != MULTI_LABEL:
+        return []
+    several = [video for video in videos if not isinstance(video.label, str) and len(video.label) > 1]
+    example = f", {several[0]} for example" if several else ""
+    why = "so this is" if inferred else "as given by"
+    return [
+        f"{len(several)} of {len(videos)} videos have several labels{example}, {why} problem_type={problem_type!r}: "
+        "each class is predicted by itself."
+    ]
 
 
 def listed(data: Data) -> str:
-    r"""Return the videos of both splits, a line "split, label, path" for each, separated by tabs.
+    r"""Return the videos of both splits, a line "split, label, path" for each, separated by tabs; segments with times.
 
     Example:
-        >>> listed(Data(["run", "walk"], [("a.mp4", 0)], [("b.mp4", 1)]))
+        >>> listed(Data(["run", "walk"], [Sample(Path("a.mp4"), 0)], [Sample(Path("b.mp4"), 1)]))
         'train\trun\ta.mp4\nval\twalk\tb.mp4\n'
     """
-    rows = [(split, data.classes[label], path) for split in ("train", "val") for path, label in getattr(data, split)]
+    splits = {split: getattr(data, split) for split in ("train", "val")}
+    rows = [(split, as_text(one.label, data.classes), one) for split, videos in splits.items() for one in videos]
     return "".join("\t".join(map(_one_cell, row)) + "\n" for row in rows)
 
 
@@ -130,18 +171,22 @@ def notes_on(data: Data) -> list[str]:
     Videos are compared by the main process only.
     """
     notes = [] if data.val else [NO_VAL]
-    for split, count, few in (("train", 0, "no videos"), ("train", 1, "only one video"), ("val", 0, "no videos")):
-        counts = Counter(label for _, label in getattr(data, split))
+    of_classes = (("train", 0, "no videos"), ("train", 1, "only one video"), ("val", 0, "no videos"))
+    for split, count, few in of_classes if data.problem_type != REGRESSION else ():
+        counts = Counter(label for video in getattr(data, split) for label in classes_in(video.label))
         rare = [name for label, name in enumerate(data.classes) if counts[label] == count]
         if rare and counts:
             notes.append(f"The {split} split has {few} of the classes {shown_names(rare)}.")
     if not processes().is_main_process:
         return notes
-    named = ([(path, data.classes[label]) for path, label in videos] for videos in (data.train, data.val))
+    named = (
+        [replace(video, label=as_text(video.label, data.classes)) for video in videos]
+        for videos in (data.train, data.val)
+    )
     return [*notes, *notes_on_leaks(*named)]
 
 
-def notes_on_evaluation(videos: list[Labeled], source: VideoSource, split: str) -> list[str]:
+def notes_on_evaluation(videos: Sequence[Sample], source: VideoSource, split: str) -> list[str]:
     """Return what limits the results on a split: videos that are given twice, or are in the train split, too.
 
     Videos are compared by the main process only.
@@ -153,18 +198,18 @@ def notes_on_evaluation(videos: list[Labeled], source: VideoSource, split: str) 
     """
     if not processes().is_main_process:
         return []
-    train: list[Labeled] = []
+    train: Sequence[Sample] = []
     with suppress(ValueError):  # a train split that cannot be read is no fault of this one
-        train = source.listing("train").videos if split_name(split) != "train" and source.has("train") else []
-    splits = ([(video.path, video.label) for video in of_split] for of_split in (train, videos))
-    return notes_on_leaks(*splits, split)
+        if split_name(split) != "train" and source.has("train"):
+            train = merged(source.listing("train").videos)
+    return notes_on_leaks(train, videos, split)
 
 
-def typical_timing(videos: Videos, fps: float, sample: int = 25) -> tuple[float | None, float | None]:
+def typical_timing(videos: Sequence[Sample], fps: float, sample: int = 25) -> tuple[float | None, float | None]:
     """Return the median length and frame rate of a sample of the videos, None for what cannot be known.
 
     Args:
-        videos: The videos and the indices of their classes.
+        videos: The videos.
         fps: Frames per second of folders of images.
         sample: About how many videos to open.
 
@@ -172,9 +217,9 @@ def typical_timing(videos: Videos, fps: float, sample: int = 25) -> tuple[float 
         Time of the last frame in seconds, None if no video can be read, and frames per second, None if none has two.
     """
     lengths, rates = [], []
-    for path, _ in videos[:: max(1, len(videos) // sample)]:
+    for one in videos[:: max(1, len(videos) // sample)]:
         try:
-            with open_video(path, fps) as video:
+            with open_sample(one, fps) as video:
                 lengths.append(video.seconds[-1])
                 rates += [(len(video.seconds) - 1) / lengths[-1]] if lengths[-1] else []
         except BrokenVideo:

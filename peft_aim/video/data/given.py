@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_aim.video.data.decode import is_url
-from peft_aim.video.data.listing import Labeled, VideoSource, is_folder_of_frames, is_video_file, videos_below
+from peft_aim.video.data.listing import Sample, VideoSource, is_folder_of_frames, is_video_file, videos_below
 
 
 def given_videos(
     videos: str | Path | Sequence[str | Path], split: str | None = None, root: str | Path | None = None
-) -> list[Labeled]:
+) -> list[Sample]:
     """Find the videos that a user gives, in that order.
 
     Args:
@@ -30,14 +30,14 @@ def given_videos(
     return [video for one in several for video in _videos(one, split, root)]
 
 
-def _videos(given: str | Path, split: str | None, root: str | Path | None) -> list[Labeled]:
+def _videos(given: str | Path, split: str | None, root: str | Path | None) -> list[Sample]:
     path, is_stream = Path(given), is_url(str(given))
     if is_stream or (path.is_file() and is_video_file(path)) or is_folder_of_frames(path):
         if split is not None:
             raise ValueError(f"{given} is a video, which has no split {split!r}. Leave the split out.")
-        return [Labeled(given if is_stream else path, "")]  # a Path would lose one of the slashes
+        return [Sample(given if is_stream else path, "")]  # a Path would lose one of the slashes
     if not path.exists():
         raise ValueError(f"{given} does not exist. Give videos, a folder of videos, or a list or table of them.")
     if path.is_file() or split is not None:
         return VideoSource(path, root).listing(split).videos
-    return [Labeled(video, "") for video in videos_below(path)]
+    return [Sample(video, "") for video in videos_below(path)]

@@ -7,49 +7,67 @@ import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from peft_aim.video.data.listing import image_names, images_in
-
-Pairs = Sequence[tuple[Path, Hashable]]  # paths and labels
+from peft_aim.video.data.listing import Sample, image_names, images_in
 
 Content = tuple[Hashable, ...]  # what is known of a video's bytes
 
 BLOCK = 64 * 1024  # bytes read at the beginning and at the end of a file
 
 
-def notes_on_leaks(train: Pairs, val: Pairs, name: str = "val") -> list[str]:
+def notes_on_leaks(train: Sequence[Sample], val: Sequence[Sample], name: str = "val") -> list[str]:
     """Return notes on videos that are given twice; files that do not exist are left to others.
 
     Two videos are the same if their bytes are, whatever their names; folders of frames are if the names and bytes of
-    their images are.
+    their images are. Segments of a video are in both splits if they overlap, and given twice if their times are the
+    same.
 
     Args:
         train: Training videos and their classes.
         val: Videos to evaluate on and their classes.
         name: Name of the split to evaluate on.
     """
-    contents = _contents({path for videos in (train, val) for path, _ in videos})
-    notes, trained = [], {contents[path]: path for path, _ in reversed(train) if path in contents}
-    both = [(path, trained[contents[path]]) for path, _ in val if contents.get(path) in trained]
+    contents = _contents({video.path for videos in (train, val) for video in videos})
+    trained: dict[Content, list[Sample]] = {}
+    for video in train:
+        if video.path in contents:
+            trained.setdefault(contents[video.path], []).append(video)
+    both, beside = [], []
+    for video in val:
+        same = trained.get(contents.get(video.path), [])
+        overlapping = next((other for other in same if other.overlaps(video)), None)
+        if overlapping:
+            both.append((video, overlapping))
+        elif same:
+            beside.append((video, same[0]))
+    notes = []
     if both:
         notes.append(
             f"{_some(both, val, name)} also in the train split (by content), {_pair(*both[0])} for example: the "
             "results are too good. Leave them out of one split."
         )
+    if beside:
+        are = "is of a video" if len(beside) == 1 else "are of videos"
+        notes.append(
+            f"{len(beside)} of the {len(val)} {name} segments {are} with other segments in the train split, "
+            f"{_pair(*beside[0])} for example: the results may be too good for other videos. Split by video."
+        )
     return [*notes, *_notes_on_copies(train, contents, "train"), *_notes_on_copies(val, contents, name)]
 
 
-def _notes_on_copies(videos: Pairs, contents: dict[Path, Content], split: str) -> list[str]:
-    first: dict[Content, tuple[Path, Hashable]] = {}
+def _notes_on_copies(videos: Sequence[Sample], contents: dict[Path, Content], split: str) -> list[str]:
+    first: dict[Hashable, Sample] = {}
     copies, contradictions = [], []
-    for path, label in videos:
-        content = contents.get(path)
-        if content in first:
-            original, known = first[content]
-            (copies if label == known else contradictions).append((original, path, known, label))
+    for video in videos:
+        content = contents.get(video.path)
+        key = (content, video.start, video.end)
+        if original := first.get(key):
+            found = copies if video.label == original.label else contradictions
+            found.append((original, video, original.label, video.label))
         elif content is not None:
-            first[content] = (path, label)
+            first[key] = video
     notes = []
     if copies:
         notes.append(
@@ -65,16 +83,16 @@ def _notes_on_copies(videos: Pairs, contents: dict[Path, Content], split: str) -
     return notes
 
 
-def _some(some: Sequence, videos: Pairs, split: str) -> str:
+def _some(some: Sequence, videos: Sequence[Sample], split: str) -> str:
     return f"{len(some)} of the {len(videos)} {split} videos {'is' if len(some) == 1 else 'are'}"
 
 
-def _pair(first: Path, second: Path) -> str:
-    """Return two paths, relative to the folder that both are in."""
-    if first == second:
+def _pair(first: Sample, second: Sample) -> str:
+    """Return two videos, their paths relative to the folder that both are in."""
+    if str(first) == str(second):
         return f"{first}"
-    common = os.path.commonpath([first.absolute().parent, second.absolute().parent])
-    return " and ".join(os.path.relpath(path, common) for path in (first, second))
+    common = os.path.commonpath([video.path.absolute().parent for video in (first, second)])
+    return " and ".join(str(replace(video, path=os.path.relpath(video.path, common))) for video in (first, second))
 
 
 def _contents(paths: Iterable[Path]) -> dict[Path, Content]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
+from peft_aim.video.data.labels import classes_in
+from peft_aim.video.data.listing import Label
 from peft_aim.video.recipe import Recipe
 
 
@@ -70,7 +72,7 @@ class ForTraining(nn.Module):
 
     Shape:
         uint8 ``(T, 3, H', W')`` and a label -> float ``(T, 3, H, W)`` and a label; the label changes if the clip is
-        flipped and its class is in ``flip_pairs``.
+        flipped and its class, or one of its classes, is in ``flip_pairs``.
     """
 
     def __init__(self, preprocessing: Preprocessing, recipe: Recipe, classes: list[str]) -> None:
@@ -88,10 +90,10 @@ class ForTraining(nn.Module):
         if recipe.random_erasing:
             steps.append(v2.RandomErasing(recipe.random_erasing, value="random"))
         self.steps = v2.Compose(steps)
-        self.flip = recipe.flip
+        self.classes, self.flip = classes, recipe.flip
         self.mirrored = mirrored_labels(recipe.flip_pairs, classes) if recipe.flip else {}
 
-    def forward(self, frames: Tensor, label: int) -> tuple[Tensor, int]:
+    def forward(self, frames: Tensor, label: Label) -> tuple[Tensor, Label]:
         """Augment and preprocess a clip."""
         cutout = self.cutout(frames.shape[-2:])
         return self.finish(cutout(frames), label, cutout)
@@ -107,11 +109,14 @@ class ForTraining(nn.Module):
         chosen = tuple(int(box[side]) for side in ("top", "left", "height", "width"))
         return Cutout(chosen, flipped, tuple(self.crop.size), self.crop.interpolation)
 
-    def finish(self, cut: Tensor, label: int, cutout: Cutout) -> tuple[Tensor, int]:
+    def finish(self, cut: Tensor, label: Label, cutout: Cutout) -> tuple[Tensor, Label]:
         """Augment and normalize a clip that is cut out already."""
         for step in self.steps.transforms[1:]:
             cut = step(cut)
-        return cut, self.mirrored.get(label, label) if cutout.flipped else label
+        if not (cutout.flipped and self.mirrored):
+            return cut, label
+        classes = frozenset(self.mirrored.get(one, one) for one in classes_in(label))
+        return cut, min(classes) if isinstance(label, int) else classes
 
 
 def mirrored_labels(pairs: tuple[tuple[int | str, int | str], ...], classes: list[str]) -> dict[int, int]:

@@ -144,7 +144,7 @@ def compare_elsewhere(adapted: dict[str, PeftModel], folder: Path) -> None:
 def validation_clips(root: Path, preprocessing: Preprocessing) -> list[tuple[Tensor, int]]:
     """Return the first validation clip of each class, with its label."""
     data = Data.find(root)
-    first = [next(video for video in data.val if video[1] == label) for label in range(len(data.classes))]
+    first = [next(video for video in data.val if video.label == label) for label in range(len(data.classes))]
     views = Views(RECIPE.frames, RECIPE.stride, clips=1, crops=1, preprocessing=preprocessing)
     clips = EvaluationClips(first, views, RECIPE.min_frames)
     return [(item["clips"][0], item["labels"]) for item in map(clips.__getitem__, range(len(clips)))]

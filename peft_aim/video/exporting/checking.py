@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from peft_aim.video.data import IGNORED, EvaluationClips
+from peft_aim.video.data import IGNORED, EvaluationClips, Sample
 from peft_aim.video.description import Description
 from peft_aim.video.problem_type import SINGLE_LABEL
 
@@ -77,7 +76,7 @@ class OnVideos:
 
 @torch.no_grad()
 def on_videos(
-    run: Run, model: Run, description: Description, videos: Sequence[tuple[Path, int]], min_frames: int = 1
+    run: Run, model: Run, description: Description, videos: Sequence[Sample], min_frames: int = 1
 ) -> OnVideos:
     """Compare a file with the model on videos, with the views of evaluation.
 
@@ -85,7 +84,7 @@ def on_videos(
         run: Runs the file.
         model: The model.
         description: Description of the adapter.
-        videos: The videos and the indices of their classes.
+        videos: The videos, see :func:`peft_aim.video.data.indexed`.
         min_frames: Videos with fewer frames are left out.
 
     Raises:

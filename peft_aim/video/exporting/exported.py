@@ -12,7 +12,7 @@ from torch.export import Dim
 from peft_aim.files import written_together
 from peft_aim.video.adapters import Loaded, load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import VideoSource, indexed
+from peft_aim.video.data import VideoSource, indexed, read_labels
 from peft_aim.video.exporting import onnx_file, pt2_file
 from peft_aim.video.exporting.blame import NotExportable
 from peft_aim.video.exporting.checking import LIMITS, Differs, OnVideos, largest_difference, on_videos
@@ -111,7 +111,10 @@ def export(
     kind.check_installed(precision)
     loaded = load_adapters(adapter, source)
     description = loaded.descriptions[0]
-    found = [] if videos is None else indexed(VideoSource(videos, root).listing(split).videos, description.classes)
+    kind_of_labels, found = description.problem_type, []
+    if videos is not None:
+        listed = read_labels(VideoSource(videos, root).listing(split), kind_of_labels)
+        found = indexed(listed, description.classes, problem_type=kind_of_labels)
     model = ClipModel(loaded.model.get_base_model(), description).eval()
     with written_together(path.parent) as folder:
         written = folder / path.name

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from peft_aim.video.problem_type import LIKELY, MULTI_LABEL, REGRESSION, text_of
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -11,10 +13,11 @@ class Scores:
 
     Attributes:
         time: Time of the last frame, in seconds since the first frame of the source.
-        top: The most probable classes and their probabilities.
-        frames: Number of frames that the probabilities are of.
+        top: The most probable classes and their probabilities, or what numbers are called and the numbers.
+        frames: Number of frames that they are of.
         delay: Seconds behind the source; None unless that runs in real time.
         skipped: Number of frames skipped so far, since the model had no time for them.
+        problem_type: What is predicted, see :mod:`peft_aim.video.problem_type`.
 
     Example:
         >>> print(Scores(12.4, [("push", 0.92), ("pull", 0.08)], 8, 0.13, 0))
@@ -26,9 +29,18 @@ class Scores:
     frames: int
     delay: float | None
     skipped: int
+    problem_type: str | None = None
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """The most probable class; of several classes per video, all above 50%; of numbers, nothing."""
+        if self.problem_type == REGRESSION:
+            return ()
+        likely = tuple(sorted(name for name, probability in self.top if probability > LIKELY))
+        return likely if self.problem_type == MULTI_LABEL else (self.top[0][0],)
 
     def __str__(self) -> str:
-        classes = ", ".join(f"{name} {probability:.1%}" for name, probability in self.top)
+        classes = text_of(self.top, self.problem_type)
         notes = [] if self.delay is None else [f"{self.delay:.1f} s behind"]
         notes += [f"{self.skipped} skipped"] if self.skipped else []
         return f"{self.time:7.1f} s  {classes}" + (f"  ({', '.join(notes)})" if notes else "")

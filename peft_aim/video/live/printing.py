@@ -10,13 +10,15 @@ from typing import TextIO
 from tqdm import tqdm
 
 from peft_aim.video.live.events import Remark, Scores, Summary
+from peft_aim.video.problem_type import REGRESSION, text_of
 
 
 class Printer:
     """Print scores to stdout and remarks to stderr, with a live bar if that is a terminal.
 
     Args:
-        every: Seconds of the source between two lines if the most probable class stays the same; None prints none.
+        every: Seconds of the source between two lines if the most probable class stays the same; None prints none. Of
+            numbers, which never stay the same, None prints a line every second.
         as_json: Whether to print scores and summary as JSON, an object per line.
     """
 
@@ -38,7 +40,9 @@ class Printer:
         if not self._bar.disable:
             (name, probability), *_ = event.top
             delay = "" if event.delay is None else f", {event.delay:.1f} s behind"
-            self._bar.n = probability
+            is_number = event.problem_type == REGRESSION
+            self._bar.n = 0 if is_number else probability
+            name = text_of(event.top, REGRESSION) if is_number else name
             self._bar.set_description_str(f"{event.time:7.1f} s  {name}", refresh=False)
             self._bar.set_postfix_str(f"{event.skipped} skipped{delay}")
 
@@ -50,9 +54,10 @@ class Printer:
 
     def _is_due(self, scores: Scores) -> bool:
         last = self._last
-        if last is None or last.top[0][0] != scores.top[0][0]:
+        if last is None or last.predicted != scores.predicted:
             return True
-        return self._every is not None and scores.time - last.time >= self._every
+        every = 1.0 if self._every is None and scores.problem_type == REGRESSION else self._every
+        return every is not None and scores.time - last.time >= every
 
     def _print(self, text: str, file: TextIO | None = None) -> None:
         with tqdm.external_write_mode(file):  # the bar would end up on the same line

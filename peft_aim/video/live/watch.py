@@ -19,6 +19,7 @@ from peft_aim.video.live.reader import LONGEST_PAUSE, Reader
 from peft_aim.video.live.scoring import Scorer, scorer_of
 from peft_aim.video.live.source import Feed
 from peft_aim.video.live.taking import Taker
+from peft_aim.video.problem_type import REGRESSION, top_of
 
 LOOK = 1.0  # seconds between two looks at a silent source
 
@@ -88,6 +89,7 @@ def watch(
         rate,
         description.classes,
         introduction,
+        problem_type=description.problem_type,
         top_k=top_k,
         timeout=timeout,
         retry=retry,
@@ -105,6 +107,7 @@ class Watch:
         fps: Frames to take per second.
         classes: Class names.
         introduction: The first remark.
+        problem_type: What is predicted, see :mod:`peft_aim.video.problem_type`.
         top_k: See :func:`watch`, like the arguments that follow.
         timeout: See there.
         retry: See there.
@@ -124,14 +127,16 @@ class Watch:
         fps: float,
         classes: Sequence[str],
         introduction: str = "",
+        problem_type: str | None = None,
         top_k: int = 5,
         timeout: float = 10.0,
         retry: int = 10,
         live: bool | None = None,
     ) -> None:
         self._feed, self._scorer, self._classes, self._introduction = feed, scorer, classes, introduction
-        self._top_k, self._timeout, self._fps = min(top_k, len(classes)), timeout, fps
+        self._top_k, self._timeout, self._fps, self._problem_type = top_k, timeout, fps, problem_type
         self._on_top: Counter[str] = Counter()
+        self._has_scores = False
         self._has_skipped = False
         self._mailbox = Mailbox(fps)
         self._taker = Taker(feed.name, self._mailbox, prepare, fps)
@@ -182,11 +187,12 @@ class Watch:
         probabilities = self._scorer.push(taken.frame)
         if probabilities is None:
             return
-        best = probabilities.topk(self._top_k)
-        top = [(self._classes[i], float(p)) for p, i in zip(best.values, best.indices, strict=True)]
-        self._on_top[top[0][0]] += 1
+        self._has_scores = True
+        top = top_of(probabilities, self._classes, self._top_k, self._problem_type)
+        if self._problem_type != REGRESSION:
+            self._on_top[top[0][0]] += 1
         delay = time.monotonic() - taken.due if self._mailbox.newest_win else None
-        yield Scores(taken.time, top, self._scorer.frames, delay, self._mailbox.skipped)
+        yield Scores(taken.time, top, self._scorer.frames, delay, self._mailbox.skipped, self._problem_type)
 
     def _skipped(self) -> Iterator[Remark]:
         """Yield once that frames are skipped."""
@@ -198,7 +204,7 @@ class Watch:
         """Raise why the source has ended, unless it was complete and has been scored."""
         if error is not None:
             raise error
-        if not self._on_top:
+        if not self._has_scores:
             raise BrokenVideo(
                 f"{self._feed.name} ended after {self._taker.counts.taken} of the frames of a window, so there are no "
                 f"scores. Take more than {self._fps:.3g} frames per second with --fps, or classify it with peft-aim "

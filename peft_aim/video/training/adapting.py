@@ -12,11 +12,22 @@ from peft_aim.config import AIMConfig
 from peft_aim.video.backbones import Source, load_backbone
 from peft_aim.video.data import Data
 from peft_aim.video.description import Description
+from peft_aim.video.problem_type import SINGLE_LABEL
 from peft_aim.video.recipe import Recipe
 
 
 def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tuple[PeftModel, Description]:
-    """Load the backbone, add a new adapter, and return both with the adapter's description."""
+    """Load the backbone, add a new adapter, and return both with the adapter's description.
+
+    Raises:
+        ValueError: If another problem type is asked for than that of the videos.
+    """
+    asked = aim_options.get("problem_type", data.problem_type)
+    if asked != data.problem_type:
+        raise ValueError(
+            f"problem_type={asked!r} is asked for, but the labels of the videos are read as {data.problem_type!r}. "
+            f"Read them as such, with Data.find(..., problem_type={asked!r})."
+        )
     torch.manual_seed(recipe.seed)
     backbone, preprocessing = load_backbone(source)
     temporal = aim_options.get("temporal", recipe.temporal)
@@ -36,11 +47,12 @@ def adapt(data: Data, source: Source, recipe: Recipe, **aim_options: Any) -> tup
         "recompute": recipe.recompute,
         "final_norm": True,
         # Saved adapters have the backbone's, unless they have their own.
-        "problem_type": of_backbone and "single_label_classification",
+        "problem_type": data.problem_type if of_backbone or data.problem_type != SINGLE_LABEL else None,
     }
     adapted = get_peft_model(backbone, AIMConfig(**{**options, **aim_options}))
     recipe = recipe.for_width(token_width(adapted))
-    return adapted, Description.new(recipe, preprocessing, source.resolved(backbone), data.classes)
+    kind, origin = adapted.active_peft_config.problem_type, source.resolved(backbone)
+    return adapted, Description.new(recipe, preprocessing, origin, data.classes, problem_type=kind)
 
 
 def token_width(adapted: PeftModel) -> int:

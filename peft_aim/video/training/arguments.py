@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from peft_aim.video.metrics import Measure
 from peft_aim.video.processes import on_cpu, processes
 from peft_aim.video.recipe import Recipe
 
 
 def training_arguments(
-    recipe: Recipe, width: int, folder: Path, evaluates: bool, log: Sequence[str]
+    recipe: Recipe, width: int, folder: Path, measure: Measure | None, log: Sequence[str]
 ) -> TrainingArguments:
     """Translate a recipe to the arguments of transformers' Trainer.
 
@@ -21,13 +22,13 @@ def training_arguments(
         recipe: The recipe.
         width: Token width of the backbone.
         folder: Folder for the checkpoints.
-        evaluates: Whether there are val videos to evaluate on after an epoch.
+        measure: The metric of the val videos, which are evaluated after an epoch; None if there are none.
         log: Programs to log to.
 
     Raises:
         ValueError: If the batch cannot be divided evenly among processes and accumulation steps.
     """
-    keeps_best = recipe.keep == "best" and evaluates
+    keeps_best = recipe.keep == "best" and measure is not None
     return TrainingArguments(
         output_dir=str(folder),
         use_cpu=on_cpu(),
@@ -47,9 +48,10 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         save_strategy="epoch",  # MarkComplete deletes earlier checkpoints
-        eval_strategy="epoch" if evaluates else "no",
+        eval_strategy="epoch" if measure else "no",
         load_best_model_at_end=keeps_best,
-        metric_for_best_model="eval_top1" if keeps_best else None,
+        metric_for_best_model=f"eval_{measure.key}" if keeps_best else None,
+        greater_is_better=measure.is_fraction if keeps_best else None,
         restore_callback_states_from_checkpoint=True,  # for the evaluations that count towards patience
         logging_strategy="epoch",
         logging_nan_inf_filter=False,  # StopIfNotFinite stops instead

@@ -19,6 +19,7 @@ from peft_aim.files import write_atomically
 from peft_aim.video.backbones import Source
 from peft_aim.video.data import Data, Remarks, listed
 from peft_aim.video.output import check_output, check_writable, missing, raise_if_full, remove_empty
+from peft_aim.video.problem_type import SINGLE_LABEL
 from peft_aim.video.processes import processes
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.changes import changes
@@ -47,6 +48,7 @@ class Run:
     def of(cls, output: Path, data: Data, source: Source, recipe: Recipe, **further: Any) -> Run:
         """Collect the settings of a run, except for the number of workers, which does not affect the results."""
         named = {"model": asdict(source), "classes": data.classes, "videos": data.fingerprint, **further}
+        named |= {"problem_type": data.problem_type} if data.problem_type != SINGLE_LABEL else {}
         settings = {**named, **asdict(replace(recipe, workers=0))}
         return cls(output, json.loads(json.dumps(settings, default=str)), listed(data))
 

@@ -1,4 +1,4 @@
-"""The course of training: loss and val top-1 by epoch."""
+"""The course of training: loss and the metric of the val split by epoch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from peft_aim.files import write_atomically
+from peft_aim.video.metrics import Measure
 
 Point = dict[str, Any]
 
@@ -25,21 +26,23 @@ def is_whole(epoch: float) -> bool:
     return abs(epoch - round(epoch)) < 1e-6
 
 
-def curve(history: Iterable[dict[str, float]]) -> list[Point]:
+def curve(history: Iterable[dict[str, float]], measure: Measure) -> list[Point]:
     """Return the course of training in the logs of transformers' Trainer.
 
     An epoch that was interrupted has several losses, of some steps each.
 
     Args:
         history: The logs, ``trainer.state.log_history``.
+        measure: The metric of the val split.
 
     Returns:
-        ``{"epoch": int, "loss": float, "top1": float | None}`` for each whole epoch; ``top1`` is None if it was not
-        evaluated.
+        ``{"epoch": int, "loss": float, "top1": float | None}`` for each whole epoch; the metric, ``top1`` for example,
+        is None if it was not evaluated.
 
     Example:
         >>> half = {"epoch": 0.5, "step": 1, "loss": 4.0}
-        >>> curve([half, {"epoch": 1.0, "step": 2, "loss": 2.0}, {"epoch": 1.0, "step": 2, "eval_top1": 0.5}])
+        >>> whole = [{"epoch": 1.0, "step": 2, "loss": 2.0}, {"epoch": 1.0, "step": 2, "eval_top1": 0.5}]
+        >>> curve([half, *whole], Measure("top1", "top-1"))
         [{'epoch': 1, 'loss': 3.0, 'top1': 0.5}]
     """
     points: list[Point] = []
@@ -49,19 +52,21 @@ def curve(history: Iterable[dict[str, float]]) -> list[Point]:
         if "loss" in entry:
             total, last = total + entry["loss"] * (entry["step"] - last), entry["step"]
             if is_whole(entry["epoch"]):
-                points.append({"epoch": round(entry["epoch"]), "loss": round(total / (last - began), 6), "top1": None})
+                loss = round(total / (last - began), 6)
+                points.append({"epoch": round(entry["epoch"]), "loss": loss, measure.key: None})
                 began, total = last, 0.0
-        elif "eval_top1" in entry:
-            points[-1]["top1"] = entry["eval_top1"]
+        elif f"eval_{measure.key}" in entry:
+            points[-1][measure.key] = entry[f"eval_{measure.key}"]
     return points
 
 
-def draw_curve(path: Path, points: list[Point], kept: int | None = None) -> None:
-    """Draw training loss and val top-1 by epoch.
+def draw_curve(path: Path, points: list[Point], measure: Measure, kept: int | None = None) -> None:
+    """Draw training loss and the metric of the val split by epoch.
 
     Args:
         path: The image file to write.
         points: The points, see :func:`curve`.
+        measure: The metric.
         kept: The epoch whose weights were kept, which a line marks.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -70,14 +75,15 @@ def draw_curve(path: Path, points: list[Point], kept: int | None = None) -> None
     axes.set(xlabel="epoch", ylabel="training loss")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    evaluated = [p for p in points if p["top1"] is not None]
+    evaluated = [p for p in points if p[measure.key] is not None]
     if evaluated:
         right = axes.twinx()
-        epochs, top1 = [p["epoch"] for p in evaluated], [p["top1"] for p in evaluated]
-        right.plot(epochs, top1, ".-", color="tab:orange", label="val top-1")
-        right.set_ylabel("val top-1")
-        right.set_ylim(0, 1)
-        right.yaxis.set_major_formatter(PercentFormatter(1))
+        epochs, values = [p["epoch"] for p in evaluated], [p[measure.key] for p in evaluated]
+        right.plot(epochs, values, ".-", color="tab:orange", label=f"val {measure.name}")
+        right.set_ylabel(f"val {measure.name}")
+        right.set_ylim(0, 1 if measure.is_fraction else None)
+        if measure.is_fraction:
+            right.yaxis.set_major_formatter(PercentFormatter(1))
     if kept:
         axes.axvline(kept, color="tab:gray", linestyle=":", label="kept weights")
     figure.legend(loc="outside upper center", ncols=3)

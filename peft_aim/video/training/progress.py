@@ -8,12 +8,21 @@ from typing import Any
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
+from peft_aim.video.metrics import Measure
 from peft_aim.video.processes import say
 from peft_aim.video.training.curve import curve, is_whole
 
 
 class Progress(ProgressCallback):
-    """transformers' progress bar, with a line for each epoch in place of the logs."""
+    """transformers' progress bar, with a line for each epoch in place of the logs.
+
+    Args:
+        measure: The metric of the val split.
+    """
+
+    def __init__(self, measure: Measure) -> None:
+        super().__init__()
+        self._measure = measure
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -43,10 +52,11 @@ class Progress(ProgressCallback):
         """Print the line of an epoch, once it is evaluated and saved."""
         if not is_whole(state.epoch):  # Ctrl-C
             return
-        point = curve(state.log_history)[-1]
-        top1 = "" if point["top1"] is None else f"   val top-1 {point['top1']:.1%}"
+        point = curve(state.log_history, self._measure)[-1]
+        value = point[self._measure.key]
+        result = "" if value is None else f"   val {self._measure.text(value)}"
         a_step = (time.perf_counter() - self._began) / (state.global_step - self._first)
         left = tqdm.format_interval(a_step * (state.max_steps - state.global_step))
-        line = f"epoch {point['epoch']}/{state.num_train_epochs:.0f}   loss {point['loss']:.4g}{top1}"
+        line = f"epoch {point['epoch']}/{state.num_train_epochs:.0f}   loss {point['loss']:.4g}{result}"
         with tqdm.external_write_mode():  # the bar would end up on the same line
             say(f"{line}   {self._speed:.1f} clips/s   {left} left")

@@ -9,6 +9,7 @@ from pathlib import Path
 from peft_aim.files import write_atomically
 from peft_aim.video.data import Remarked, Remarks
 from peft_aim.video.evaluate import Evaluation, write
+from peft_aim.video.metrics import Measure
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.curve import Point, draw_curve
 from peft_aim.video.training.speed import Speed
@@ -26,8 +27,9 @@ class Report(Remarked):
         speed: Training speed; None if there were fewer than two steps.
         classes: Class names.
         recipe: Training recipe.
-        curve: Training loss and val top-1 by epoch.
+        curve: Training loss and the metric of the val split by epoch.
         kept: The epoch whose weights were kept.
+        measure: The metric of the val split.
     """
 
     evaluation: Evaluation | None
@@ -39,9 +41,10 @@ class Report(Remarked):
     recipe: Recipe
     curve: list[Point]
     kept: int
+    measure: Measure
 
     def write(self, folder: Path) -> None:
-        """Write ``report.json``, ``curve.png`` and, if evaluated, ``evaluation.json`` and ``confusion.png``."""
+        """Write ``report.json``, ``curve.png`` and, if evaluated, the files of the evaluation."""
         facts = {
             "results": self.evaluation and self.evaluation.summary(),
             "trained_parameters": self.trained_parameters,
@@ -54,7 +57,7 @@ class Report(Remarked):
             "curve": self.curve,
         }
         write_atomically(folder / "report.json", json.dumps(facts, indent=2))
-        draw_curve(folder / "curve.png", self.curve, self.kept)
+        draw_curve(folder / "curve.png", self.curve, self.measure, self.kept)
         if self.evaluation:
             write(self.evaluation, folder)
 
@@ -71,7 +74,7 @@ class Report(Remarked):
 
     @property
     def _why(self) -> str:
-        top1 = [point["top1"] for point in self.curve if point["top1"] is not None]
-        if self.recipe.keep == "last" or len(top1) < 2:
+        evaluated = [point for point in self.curve if point[self.measure.key] is not None]
+        if self.recipe.keep == "last" or len(evaluated) < 2:
             return ", the last"
-        return f": the highest val top-1 of {len(top1)} evaluations, so the results below are slightly optimistic"
+        return f": {self.measure.best} of {len(evaluated)} evaluations, so the results below are slightly optimistic"

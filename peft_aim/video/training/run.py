@@ -26,7 +26,7 @@ from peft_aim.video.data import (
     NoiseClips,
     Remarks,
     TrainingClips,
-    class_weights,
+    counted,
     mirrored_labels,
     notes_on,
     typical_timing,
@@ -34,7 +34,9 @@ from peft_aim.video.data import (
 )
 from peft_aim.video.description import Description
 from peft_aim.video.evaluate import Evaluation, NothingToEvaluate
+from peft_aim.video.metrics import measure_of
 from peft_aim.video.output import printed_if_lost
+from peft_aim.video.problem_type import REGRESSION
 from peft_aim.video.processes import once, processes, say
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.adapting import adapt, token_width
@@ -42,11 +44,13 @@ from peft_aim.video.training.arguments import training_arguments
 from peft_aim.video.training.checkpoints import COMPLETE, MarkComplete, Run, SaveOnInterrupt, last_complete
 from peft_aim.video.training.curve import curve
 from peft_aim.video.training.logs import check_log, keep_logs
+from peft_aim.video.training.loss import ClipLoss, check_recipe
+from peft_aim.video.training.normalized import Normalization
 from peft_aim.video.training.preceded import check_causal
 from peft_aim.video.training.report import Report
 from peft_aim.video.training.saving import round_weights, save, save_results
 from peft_aim.video.training.speed import Speed
-from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
+from peft_aim.video.training.trainer import ClipTrainer
 from peft_aim.video.training.validation import Validation
 
 
@@ -94,6 +98,8 @@ def train(
     recipe, output = recipe or Recipe(), Path(output)
     source = Source(model) if isinstance(model, str) else model
     check_log(log)
+    check_recipe(recipe, data.problem_type)
+    numbers = Normalization.of(data.train, data.classes) if data.problem_type == REGRESSION else None
     if recipe.flip:
         mirrored_labels(recipe.flip_pairs, data.classes)
     unreadable = why_not_validated(data, recipe)
@@ -110,10 +116,12 @@ def train(
     clips = TrainingClips(data.train, recipe, ForTraining(description.preprocessing, recipe, data.classes))
     validation = Validation.of(data, description, recipe) if data.val and not unreadable else None
     with run.failing_well():
-        trainer = new_trainer(adapted, clips, recipe, run.folder, validation, log)
+        trainer = new_trainer(adapted, clips, recipe, run.folder, validation, log, numbers)
         keep_logs(trainer, output)
         trainer.remarks.add(checked.texts)
         fit(trainer, run, resume)
+        if numbers:
+            numbers.fold(adapted)
         if recipe.save_dtype:
             round_weights(adapted, recipe.save_dtype)
         seconds, rate = once(partial(typical_timing, data.train, recipe.fps))
@@ -159,7 +167,9 @@ def readable(data: Data, recipe: Recipe, check: bool) -> tuple[Data, Remarks]:
 
 def plan(data: Data, recipe: Recipe) -> str:
     """Return what is about to be trained on, and for how long, in words."""
-    videos = f"{len(data.train)} videos of {len(data.classes)} classes, {len(data.val)} val videos"
+    what = "number" if data.problem_type == REGRESSION else "class"
+    labels = f"{'with' if what == 'number' else 'of'} {counted(data.classes, what)}"
+    videos = f"{len(data.train)} videos {labels}, {len(data.val)} val videos"
     epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
     return (
         f"Training on {videos}: {epochs} of {recipe.steps(len(data.train))} steps, learning rate {recipe.peak_lr:.3g}"
@@ -213,8 +223,9 @@ def evaluated(
         speed=trainer.speed.result(trainer.args),
         classes=description.classes,
         recipe=recipe,
-        curve=curve(trainer.state.log_history),
+        curve=curve(trainer.state.log_history, trainer.measure),
         kept=kept_epoch(trainer),
+        measure=trainer.measure,
     )
 
 
@@ -270,7 +281,7 @@ def measure_speed(data: Data, model: Source | str, recipe: Recipe, steps: int = 
     adapted, description = adapt(data, Source(model) if isinstance(model, str) else model, recipe, **aim_options)
     shape = (recipe.frames, 3, *description.preprocessing.size)
     with tempfile.TemporaryDirectory() as folder:
-        clips = NoiseClips(steps * recipe.batch_size, shape)
+        clips = NoiseClips(steps * recipe.batch_size, shape, len(data.classes))
         recipe = replace(recipe, epochs=1, workers=0, mixup=0.0, balance="none")
         trainer = new_trainer(adapted, clips, recipe, Path(folder))
         trainer.args.save_strategy = "no"
@@ -285,6 +296,7 @@ def new_trainer(
     folder: Path,
     validation: Validation | None = None,
     log: Sequence[str] = (),
+    numbers: Normalization | None = None,
 ) -> ClipTrainer:
     """Set up a trainer by a recipe.
 
@@ -295,17 +307,17 @@ def new_trainer(
         folder: Folder for the checkpoints.
         validation: What to evaluate on after an epoch; None never evaluates.
         log: Programs to log to.
+        numbers: How the numbers that videos are labeled with are normalized.
 
     Raises:
         ValueError: If the batch cannot be divided evenly among processes and accumulation steps.
     """
-    arguments = training_arguments(recipe, token_width(model), folder, validation is not None, log)
-    weights = None
-    if recipe.balance == "loss":
-        weights = class_weights([label for _, label in clips.videos], model.active_peft_config.num_labels)
-    loss = ClipLoss(recipe.label_smoothing, weights)
-    check_causal(recipe.preceded, model.active_peft_config.causal)
-    trainer = ClipTrainer(model, arguments, clips, loss, recipe.mixup, recipe.preceded, validation)
+    config = model.active_peft_config
+    measure = measure_of(config.problem_type) if validation else None
+    arguments = training_arguments(recipe, token_width(model), folder, measure, log)
+    loss = ClipLoss.of(recipe, getattr(clips, "videos", ()), config.num_labels, config.problem_type)
+    check_causal(recipe.preceded, config.causal)
+    trainer = ClipTrainer(model, arguments, clips, loss, recipe.mixup, recipe.preceded, validation, numbers)
     if recipe.patience and arguments.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     trainer.add_callback(MarkComplete(trainer.remarks))

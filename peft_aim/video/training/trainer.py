@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
@@ -25,9 +25,12 @@ from transformers import (
 from peft_aim.layers import is_decayed
 from peft_aim.tracing import first_parameter
 from peft_aim.video.data import IGNORED, Remarks, TrainingClips, mixed
-from peft_aim.video.evaluate import Evaluation, scores_of
+from peft_aim.video.evaluate import Evaluation
 from peft_aim.video.finite import NotFinite
+from peft_aim.video.metrics import measure_of
 from peft_aim.video.training.finite import StopIfNotFinite, advice, check_finite
+from peft_aim.video.training.loss import ClipLoss
+from peft_aim.video.training.normalized import Normalization
 from peft_aim.video.training.preceded import after_others, is_preceded
 from peft_aim.video.training.progress import Progress
 from peft_aim.video.training.speed import SpeedCallback
@@ -38,34 +41,6 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Collate clips to a batch; loading times stay numbers, which no device has to hold."""
     seconds = [item.pop("seconds") for item in items]
     return {**default_collate(items), "seconds": seconds}
-
-
-class ClipLoss:
-    """Cross-entropy, averaged over the readable clips of a step, however these are split into parts.
-
-    Args:
-        smoothing: Label smoothing, the fraction of the target that is spread over all classes.
-        weights: Weight of the loss by true class, ``(classes,)``; None weights all clips alike.
-    """
-
-    def __init__(self, smoothing: float, weights: Tensor | None = None) -> None:
-        self.smoothing, self.weights = smoothing, weights
-
-    def __call__(self, output: Any, targets: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            output: Output of the model, with scores ``(B, classes)``.
-            targets: Target probabilities ``(B, classes)``, all 0 for clips that cannot be read.
-            num_items_in_batch: Number of readable clips in the whole step, over all processes and parts; None counts
-                those of ``targets``.
-        """
-        losses = F.cross_entropy(scores_of(output).float(), targets, label_smoothing=self.smoothing, reduction="none")
-        readable = targets.sum(-1) > 0
-        if self.weights is not None:  # of the whole clip: cross_entropy's own would also reweight the smoothed part
-            losses = losses * (targets @ self.weights.to(targets))
-        count = readable.sum() if num_items_in_batch is None else num_items_in_batch
-        return (losses * readable).sum() / torch.as_tensor(count).clamp(min=1)
 
 
 class ClipTrainer(Trainer):
@@ -79,6 +54,10 @@ class ClipTrainer(Trainer):
         mixup: Mixup alpha; 0 turns mixup off.
         preceded: Fraction of the steps in which every clip follows another one, for causal adapters.
         validation: The val videos, to evaluate on after an epoch; None never evaluates.
+        numbers: How the numbers that videos are labeled with are normalized; None if they are labeled with classes.
+
+    Raises:
+        ValueError: If numbers are to be trained with FSDP.
 
     Attributes:
         remarks: What was noticed about the videos so far, on this process.
@@ -96,21 +75,28 @@ class ClipTrainer(Trainer):
         mixup: float = 0.0,
         preceded: float = 0.0,
         validation: Validation | None = None,
+        numbers: Normalization | None = None,
     ) -> None:
         held_out = validation and validation.videos
         super().__init__(model, arguments, collate, clips, held_out, compute_loss_func=loss)
+        if numbers and self.is_fsdp_enabled:
+            raise ValueError(
+                "problem_type='regression' cannot be trained with FSDP, which splits the head that the units of the "
+                "numbers are folded into. Launch without FSDP."
+            )
         self.validation = validation
         self.model_accepts_loss_kwargs = False  # backbones take images only
         self.argument = first_parameter(model.get_base_model())
-        self.classes = model.active_peft_config.num_labels
-        self.mixup = v2.MixUp(alpha=mixup, num_classes=self.classes) if mixup else None
+        self.measure = measure_of(model.active_peft_config.problem_type)
+        self.numbers = numbers
+        self.mixup = v2.MixUp(alpha=mixup) if mixup else None
         self.preceded = preceded
         self.remarks = Remarks()
         self.readable = 0
         self.step_loss = torch.zeros((), device=arguments.device)
         self.speed = SpeedCallback()
         self.remove_callback(ProgressCallback)
-        self.add_callback(Progress())
+        self.add_callback(Progress(self.measure))
         self.add_callback(self.speed)
         self.add_callback(_Reproducible(clips))
         self.add_callback(StopIfNothingCanBeRead(self))
@@ -134,11 +120,11 @@ class ClipTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         """Compute the loss of a batch, with mixup if it is on; clips may follow others, whose scores do not count."""
-        clips, labels = inputs["clips"], inputs["labels"]
-        readable = labels != IGNORED
-        targets = F.one_hot(labels.clamp(min=0), self.classes).float() * readable[:, None]
+        clips, readable = inputs["clips"], inputs["labels"] != IGNORED
+        targets = self.numbers.normalized(inputs["targets"]) if self.numbers else inputs["targets"]
+        targets = targets.where(readable[:, None], torch.nan)
         if self.mixup is not None and readable.sum() > 1:
-            blended, soft = self.mixup(tv_tensors.Video(clips[readable]), labels[readable])
+            blended, soft = self.mixup(tv_tensors.Video(clips[readable]), targets[readable])
             clips, targets = clips.clone(), targets.clone()
             clips[readable], targets[readable] = blended.as_subclass(Tensor), soft
         if is_preceded(self.preceded, self.args.seed, self.state.global_step):
@@ -155,10 +141,12 @@ class ClipTrainer(Trainer):
         """Evaluate a single view of the val videos.
 
         Returns:
-            ``{"eval_top1": float, "eval_mean_class": float}``, and the epoch.
+            ``{"eval_top1": float, "eval_mean_class": float}``, ``{"eval_map": float}`` or ``{"eval_mae": float,
+            "eval_r2": float}``, by what labels are, and the epoch.
         """
-        single = self.validate((1, 1)).best
-        metrics = {"eval_top1": single.top1, "eval_mean_class": single.mean_class}
+        with self.numbers.folded(self.model) if self.numbers else nullcontext():
+            single = self.validate((1, 1)).best
+        metrics = {f"eval_{name}": value for name, value in single.logged.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -167,7 +155,8 @@ class ClipTrainer(Trainer):
         """Evaluate the adapter on the val videos.
 
         Args:
-            views: Clips per video and crops per frame; None uses those of the recipe.
+            views: Clips per video and crops per frame; None uses those of the recipe, as after training, and also
+                tests what a single view scores with its frames in other orders.
 
         Raises:
             ValueError: If not all of its weights, or not all scores are finite.
@@ -176,7 +165,8 @@ class ClipTrainer(Trainer):
         # FSDP needs the wrapped model; otherwise unwrap it, so that nothing is compiled for the shapes of evaluation
         whole = self.model_wrapped if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model)
         try:
-            return self.validation.run(whole, views, self.args.per_device_train_batch_size)
+            in_orders = views is None
+            return self.validation.run(whole, views, self.args.per_device_train_batch_size, in_orders)
         except NotFinite as error:
             raise ValueError(f"{error} {advice(self.args)}") from error
 

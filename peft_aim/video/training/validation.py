@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_aim.video.data import Data, Videos
+from peft_aim.video.data import Data, Sample
 from peft_aim.video.description import Description
 from peft_aim.video.evaluate import Evaluation, evaluate_model
 from peft_aim.video.recipe import Recipe
@@ -22,13 +23,13 @@ class Validation:
     """What an adapter is evaluated on.
 
     Attributes:
-        videos: The val videos and the indices of their classes.
+        videos: The val videos.
         interval: After how many epochs to evaluate.
         description: Description of the adapter.
         recipe: Training recipe.
     """
 
-    videos: Videos
+    videos: Sequence[Sample]
     interval: int
     description: Description
     recipe: Recipe
@@ -42,11 +43,11 @@ class Validation:
         cheap = math.ceil(2 * len(data.val) / len(data.train))
         return cls(data.val, max(cheap, math.ceil(recipe.epochs / MOST)), description, recipe)
 
-    def run(self, model: nn.Module, views: tuple[int, int] | None, batch_size: int) -> Evaluation:
+    def run(self, model: nn.Module, views: tuple[int, int] | None, batch_size: int, in_orders: bool) -> Evaluation:
         """Evaluate a model, see :func:`peft_aim.video.evaluate.evaluate_model`."""
         recipe = self.recipe
         return evaluate_model(
-            model, self.description, self.videos, views, batch_size, recipe.workers, recipe.min_frames
+            model, self.description, self.videos, views, batch_size, recipe.workers, recipe.min_frames, in_orders
         )
 
 

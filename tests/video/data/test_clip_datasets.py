@@ -10,7 +10,7 @@ from videos import write
 
 from benchmarks.containers.forms import Encoded
 from benchmarks.containers.numbered import numbered
-from peft_aim.video.data import EvaluationClips, ForTraining, Preprocessing, TrainingClips, Views
+from peft_aim.video.data import EvaluationClips, ForTraining, Preprocessing, Sample, TrainingClips, Views
 from peft_aim.video.data.clips import IGNORED
 from peft_aim.video.data.decode.picture import Pictures
 from peft_aim.video.recipe import Recipe
@@ -20,11 +20,11 @@ RECIPE = Recipe(frames=12, batch_size=1)
 
 
 def training(path):
-    return TrainingClips([(path, 0)], RECIPE, ForTraining(GREY, RECIPE, ["a", "b"]))
+    return TrainingClips([Sample(path, 0)], RECIPE, ForTraining(GREY, RECIPE, ["a", "b"]))
 
 
 def evaluation(path):
-    return EvaluationClips([(path, 0)], Views(12, None, 1, 3, GREY), min_frames=2)
+    return EvaluationClips([Sample(path, 0)], Views(12, None, 1, 3, GREY), min_frames=2)
 
 
 @pytest.fixture

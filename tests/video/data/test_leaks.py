@@ -11,7 +11,7 @@ import pytest
 from peft_aim.__main__ import main
 from peft_aim.video.data import Data, notes_on, notes_on_evaluation
 from peft_aim.video.data.leaks import notes_on_leaks
-from peft_aim.video.data.listing import VideoSource
+from peft_aim.video.data.listing import Sample, VideoSource
 
 
 def copy(source: Path, target: Path) -> None:
@@ -63,7 +63,7 @@ def test_folders_of_frames_are_compared_by_their_images(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(3):
             (tmp_path / name / f"{i}.jpg").write_bytes(content)
-    train, val = [(tmp_path / "a", "x")], [(tmp_path / "b", "x"), (tmp_path / "c", "x")]
+    train, val = [Sample(tmp_path / "a", "x")], [Sample(tmp_path / "b", "x"), Sample(tmp_path / "c", "x")]
     assert notes_on_leaks(train, val)[0].startswith(
         "1 of the 2 val videos is also in the train split (by content), b and a"
     )
@@ -72,14 +72,14 @@ def test_folders_of_frames_are_compared_by_their_images(tmp_path):
 def test_large_files_differ_by_their_ends(tmp_path):
     for name, end in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(bytes(200_000) + end)
-    val = [(tmp_path / "b", "x"), (tmp_path / "c", "x")]
-    assert notes_on_leaks([(tmp_path / "a", "x")], val)[0].startswith("1 of the 2 val videos")
+    val = [Sample(tmp_path / "b", "x"), Sample(tmp_path / "c", "x")]
+    assert notes_on_leaks([Sample(tmp_path / "a", "x")], val)[0].startswith("1 of the 2 val videos")
 
 
 def test_large_files_differ_between_their_ends(tmp_path):
     for name, middle in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(bytes(100_000) + middle + bytes(100_000))
-    videos = [(tmp_path / name, "x") for name in "abc"]
+    videos = [Sample(tmp_path / name, "x") for name in "abc"]
     assert notes_on_leaks(videos[:1], videos[2:]) == []
     assert notes_on_leaks(videos[:1], videos[1:])[0].startswith("1 of the 2 val videos is also in the train split")
 
@@ -89,13 +89,13 @@ def test_folders_of_frames_differ_between_their_ends(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(3):
             (tmp_path / name / f"{i}.jpg").write_text(name if i == 1 else "same")
-    assert notes_on_leaks([(tmp_path / "a", "x")], [(tmp_path / "b", "x")]) == []
+    assert notes_on_leaks([Sample(tmp_path / "a", "x")], [Sample(tmp_path / "b", "x")]) == []
 
 
 def test_missing_and_empty_files_are_left_to_others(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "folder").mkdir()
-    videos = [(tmp_path / name, "x") for name in ("empty", "gone", "folder")]
+    videos = [Sample(tmp_path / name, "x") for name in ("empty", "gone", "folder")]
     assert notes_on_leaks(videos, videos) == []
 
 

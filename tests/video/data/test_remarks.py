@@ -13,12 +13,12 @@ from peft_aim.video.data.remarks import Remarks
 def test_remarks_are_taken_out_of_a_batch_and_count_once_for_each_video():
     """Although the text differs each time that a damaged video is read."""
     found = [("a.mp4", "3 of 8"), ("", ""), ("b.mp4", ""), ("b.mp4", "1 of 2"), ("a.mp4", "4 of 8"), ("a.mp4", "")]
-    clip = NoiseClips(4, (2, 3, 8, 8))[0]
+    clip = NoiseClips(4, (2, 3, 8, 8), 2)[0]
     batch = default_collate([clip | {"path": path, "damaged": text} for path, text in found])
     remarks = Remarks()
     remarks.take(batch)
     remarks.take({"path": ["b.mp4", "c.mov"], "damaged": ["2 of 2", ""], "hdr": ["", "c.mov"]})
-    assert batch.keys() == {"clips", "labels", "seconds"}
+    assert batch.keys() == {"clips", "labels", "targets", "seconds"}
     assert (remarks.skipped, remarks.damaged, remarks.hdr) == ([], ["3 of 8", "1 of 2"], ["c.mov"])
     remarks.add({"damaged": {"a.mp4": "5 of 8", "d.mp4": "2 of 4"}})
     assert remarks.damaged == ["3 of 8", "1 of 2", "2 of 4"]

@@ -15,8 +15,9 @@ from peft_aim.video.data.clips import TrainingClips
 from peft_aim.video.data.data import Data
 from peft_aim.video.data.transforms import ForTraining, Preprocessing
 from peft_aim.video.recipe import Recipe
+from peft_aim.video.training.loss import ClipLoss
 from peft_aim.video.training.run import train
-from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
+from peft_aim.video.training.trainer import ClipTrainer
 
 LABELS = [0] * 7 + [1] * 2 + [3]
 SHORT = Recipe(frames=2, epochs=2, batch_size=4, workers=0, min_frames=1)
@@ -45,16 +46,16 @@ def test_draws_depend_on_seed_and_epoch_only(folder):
 
     some = clips()
     first = [*some.drawn]
-    assert Counter(videos[i][1] for i in first) in ({0: 5, 1: 6}, {0: 6, 1: 5})
+    assert Counter(videos[i].label for i in first) in ({0: 5, 1: 6}, {0: 6, 1: 5})
     assert len(first) == 11 and len(some) == 12
     some.epoch.fill_(1)
     second = [*some.drawn]
     assert second != first == [*clips().drawn] != [*clips(seed=1).drawn]
-    assert [some[i]["labels"] for i in range(11)] == [videos[i][1] for i in second]
+    assert [some[i]["labels"] for i in range(11)] == [videos[i].label for i in second]
     loader = torch.utils.data.DataLoader(some, batch_size=12, num_workers=1, persistent_workers=True)
-    assert next(iter(loader))["labels"][:11].tolist() == [videos[i][1] for i in second]
+    assert next(iter(loader))["labels"][:11].tolist() == [videos[i].label for i in second]
     some.epoch.fill_(0)
-    assert next(iter(loader))["labels"][:11].tolist() == [videos[i][1] for i in first]
+    assert next(iter(loader))["labels"][:11].tolist() == [videos[i].label for i in first]
 
 
 def test_the_mean_weight_of_the_loss_is_one():
@@ -69,7 +70,7 @@ def test_the_loss_of_a_clip_is_weighted_by_its_class(smoothing):
     targets = F.one_hot(labels, 3).float()
     each = F.cross_entropy(scores, labels, reduction="none", label_smoothing=smoothing)
     assert torch.allclose(ClipLoss(smoothing, weights)(scores, targets), (each * weights[labels]).mean())
-    unreadable = torch.cat([targets, torch.zeros(2, 3)])
+    unreadable = torch.cat([targets, torch.full((2, 3), torch.nan)])
     assert torch.allclose(
         ClipLoss(smoothing, weights)(torch.cat([scores, scores[:2]]), unreadable), (each * weights[labels]).mean()
     )

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from peft_aim.__main__ import main
-from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
+from peft_aim.video.training.loss import ClipLoss
+from peft_aim.video.training.trainer import ClipTrainer
 
 OPTIONS = ["--frames", "2", "--epochs", "3", "--batch-size", "2", "--workers", "0"]
 

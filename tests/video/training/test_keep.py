@@ -19,6 +19,7 @@ from videos import write_classes
 from peft_aim.__main__ import main
 from peft_aim.saving.weights import adapter_weights, plain
 from peft_aim.video.data.data import Data
+from peft_aim.video.data.listing import Sample
 from peft_aim.video.evaluate import Evaluation
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.run import train
@@ -182,7 +183,7 @@ def test_patience_needs_val_videos(videos, image_model, tmp_path, capsys):
     with pytest.raises(ValueError, match="patience=3 needs val videos, but there is no val split. Give a val split"):
         train(Data(data.classes, data.train), image_model, tmp_path / "out", recipe)
     (tmp_path / "empty.mp4").write_bytes(b"")
-    broken = Data(data.classes, data.train, [(tmp_path / "empty.mp4", 0)])
+    broken = Data(data.classes, data.train, [Sample(tmp_path / "empty.mp4", 0)])
     with pytest.raises(ValueError, match="patience=3 needs val videos, but .*empty.mp4 cannot be read"):
         train(broken, image_model, tmp_path / "out", recipe)
     assert main(["train", str(videos), "--model", image_model, "--keep", "last", "--patience", "3"]) == 1
@@ -193,7 +194,7 @@ def test_patience_needs_val_videos(videos, image_model, tmp_path, capsys):
     ("train_videos", "val", "interval"), [(6, 2, 1), (6, 3, 1), (6, 4, 2), (6, 9, 3), (100, 1, 1)]
 )
 def test_large_val_splits_are_evaluated_less_often(train_videos, val, interval):
-    data = Data(["a", "b"], [(Path("a"), 0)] * train_videos, [(Path("a"), 0)] * val)
+    data = Data(["a", "b"], [Sample(Path("a"), 0)] * train_videos, [Sample(Path("a"), 0)] * val)
     assert Validation.of(data, None, RECIPE).interval == interval
     assert Validation.of(data, None, replace(RECIPE, epochs=200)).interval == max(interval, 8)
 

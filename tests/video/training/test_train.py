@@ -30,9 +30,10 @@ from peft_aim.video.data.views import Views
 from peft_aim.video.recipe import Recipe
 from peft_aim.video.training.adapting import adapt
 from peft_aim.video.training.checkpoints import COMPLETE, last_complete
+from peft_aim.video.training.loss import ClipLoss
 from peft_aim.video.training.run import measure_speed, new_trainer, train
 from peft_aim.video.training.saving import round_weights
-from peft_aim.video.training.trainer import ClipLoss, ClipTrainer
+from peft_aim.video.training.trainer import ClipTrainer
 
 GREY = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3)
 SHORT = Recipe(frames=2, epochs=1, batch_size=4, workers=0, drop_path=0.0, head_dropout=0.0, keep="last")
@@ -75,7 +76,7 @@ def test_persistent_workers_see_the_next_epoch(folder):
 def test_broken_videos_are_ignored_and_reported(folder):
     clips = clips_of(folder)
     assert clips[0]["labels"] == 0 and clips[5]["labels"] == 1 and clips[0]["skipped"] == ""
-    clips.videos[0][0].write_bytes(b"")
+    clips.videos[0].path.write_bytes(b"")
     assert clips[0]["labels"] == IGNORED and "0.mp4 cannot be read" in clips[0]["skipped"]
     assert clips[0]["clips"].shape == clips[5]["clips"].shape == (2, 3, 16, 16)
 
@@ -97,7 +98,7 @@ def test_the_single_view_is_one_of_the_others_if_possible(folder, views, count, 
 
 def test_the_loss_is_the_mean_over_readable_clips_in_any_parts():
     scores, labels = torch.randn(8, 3), torch.tensor([0, 1, 2, IGNORED, 1, IGNORED, 0, 2])
-    targets = F.one_hot(labels.clamp(min=0), 3).float() * (labels >= 0)[:, None]
+    targets = F.one_hot(labels.clamp(min=0), 3).float().where((labels >= 0)[:, None], torch.nan)
     for smoothing in (0.0, 0.1):
         expected = F.cross_entropy(scores, labels, ignore_index=IGNORED, label_smoothing=smoothing)
         loss = ClipLoss(smoothing)
@@ -127,10 +128,11 @@ def test_mixup_mixes_readable_clips_and_their_labels(folder, tmp_path, image_mod
     seen = {}
     monkeypatch.setattr(ClipTrainer.__base__, "compute_loss", lambda self, model, inputs, *a, **k: seen.update(inputs))
     clips = torch.stack([torch.full((2, 3, 32, 32), float(i)) for i in range(4)])
-    trainer.compute_loss(model, {"clips": clips, "labels": torch.tensor([0, 1, IGNORED, 1])})
+    inputs = {"labels": torch.tensor([0, 1, IGNORED, 1]), "targets": torch.eye(2)[[0, 1, 0, 1]]}
+    trainer.compute_loss(model, {"clips": clips, **inputs})
     mixed, targets = seen["pixel_values"][:, 0, 0, 0, 0], seen["labels"]
-    assert mixed[2] == 2 and targets[2].sum() == 0
-    assert torch.allclose(targets.sum(-1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    assert mixed[2] == 2 and targets[2].isnan().all()
+    assert torch.allclose(targets[[0, 1, 3]].sum(-1), torch.ones(3))
     part = targets[0, 0]  # weight of clip 0; the rest is clip 3
     assert torch.allclose(mixed[[0, 1, 3]], torch.stack([3 * (1 - part), part, part * 3 + (1 - part)]))
 
@@ -142,7 +144,8 @@ def test_clips_of_causal_adapters_may_follow_others(folder, tmp_path, image_mode
     monkeypatch.setattr(ClipTrainer.__base__, "compute_loss", lambda self, model, inputs, *a, **k: seen.append(inputs))
     clips = torch.stack([torch.full((2, 3, 32, 32), float(i)) for i in range(3)])
     for trainer.state.global_step in range(40):
-        trainer.compute_loss(model, {"clips": clips, "labels": torch.tensor([0, 1, 1])})
+        inputs = {"labels": torch.tensor([0, 1, 1]), "targets": torch.eye(2)[[0, 1, 1]]}
+        trainer.compute_loss(model, {"clips": clips, **inputs})
     preceded = [step["pixel_values"] for step in seen if step["pixel_values"].shape[1] == 4]
     assert 10 < len(preceded) < 30
     assert all(torch.equal(pair, torch.cat([clips[[2, 0, 1]], clips], dim=1)) for pair in preceded)
@@ -456,10 +459,10 @@ def test_videos_of_which_only_the_first_frame_can_be_read_leave_nothing(
     """All look readable at first, and none turns out to be."""
 
     def broken(self, i):
-        path = self.videos[i][0] if i < len(self.videos) else ""
+        path = self.videos[i].path if i < len(self.videos) else ""
         clip = torch.zeros(2, 3, 32, 32)
         remarks = {"path": str(path), "skipped": f"{path} is damaged." if path else "", "damaged": "", "hdr": ""}
-        return {"clips": clip, "labels": IGNORED, "seconds": 0.1, **remarks}
+        return {"clips": clip, "labels": IGNORED, "targets": torch.zeros(2), "seconds": 0.1, **remarks}
 
     monkeypatch.setattr(TrainingClips, "__getitem__", broken)
     output = tmp_path / "new" / "out"

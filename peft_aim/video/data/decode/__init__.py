@@ -4,6 +4,7 @@ from peft_aim.video.data.decode.container import ANY_TITLE, best_stream, decoded
 from peft_aim.video.data.decode.damage import Damage
 from peft_aim.video.data.decode.opening import open_video
 from peft_aim.video.data.decode.picture import Pictures
+from peft_aim.video.data.decode.segment import Segment
 from peft_aim.video.data.decode.times import elapsed, may_restart, usual_step
 from peft_aim.video.data.decode.video import BrokenVideo, Video
 
@@ -12,6 +13,7 @@ __all__ = [
     "BrokenVideo",
     "Damage",
     "Pictures",
+    "Segment",
     "Video",
     "best_stream",
     "decoded_packets",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from peft_aim.video.data.listing.contents import is_split
 from peft_aim.video.data.listing.files import is_video
+from peft_aim.video.data.listing.spans import SPANS
 
 # The first that a table has counts.
 PATHS = (
@@ -20,7 +22,6 @@ LABELS = (
     *("label_id", "class_id", "class_index", "target"),
 )
 SPLITS = ("split", "set", "subset", "partition")
-TIMES = ("time_start", "time_end")
 
 
 def is_header(cells: Sequence[str]) -> bool:
@@ -79,4 +80,4 @@ def is_list_header(line: str) -> bool:
 def is_header_with_spaces(line: str) -> bool:
     """Whether spaces separate the names of columns, which are others than in a list."""
     columns = [named(word) for word in line.split()]
-    return len(columns) > 1 and {*columns} <= {*PATHS, *LABELS, *SPLITS, *TIMES} and not is_list_header(line)
+    return len(columns) > 1 and {*columns} <= {*PATHS, *LABELS, *SPLITS, *chain(*SPANS)} and not is_list_header(line)

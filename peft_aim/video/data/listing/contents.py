@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peft_aim.video.data.listing.files import is_video
+from peft_aim.video.data.listing.sample import Sample
+from peft_aim.video.data.listing.spans import Span
 
 SYNONYMS = {
     "train": ("training",),
@@ -16,29 +20,25 @@ SYNONYMS = {
 TEST = ("val", "test")  # splits of the test videos of data sets without another val split
 
 
-@dataclass(frozen=True, slots=True)
-class Labeled:
-    """A video file or folder of frames, and the name of its class, or the index of its class as a string of digits."""
-
-    path: Path
-    label: str
-
-
 @dataclass(slots=True)  # not frozen, which would take three times as long for rows by the hundred thousand
 class Row:
     """A video as a file names it.
 
     Attributes:
         names: Paths or ids it may have; the first counts if none exists.
-        label: Its label.
+        label: Its label; several are separated by ``|``.
         splits: Splits it belongs to; empty if the file has no splits.
         folders: Folders it may be in, besides those named after the label and the file.
+        span: Start and end of the segment in seconds; None is that of the video.
+        trimmed: Names of files with nothing but the segment, which are looked for first.
     """
 
     names: tuple[str, ...]
     label: str
     splits: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    span: Span = (None, None)
+    trimmed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,30 +78,69 @@ class Listing:
         missing: Files that do not exist.
     """
 
-    videos: list[Labeled]
+    videos: list[Sample]
     source: Path
     form: str
     classes: list[str] | None = None
     left_out: tuple[str, ...] = ()
     missing: tuple[Path, ...] = ()
 
-    def summary(self, split: str) -> str:
+    def summary(self, split: str, labels: str = "class") -> str:
         """Return what was read and what was left out, in words.
 
+        Args:
+            split: Name of the split.
+            labels: What the labels are.
+
         Example:
-            >>> videos = [Labeled(Path("a.mp4"), "run"), Labeled(Path("b.mp4"), "walk")]
+            >>> videos = [Sample(Path("a.mp4"), "run"), Sample(Path("b.mp4"), "walk")]
             >>> listing = Listing(videos, Path("all.csv"), "column 'tag' as label", left_out=("1 comment",))
             >>> print(listing.summary("train"))
             2 videos of 2 classes in train from all.csv (column 'tag' as label)
             Left out: 1 comment
         """
-        videos, classes = counted(self.videos, "video"), counted({video.label for video in self.videos}, "class")
-        lines = [f"{videos} of {classes} in {split} from {self.source.name} ({self.form})"]
+        videos = counted(self.videos, "video")
+        if any(video.is_segment for video in self.videos):
+            videos = f"{counted(self.videos, 'segment')} of {counted({video.path for video in self.videos}, 'video')}"
+        texts = {text for video in self.videos for text in texts_of(video)}
+        lines = [f"{videos} of {counted(texts, labels)} in {split} from {self.source.name} ({self.form})"]
         lines += [f"Left out: {', '.join(self.left_out)}"] if self.left_out else []
         if self.missing:
             hint = " Give the folder of the videos with --root." if len(self.missing) == len(self.videos) else ""
             lines += [f"Missing: {counted(self.missing, 'file')}, {self.missing[0]} for example.{hint}"]
         return "\n".join(lines)
+
+
+def texts_of(sample: Sample) -> tuple[str, ...]:
+    """Return the labels of a sample as they are listed, one or several.
+
+    Example:
+        >>> texts_of(Sample(Path("a.mp4"), "run")), texts_of(Sample(Path("a.mp4"), ("run", "jump")))
+        (('run',), ('run', 'jump'))
+    """
+    return (sample.label,) if isinstance(sample.label, str) else sample.label
+
+
+def label_text(value: Any) -> Any:
+    """Return a label of JSON as it is written in a table, also numbers and lists; what can be no label as it is.
+
+    Example:
+        >>> label_text(0.5), label_text(["run", 3]), label_text([]), label_text(True)
+        ('0.5', 'run|3', '|', True)
+    """
+    if isinstance(value, list) and all(type(one) in (str, int, float) for one in value):
+        return "|".join(map(str, value)) or "|"
+    return str(value) if type(value) is float and math.isfinite(value) else value
+
+
+def split_label(text: str) -> str | tuple[str, ...]:
+    """Return a label as it is listed, or several that ``|`` separates; ``|`` alone stands for none of the classes.
+
+    Example:
+        >>> split_label("run"), split_label("run|jump"), split_label("|")
+        ('run', ('run', 'jump'), ())
+    """
+    return tuple(part.strip() for part in text.split("|") if part.strip()) if "|" in text else text
 
 
 def counted(things: Collection | int, noun: str) -> str:
@@ -161,15 +200,11 @@ def checked(label: str, where: str) -> str:
     """Return a label that can be the name of a class.
 
     Raises:
-        ValueError: If it is a video file, several labels in one, or cannot be printed.
+        ValueError: If it is a video file, or cannot be printed.
     """
     if is_video(label):
         raise ValueError(
             f"{where} has the video file {label!r} as its label. Write one video per line, and its label."
-        )
-    if "|" in label:
-        raise ValueError(
-            f"{where} has the labels {label!r}. Several labels per video are not supported yet: give one of them."
         )
     return encodable(label, where)
 

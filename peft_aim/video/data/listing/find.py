@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from peft_aim.video.data.listing.contents import Contents, Labeled, Listing, Row, counted, split_name
+from peft_aim.video.data.listing.contents import Contents, Listing, counted, split_label, split_name
 from peft_aim.video.data.listing.files import Files, is_video, nfc
 from peft_aim.video.data.listing.folders import read_folder, split_folder
 from peft_aim.video.data.listing.hmdb51 import read_hmdb51, split_1_in
 from peft_aim.video.data.listing.json_lists import read_json
 from peft_aim.video.data.listing.lists import read_list
+from peft_aim.video.data.listing.sample import Sample
 from peft_aim.video.data.listing.tables import read_table
 from peft_aim.video.data.listing.text import is_comment, read_text
 from peft_aim.video.data.listing.ucf101 import read_ucf101
@@ -28,7 +29,7 @@ READERS: tuple[Callable[[Path, str, Files], Contents | None], ...] = (
 )
 
 
-def find_videos(source: str | Path, split: str | None = None, root: str | Path | None = None) -> list[Labeled]:
+def find_videos(source: str | Path, split: str | None = None, root: str | Path | None = None) -> list[Sample]:
     """Find the videos of a split.
 
     Args:
@@ -36,8 +37,9 @@ def find_videos(source: str | Path, split: str | None = None, root: str | Path |
 
             - a folder ``source/<split>/<class>/*`` of videos and of folders of images (a folder of frames is a video),
             - a list with lines ``path label``, or ``folder frames label`` for folders of frames,
-            - a table with columns for path, label and, optionally, split, such as those of Kinetics; the separator is
-              a comma, semicolon, tab or ``|``, and without a header the columns are path and label,
+            - a table with columns for path, label and, optionally, split, start and end (of a segment, in seconds),
+              such as those of Kinetics; the separator is a comma, semicolon, tab or ``|``, and without a header the
+              columns are path and label,
             - UCF101's ``trainlist01.txt``, with ``classInd.txt`` and ``testlist01.txt`` beside it,
             - the folder of HMDB51's ``<class>_test_split1.txt``, or one of these files,
             - Something-Something's JSON, objects in a list or one per line, or a mapping ``{"path": "label"}``.
@@ -128,33 +130,27 @@ class VideoSource:
         return replace(contents, comments=sum(is_comment(line.strip()) for line in text.split("\n")))
 
     def _found(self, split: str | None) -> Listing:
-        """Find the files that rows name.
-
-        Raises:
-            ValueError: If a file has two labels.
-        """
-        contents, stem, labels, videos, missing = self._contents, self.path.stem, {}, [], []
+        """Find the files that rows name."""
+        contents, stem, videos, missing = self._contents, self.path.stem, [], []
         for row in contents.rows:
             if split is None or not row.splits or split in row.splits:
-                path = self._files.find(_spellings(row), _folders(row.label, row.folders, stem))
+                folders, label = _folders(row.label, row.folders, stem), split_label(nfc(row.label))
+                if row.trimmed and (path := self._files.find(_spellings(row.trimmed), folders)):
+                    videos.append(Sample(path, label))
+                    continue
+                path = self._files.find(_spellings(row.names), folders)
                 if path is None:
-                    path = self._files.root / row.names[0]
+                    path = self._files.root / (*row.trimmed, *row.names)[0]
                     missing.append(path)
-                video = Labeled(path, nfc(row.label))
-                if labels.setdefault(path, video.label) != video.label:
-                    raise ValueError(
-                        f"{path} has the labels {labels[path]!r} and {video.label!r} in {self.path}. Several labels "
-                        "per video are not supported yet: give one of them."
-                    )
-                videos.append(video)
+                videos.append(Sample(path, label, *row.span))
         left_out = (counted(contents.comments, "comment"),) if contents.comments else ()
         return Listing(videos, self.path, contents.form, contents.classes, left_out, tuple(missing))
 
 
-def _spellings(row: Row) -> list[str]:
+def _spellings(names: tuple[str, ...]) -> list[str]:
     """Return the names of a video, also with the slashes of Windows and without a slash that means the root."""
-    slashed = [name.replace("\\", "/") for name in row.names]
-    return [*dict.fromkeys((*row.names, *slashed, *(name.lstrip("/") for name in slashed)))]
+    slashed = [name.replace("\\", "/") for name in names]
+    return [*dict.fromkeys((*names, *slashed, *(name.lstrip("/") for name in slashed)))]
 
 
 @lru_cache(maxsize=4096)  # rows by the hundred thousand share some hundred labels

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peft_aim.video.data.listing.contents import Labeled, Listing, counted, encodable, shown, split_name
+from peft_aim.video.data.listing.contents import Listing, counted, encodable, shown, split_name
 from peft_aim.video.data.listing.files import are_frames, is_ignored, is_video_file, nfc
+from peft_aim.video.data.listing.sample import Sample
 
 
 def split_folder(source: Path, split: str) -> Path:
@@ -39,7 +40,7 @@ def read_folder(source: Path, split: str) -> Listing:
     for path in classes:
         label = nfc(encodable(path.name, f"{source / split}"))
         found = sorted(walk.videos(path))
-        videos += [Labeled(video, label) for video in found]
+        videos += [Sample(video, label) for video in found]
         empty += [] if found else [path.name]
     outside = [path for path in content if path.is_file()]
     return Listing(videos, source, walk.form, left_out=tuple(_left_out(walk.others, empty, outside)))

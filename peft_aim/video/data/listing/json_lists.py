@@ -106,7 +106,7 @@ def _numbered(source: Path, entries: list[dict[str, Any]]) -> Iterator[tuple[str
 
 
 def _text(value: Any) -> Any:
-    """Return texts and whole numbers as text, empty for null, and what can be no label as it is."""
+    """Return texts and whole numbers as text, empty for null, and what can be no path as it is."""
     if value is None:
         return ""
     return str(value).strip() if type(value) in (str, int) else value

@@ -78,7 +78,7 @@ def _with_a_number(path: str, line: str, where: str, files: Files) -> str:
 
 def _several(line: str, label: str, where: str) -> ValueError:
     return ValueError(
-        f"{where} is {line!r}, with {label!r} after the path. Several labels per video are not supported yet: write "
-        "each line as: path label (or, for a folder with that number of images: folder frames label). Put a "
-        "tab before a label that contains numbers and spaces."
+        f"{where} is {line!r}, with {label!r} after the path. Write each line as: path label (or, for a folder with "
+        "that number of images: folder frames label). Separate several labels by |, and put a tab before a label that "
+        "contains numbers and spaces."
     )

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_aim.video.data.listing.columns import TIMES, chosen, is_header, is_header_with_spaces, named
-from peft_aim.video.data.listing.contents import Contents, Row, checked, split_name
+from peft_aim.video.data.listing.columns import chosen, is_header, is_header_with_spaces, named
+from peft_aim.video.data.listing.contents import Contents, Row, checked, label_text, split_name
 from peft_aim.video.data.listing.files import Files, is_video
 from peft_aim.video.data.listing.lists import VIDEO_AND_LABEL
+from peft_aim.video.data.listing.spans import TIMES, span_columns, span_of, trimmed_names
 from peft_aim.video.data.listing.text import data_lines, is_comment
 
 SEPARATORS = "\t;|,"
@@ -53,19 +54,22 @@ def of_rows(source: Path, columns: Sequence[str], rows: Iterable[tuple[str, Mapp
     """
     rows = list(rows)
     path, label, split = chosen(columns, lambda column: (row[column] for _, row in rows), source)
-    needed, with_times, found = [path, label, *([split] if split else [])], all(t in columns for t in TIMES), []
+    needed, times, found = [path, label, *([split] if split else [])], span_columns(columns), []
     for where, row in rows:
+        row = {**row, label: label_text(row[label])}
         for column in needed:
             if not isinstance(row[column], str):
-                raise ValueError(f"{where} has {row[column]!r} as {column}. Write one text or one whole number.")
+                raise ValueError(f"{where} has {row[column]!r} as {column}. Write one text or number.")
             if not row[column]:
                 raise ValueError(f"{where} has no {column}: {dict(row)}. Fill in {', '.join(needed)}.")
-        clip = _clip(row, path, where) if with_times else ()
         splits = (split_name(row[split]),) if split else ()
-        found.append(
-            Row((*clip, row[path]), checked(row[label], where), splits, (row[split], *splits) if split else ())
-        )
-    return Contents(found, _form(label, split, found))
+        one = Row((row[path],), checked(row[label], where), splits, (row[split], *splits) if split else ())
+        if times:
+            one.span = span_of(row, times, where)
+            one.trimmed = trimmed_names(row[path], one.span) if times == TIMES else ()
+        found.append(one)
+    form = _form(label, split, found)
+    return Contents(found, f"{form}, {' and '.join(times)} as segment" if times and times != TIMES else form)
 
 
 def _are_unknown_columns(rows: list[tuple[int, list[str]]], files: Files) -> bool:
@@ -78,11 +82,12 @@ def _separator_without_header(line: str, text: str) -> str | None:
     """Return what separates a path and its label; None if only spaces do, at least in some lines."""
     if VIDEO_AND_LABEL.fullmatch(line) and not all("\t" in other for _, other in data_lines(text)):
         return None
+    found = []
     for mark in SEPARATORS:
         path, *others = _cells(line, mark) or [""]
         if others and (mark != "," or is_video(path) or len(path.split()) == 1):
-            return mark
-    return None
+            found.append((not is_video(path), line.index(mark) if mark in ",|" else 0, mark))
+    return min(found)[-1] if found else None  # "," and "|" may be in labels: that after a video counts, or the first
 
 
 def _cells(line: str, separator: str) -> list[str]:
@@ -117,16 +122,6 @@ def _named_cells(
             f"{', '.join(columns)}. {advice}"
         )
     return where, dict(zip(columns, cells, strict=True))
-
-
-def _clip(row: Mapping[str, str], path: str, where: str) -> tuple[str, str]:
-    """Return the name of a clip that was cut from a longer video, as in Kinetics, with a suffix and without."""
-    try:
-        start, end = (int(float(row[time])) for time in TIMES)
-    except ValueError:
-        raise ValueError(f"{where} has no numbers of seconds as {' and '.join(TIMES)}: {dict(row)}.") from None
-    name = f"{row[path]}_{start:06d}_{end:06d}"
-    return f"{name}.mp4", name
 
 
 def _form(label: str, split: str | None, rows: list[Row]) -> str:

@@ -25,7 +25,7 @@ def found(root: Path, split: str | None = "train") -> list[str]:
 
 def test_numeric_folder_names_are_class_names(tmp_path):
     data = Data.find(fill(tmp_path, "train/1/a.mp4", "train/2/a.mp4", "train/03/a.mp4"))
-    assert data.classes == ["03", "1", "2"] and [label for _, label in data.train] == [0, 1, 2]
+    assert data.classes == ["03", "1", "2"] and [video.label for video in data.train] == [0, 1, 2]
 
 
 SUFFIXES = (
@@ -92,8 +92,8 @@ def test_class_names_are_the_same_however_they_are_composed(tmp_path):
     fill(tmp_path, f"train/{unicodedata.normalize('NFC', name)}/a.mp4", "train/run/a.mp4")
     fill(tmp_path, f"val/{unicodedata.normalize('NFD', name)}/b.mp4")
     data = Data.find(tmp_path)
-    assert data.classes == ["run", name] and [label for _, label in data.val] == [1]
-    assert data.val[0][0].exists()
+    assert data.classes == ["run", name] and [video.label for video in data.val] == [1]
+    assert data.val[0].path.exists()
 
 
 def test_folders_of_images_are_videos(tmp_path):
@@ -155,7 +155,7 @@ def test_names_of_folders_are_never_indices(tmp_path):
 def test_folders_may_be_indices_of_given_names(tmp_path):
     fill(tmp_path, "train/0/a.mp4", "train/1/b.mp4", "val/1/c.mp4")
     data = Data.find(tmp_path, classes=["run", "walk"])
-    assert data.classes == ["run", "walk"] and [label for _, label in data.val] == [1]
+    assert data.classes == ["run", "walk"] and [video.label for video in data.val] == [1]
 
 
 def test_class_folders_are_valid_unicode(tmp_path):

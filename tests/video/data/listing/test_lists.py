@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_aim.video.data.listing import Labeled, find_videos, has_split, read_listing
+from peft_aim.video.data.listing import Sample, find_videos, has_split, read_listing
 
 
 def written(folder: Path, text: str, name: str = "list.txt") -> Path:
@@ -21,7 +21,7 @@ def found(source: Path) -> list[tuple[str, str]]:
 def test_lists_have_a_path_and_a_label_per_line(tmp_path):
     source = written(tmp_path, "a/x y.mp4 2\n\nb.mp4 0\n")
     assert found(source) == [("a/x y.mp4", "2"), ("b.mp4", "0")]
-    assert find_videos(source, root="/videos")[1] == Labeled(Path("/videos/b.mp4"), "0")
+    assert find_videos(source, root="/videos")[1] == Sample(Path("/videos/b.mp4"), "0")
     assert not has_split(source, "val")
 
 
@@ -48,8 +48,8 @@ def test_separators_headers_and_comments_are_recognized(tmp_path, text, labels, 
 
 def test_columns_may_be_separated_by_spaces(tmp_path):
     source = written(tmp_path, "label path split\nrun a.mp4 train\nwalk b.mp4 val\n")
-    assert find_videos(source, "train") == [Labeled(tmp_path / "a.mp4", "run")]
-    assert find_videos(source, "val") == [Labeled(tmp_path / "b.mp4", "walk")]
+    assert find_videos(source, "train") == [Sample(tmp_path / "a.mp4", "run")]
+    assert find_videos(source, "val") == [Sample(tmp_path / "b.mp4", "walk")]
 
 
 def test_lists_may_be_utf_16(tmp_path):
@@ -71,7 +71,7 @@ def test_folders_may_have_a_number_of_frames(tmp_path):
     assert found(written(tmp_path, "1 run\n2 walk\n")) == [("1", "run"), ("2", "walk")]
     assert found(written(tmp_path, "1/ 4 run\n2/ 4 walk\n")) == [("1", "run"), ("2", "walk")]
     with pytest.raises(
-        ValueError, match="Line 1 of .* is '1 0 1', with '0 1' after the path. Several labels per video"
+        ValueError, match="Line 1 of .* is '1 0 1', with '0 1' after the path. Write .* Separate several labels by "
     ):
         find_videos(written(tmp_path, "1 0 1\n2 1 1\n"))
 
@@ -98,19 +98,11 @@ def test_missing_videos_hint_at_the_root(tmp_path):
         ("caf\udce9.mp4 1\n", "list.txt is not valid UTF-8.* Save it as UTF-8"),
         (
             "a.mp4 0 1\n",
-            "Line 1 of .* is 'a.mp4 0 1', with '0 1' after the path. Several labels per video are not supp",
+            r"Line 1 of .* is 'a.mp4 0 1', with '0 1' after the path. Write .* Separate several labels by \|",
         ),
-        ("clip 0 1\n", "Line 1 of .* is 'clip 0 1', with '0 1' after the path. Several labels"),
+        ("clip 0 1\n", "Line 1 of .* is 'clip 0 1', with '0 1' after the path. Write each line as"),
         ("a.mp4 run\nb.mp4 c.mp4\n", "Line 2 of .* has the video file 'c.mp4' as its label. Write one video per line"),
-        (
-            "a.mp4 run|walk\n",
-            r"Line 1 of .* has the labels 'run\|walk'. Several labels per video are not supported yet",
-        ),
         ("movie behaviour\na.mp4 run\n", "Line 1 of .* is 'movie behaviour', which names no video, but the next line"),
-        (
-            "a.mp4 run\na.mp4 walk\n",
-            "a.mp4 has the labels 'run' and 'walk' in .*Several labels per video are not supp",
-        ),
     ],
 )
 def test_lines_that_cannot_be_read_are_named(tmp_path, text, message):

@@ -1,4 +1,4 @@
-"""Classification metrics: top-1, top-5 and mean-class accuracy, recall and precision by class, confusion matrix."""
+"""Metrics for one class per video: accuracies, recall and precision by class, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -9,17 +9,9 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
+from peft_aim.video.metrics.text import printable
+
 SHOWN = 12  # largest number of classes whose confusion matrix fits a terminal
-
-
-def printable(name: str) -> str:
-    r"""Return a name in one line: line breaks and other control characters as escapes.
-
-    Example:
-        >>> printable("réception\n")
-        'réception\\n'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 @dataclass(frozen=True)
@@ -80,6 +72,16 @@ class Metrics:
             per_class=per_class,
             confusion=confusion_matrix(labels, guesses, labels=indices).tolist(),
         )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The numbers that are saved with an adapter."""
+        return {"top1": self.top1, "interval": self.interval, "top5": self.top5, "mean_class": self.mean_class}
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The numbers that are logged while training."""
+        return {"top1": self.top1, "mean_class": self.mean_class}
 
     @property
     def line(self) -> str:
