@@ -87,7 +87,7 @@ def test_the_result_says_how_exact_the_file_is(in_onnx):
 
 def test_a_script_without_torch_predicts_the_same(adapter, in_onnx, videos):
     """The script of the benchmarks' README; the videos need no resizing, which is the only difference."""
-    script = re.search(r"## Exported files.*?```python\n(.*?)```", README.read_text(), re.S)[1]
+    script = re.search(r"## Exported adapters.*?```python\n(.*?)```", README.read_text(), re.S)[1]
     script += "\nassert not {'torch', 'peft_aim'} & {*sys.modules}"
     paths = sorted(map(str, videos.rglob("*.mp4")))
     command = [sys.executable, "-c", script, str(in_onnx.path), *paths]
