@@ -40,7 +40,7 @@ def largest_difference(run: Run, model: Run, shapes: Sequence[tuple[int, ...]]) 
         expected, values = model(noise), run(noise)
         if expected.shape != values.shape or not values.isfinite().all():
             raise Differs(
-                f"for frames {shape}, the file gives values {tuple(values.shape)}, of which "
+                f"For frames {shape}, it gives values {tuple(values.shape)}, of which "
                 f"{int((~values.isfinite()).sum())} are NaN or infinite; the model gives {tuple(expected.shape)}"
             )
         found = max(found, float((expected - values).abs().max()))

@@ -50,9 +50,8 @@ class Exported:
         frames = "any number of" if self.lengths is None else " or ".join(map(str, self.lengths))
         lines = [f"{self.path}: {self.bytes / 2**20:.1f} MiB, {self.precision}, clips of {frames} frames"]
         if self.difference is None:
-            lines.append(
-                f"not verified: {self.runs_in} is not installed. Install it with pip install 'peft-aim[export]'"
-            )
+            missing = f"not verified, since {self.runs_in} is not installed: pip install 'peft-aim[export]'"
+            lines.append(missing)
         else:
             lines.append(f"verified with {self.runs_in}: largest difference {self.difference:.1e}")
         return "\n".join(lines + ([] if self.videos is None else [str(self.videos)]))
@@ -157,7 +156,8 @@ def _written(
         lengths = None if dynamic else [frames]
         shapes = [(b, t, *size, 3) for b, t in ((1, frames), (3, frames), *((2, t) for t in others if dynamic))]
         try:
-            example = torch.zeros(2, max(2, frames), *size, 3, dtype=torch.uint8)
+            count = max(2, frames) if dynamic else frames  # torch.export takes an axis of 1 to be fixed
+            example = torch.zeros(2, count, *size, 3, dtype=torch.uint8)
             graph = traced(prepared, (example,), ({0: Dim.DYNAMIC} | ({1: Dim.DYNAMIC} if dynamic else {}),))
             kind.save(prepared, graph, path, metadata(loaded, lengths, precision))
             run = kind.load(path)
@@ -165,10 +165,15 @@ def _written(
                 return lengths, None
             difference = largest_difference(run, model, shapes)
             if difference > LIMITS.get(precision, 1.0):
-                raise Differs(f"the values differ by up to {difference:.1e}, more than {LIMITS[precision]:.0e}")
+                raise Differs(f"They differ by up to {difference:.1e}, more than {LIMITS[precision]:.0e}")
             return lengths, difference
-        except (NotExportable, Differs):
+        except (NotExportable, Differs) as error:
             path.unlink(missing_ok=True)
-            if not dynamic:
+            if dynamic:
+                continue
+            if isinstance(error, NotExportable):
                 raise
+            raise ValueError(
+                f"{path.name} gives other values than the model: {error}. Export another format or precision."
+            ) from error
     raise AssertionError

@@ -87,7 +87,7 @@ def test_the_result_says_how_exact_the_file_is(in_onnx):
 
 def test_a_script_without_torch_predicts_the_same(adapter, in_onnx, videos):
     """The script of the benchmarks' README; the videos need no resizing, which is the only difference."""
-    script = re.search(r"## Exported adapters.*?```python\n(.*?)```", README.read_text(), re.S)[1]
+    script = re.search(r"## Exported files.*?```python\n(.*?)```", README.read_text(), re.S)[1]
     script += "\nassert not {'torch', 'peft_aim'} & {*sys.modules}"
     paths = sorted(map(str, videos.rglob("*.mp4")))
     command = [sys.executable, "-c", script, str(in_onnx.path), *paths]
@@ -120,7 +120,7 @@ def test_torch_loads_pt2_archives(adapter, tmp_path, precision):
         pytest.importorskip("torchao")
     found, given, extra = export(adapter, tmp_path / "a.pt2", precision=precision), frames(3, 4), {"metadata.json": ""}
     values = torch.export.load(found.path, extra_files=extra).module()(given)
-    assert torch.allclose(values, expected(adapter, given), atol=0.02)
+    assert torch.allclose(values, expected(adapter, given), atol={"fp32": 1e-5}.get(precision, 0.02))
     assert json.loads(extra["metadata.json"])["precision"] == precision and values.dtype == torch.float32
 
 
@@ -134,7 +134,7 @@ def test_other_lengths_are_refused_where_the_number_of_frames_is_fixed(adapter, 
     found, extra = export(adapter, tmp_path / "a.pt2"), {"metadata.json": ""}
     assert "clips of 4 frames" in str(found)
     loaded = torch.export.load(found.path, extra_files=extra).module()
-    assert json.loads(extra["metadata.json"])["lengths"] == [4] and found.difference < 1e-5
+    assert json.loads(extra["metadata.json"])["lengths"] == [4] and loaded(frames(3, 4)).shape == (3, 2)
     with pytest.raises(AssertionError, match=r"size\(\)\[1\] == 4"):
         loaded(frames(3, 5))
 
@@ -143,7 +143,9 @@ def test_a_file_with_other_values_is_an_error_and_removed(adapter, tmp_path, mon
     monkeypatch.setattr(exported, "traced", lambda *_: None)
     monkeypatch.setattr(pt2_file, "save", lambda model, graph, path, facts: path.write_text(""))
     monkeypatch.setattr(pt2_file, "load", lambda path: lambda frames: torch.ones(len(frames), 2))
-    with pytest.raises(ValueError, match=r"the values differ by up to \d.\de-\d\d, more than 1e-04"):
+    with pytest.raises(
+        ValueError, match=r"a.pt2 gives other values than the model: .* up to \d.\de-\d\d, more than 1e-04"
+    ):
         export(adapter, tmp_path / "new" / "a.pt2")
     assert not [*tmp_path.iterdir()]
 
@@ -193,7 +195,9 @@ def test_missing_packages_are_named(adapter, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
     monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: Written())
     assert main(["export", adapter, str(tmp_path / "a.onnx")]) == 0
-    assert "not verified: onnxruntime is not installed. Install it with pip" in capsys.readouterr().out
+    assert (
+        "not verified, since onnxruntime is not installed: pip install 'peft-aim[export]'" in capsys.readouterr().out
+    )
 
 
 class Written:
