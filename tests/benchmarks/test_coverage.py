@@ -52,6 +52,19 @@ def test_all_laws_hold(library, name, monkeypatch):
     assert {result.partition(":")[0] for result in held.values()} <= {"holds", "not offered"}
 
 
+def test_onnxruntime_gives_the_same(monkeypatch):
+    """Of a model whose attention has three axes."""
+    pytest.importorskip("onnxruntime")
+    backbone, scored = catalogue.build("timm", "samvit_base_patch16"), laws.in_onnxruntime.scored
+    build, clips = lambda: copy.deepcopy(backbone), coverage.random_clips(backbone)
+    found = []
+    monkeypatch.setattr(laws.in_onnxruntime, "scored", lambda *given: found.append(scored(*given)) or found[0])
+    laws.onnxruntime_gives_the_same(build, clips)
+    monkeypatch.setattr(laws.in_onnxruntime, "scored", lambda *_: found[0] + 0.01)
+    with pytest.raises(laws.Broken, match="scores change by up to 1.0e-02"):
+        laws.onnxruntime_gives_the_same(build, clips)
+
+
 class Spatial(nn.MultiheadAttention):
     """Adds a spatial bias, made for 17 positions, to any sequence of that length."""
 
@@ -111,7 +124,7 @@ def test_the_record_covers_every_library_and_no_law_fails():
     assert all("auto" in row for row in rows if row["outcome"] == "rejected")
     adapted = [row for row in (*rows, *autos) if row["outcome"] == "adapted"]
     names = {law.__name__ for law in laws.LAWS}
-    assert all(set(row["laws"]) == names for row in adapted)
+    assert all(names <= set(row["laws"]) for row in adapted)
 
 
 def test_auto_adapts_nearly_all_models():
@@ -138,6 +151,7 @@ def test_new_laws_are_added_to_the_record(monkeypatch):
             raise laws.Broken("it changes")
 
     monkeypatch.setattr(laws, "LAWS", (newer, newest))
+    monkeypatch.setattr(laws, "SLOW_LAWS", ())
     monkeypatch.setattr(catalogue, "build", lambda library, name: nn.Identity())
     monkeypatch.setattr(coverage, "random_clips", lambda backbone: {})
     row = {"library": "timm", "family": "vit", "name": "b", "outcome": "adapted", "laws": {"older": "holds"}}

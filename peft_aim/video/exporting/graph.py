@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
@@ -52,8 +52,11 @@ class FourAxes(TorchFunctionMode):
         named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
         first, mask = named["query"], named.get("attn_mask")
         leading = first.shape[:-3]
-        if first.ndim <= 4:
+        if first.ndim == 4:
             return function(*args, **kwargs)
+        if first.ndim == 3:
+            given = {n: t.unsqueeze(0) if isinstance(t, Tensor) and t.ndim > 2 else t for n, t in named.items()}
+            return function(**given).squeeze(0)
         for name in ("query", "key", "value"):
             named[name] = named[name].flatten(0, -4)
         if mask is not None and mask.ndim > 3:
