@@ -233,7 +233,7 @@ def random_clips(backbone: nn.Module) -> Images:
 
 def summary(rows: list[Row]) -> str:
     """Return the results in Markdown, with a row for each library."""
-    names = ["library", "models", "temporal attention", '`temporal="auto"`', "`causal=True`"]
+    names = ["library", "models", "temporal attention", '`temporal="auto"`', "`causal=True`", "exports, of those tried"]
     lines = []
     for library in TITLES:
         own = [row for row in rows if row["library"] == library]
@@ -241,13 +241,27 @@ def summary(rows: list[Row]) -> str:
         counts = attention["adapted"], auto["adapted"], sum(causal(row) == "holds" for row in own)
         shares = [f"{count} ({count / len(own):.1%})" if own else "-" for count in counts]
         wrong = attention["wrong"] + auto["wrong"]
-        lines.append(line(TITLES[library], len(own), *shares, auto["rejected"], wrong, auto["not run"]))
+        further = (exporting(own), auto["rejected"], wrong, auto["not run"])
+        lines.append(line(TITLES[library], len(own), *shares, *further))
     return headed([*names, "rejected", "a law fails", "not run"], lines)
 
 
 def causal(row: Row) -> str:
     """Return the result of the law of causal adapters, with temporal attention; an empty text if there is none."""
     return row.get("laws", {}).get(laws.causal_adapters_see_no_later_frame.__name__, "")
+
+
+def exporting(rows: list[Row]) -> str:
+    """Return how many of the models for which that was tried give the same scores in onnxruntime."""
+    tried = [result for row in rows if (result := exports(row))]
+    return f"{sum(result == 'holds' for result in tried)} of {len(tried)}" if tried else "-"
+
+
+def exports(row: Row) -> str:
+    """Return the result of the law of exported models; an empty text if it was not checked."""
+    name = laws.onnxruntime_gives_the_same.__name__
+    found = [result for r in (row, in_auto(row)) if (result := r.get("laws", {}).get(name, ""))]
+    return max(found, key=lambda result: result != "holds", default="")
 
 
 def in_auto(row: Row) -> Row:
@@ -264,6 +278,7 @@ def by_family(rows: list[Row]) -> str:
         "in blocks",
         '`temporal="auto"`',
         "`causal=True`",
+        "exports, of those tried",
         "how attention runs over time",
     ]
     parts = []
@@ -288,9 +303,13 @@ def _family_line(family: str, rows: list[Row]) -> str:
     why += sorted({reason for row in adapted for reason in row.get("left out", [])})[:3]
     whole = sorted({causal(row).removeprefix("not offered: ") for row in adapted} - {"holds"})
     why += [f"not causal: {reason}" for reason in whole]
+    why += sorted({f"not exported: {found.removeprefix('not offered: ')}" for found in map(exports, rows)} - GOOD)
     reason = "; ".join(why).replace("|", "/").replace("\n", " ") or "-"
     causally = sum(causal(row) == "holds" for row in rows)
-    return line(family, len(rows), len(adapted), partly, auto, causally, kinds, reason)
+    return line(family, len(rows), len(adapted), partly, auto, causally, exporting(rows), kinds, reason)
+
+
+GOOD = {"not exported: holds", "not exported: "}
 
 
 def _is_wanted(row: Row, libraries: list[str]) -> bool:

@@ -96,6 +96,8 @@ def test_broken_videos_have_no_vector_and_are_reported(task, tmp_path, capsys):
     assert (tmp_path / "found.csv").read_text().splitlines() == expected
     (tmp_path / "videos" / "deep" / "whole.mp4").unlink()
     broken["one"].unlink()
+    output.unlink()
+    (tmp_path / "found.csv").unlink()
     assert main(command) == 1
     assert re.search(r"peft-aim embed: None of the 3 videos can be read. .*empty.mp4", capsys.readouterr().err)
 

@@ -190,7 +190,7 @@ def test_the_command_prints_and_draws(tasks, tmp_path, capsys, name):
         "The clip has a single frame, and so no order" if name == "still" else order,
     ):
         assert re.search(line, text), line
-    assert np.asarray(Image.open(tmp_path / "frames.png")).std() > 10
+    assert np.asarray(Image.open(tmp_path / "frames right.png")).std() > 10
 
 
 def test_all_attributions_are_printed_as_json(tasks, tmp_path, capsys):
