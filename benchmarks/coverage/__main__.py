@@ -233,7 +233,14 @@ def random_clips(backbone: nn.Module) -> Images:
 
 def summary(rows: list[Row]) -> str:
     """Return the results in Markdown, with a row for each library."""
-    names = ["library", "models", "temporal attention", '`temporal="auto"`', "`causal=True`", "exports, of those tried"]
+    names = [
+        "library",
+        "models",
+        "temporal attention",
+        '`temporal="auto"`',
+        "`causal=True`",
+        "exports, of those tried",
+    ]
     lines = []
     for library in TITLES:
         own = [row for row in rows if row["library"] == library]

@@ -1,0 +1,1 @@
+"""How exact and how large are exported adapters? ``python -m benchmarks.exported``."""
