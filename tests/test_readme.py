@@ -150,7 +150,12 @@ def test_tables_of_other_devices_are_those_of_the_records():
 
 @pytest.mark.parametrize(
     ("benchmark", "module"),
-    [("demo", "demo.tables"), ("token_mixers", "token_mixers.tables"), ("real_defaults", "real.defaults")],
+    [
+        ("demo", "demo.tables"),
+        ("token_mixers", "token_mixers.tables"),
+        ("real_defaults", "real.defaults"),
+        ("exported", "exported.__main__"),
+    ],
 )
 def test_smaller_tables_are_those_of_the_records(benchmark, module):
     table = importlib.import_module(f"benchmarks.{module}").table
