@@ -214,7 +214,8 @@ def test_standard_input_is_read_to_its_end(adapter, tmp_path, stdin, capsys):
     assert main(["watch", adapter, "-", "--window", "--json", "--every", "1", "--top-k", "2"]) == 0
     *rows, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert last["summary"]["seen"] == 40 and sum(last["summary"]["top"].values()) == 17
-    assert rows[0].keys() == {"time", "top", "frames", "delay", "skipped"} and rows[0]["time"] == pytest.approx(0.6)
+    assert rows[0].keys() == {"time", "top", "frames", "delay", "skipped", "problem_type"}
+    assert rows[0]["time"] == pytest.approx(0.6)
     for before, now in pairwise(rows):
         assert now["time"] - before["time"] >= 1 - 1e-6 or now["top"][0][0] != before["top"][0][0]
 
