@@ -328,3 +328,15 @@ def test_a_head_can_replace_an_identity(clips):
     model = get_peft_model(backbone, config(num_labels=6))
     assert isinstance(model.base_model.model.head, AIMHead)
     assert model(clips).shape == (2, 6)
+
+
+@torch.no_grad()
+def test_numbers_are_not_rounded_by_autocast(clips):
+    """In bfloat16, numbers around 2000 are 8 apart."""
+    model = adapt("timm_vit", num_labels=1, problem_type="regression")
+    head = model.base_model.model.head.aim_head["default"]
+    head.bias.fill_(2003.0)
+    head.weight.mul_(1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(clips)
+    assert found.dtype == torch.float32 and torch.allclose(found, model(clips), atol=0.1)

@@ -125,6 +125,21 @@ def test_training_and_models_without_peft_model_raise_an_error(clips):
         injected(clips, adapter_names=names)
 
 
+def test_recomputed_blocks_raise_an_error_unless_gradients_are_off(clips):
+    """In backward, they would run with whichever adapter is active then."""
+    names = {"adapter_names": ["signs", "words"]}
+    model = adapt(zoo.build("timm_vit"), recompute="pointwise")
+    with pytest.raises(ValueError, match="cannot be used with recompute='pointwise' while gradients are recorded"):
+        model(clips, **names)
+    checkpointed = zoo.build("timm_vit")
+    checkpointed.set_grad_checkpointing(True)
+    checkpointed = adapt(checkpointed)
+    with pytest.raises(ValueError, match=r"gradient checkpointing while .* Call the model under torch.no_grad\(\)"):
+        checkpointed(clips, **names)
+    with torch.no_grad():
+        assert torch.equal(model(clips, **names), checkpointed(clips, **names))
+
+
 @torch.no_grad()
 def test_results_that_are_not_per_clip_raise_an_error(clips):
     class Sums(nn.Module):

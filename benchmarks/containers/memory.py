@@ -63,7 +63,7 @@ def training(path: Path) -> None:
 
 def evaluation(path: Path) -> None:
     """Load the single view of a video."""
-    item = EvaluationClips([Sample(path, 0)], Views(FRAMES, None, 1, 1, _preprocessing()), min_frames=1)[0]
+    item = EvaluationClips([Sample(path, 0)], Views(FRAMES, None, 1, 1, _preprocessing()), min_frames=1, fps=12)[0]
     assert item["clips"].shape == (1, FRAMES, 3, SIZE, SIZE) and not item["skipped"]
 
 

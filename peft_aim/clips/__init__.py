@@ -4,7 +4,7 @@ Layers look up the number of frames per clip in :class:`Frames`.
 """
 
 from peft_aim.clips.before_head import features
-from peft_aim.clips.fold import Clips, per_clip
+from peft_aim.clips.fold import Clips, has_checkpoints, per_clip
 from peft_aim.clips.frames import ClipShape, Frames, Span
 from peft_aim.clips.past import Cell, Continued, Part, Past, kept, times
 from peft_aim.clips.per_thread import PerThread
@@ -21,6 +21,7 @@ __all__ = [
     "PerThread",
     "Span",
     "features",
+    "has_checkpoints",
     "join_rows",
     "kept",
     "per_clip",

@@ -86,7 +86,7 @@ class Clips:
             norm.eval()
         shape = ClipShape(*clips.shape[:2], past, self._averaged())
         images = clips.flatten(0, 1)
-        if not images.requires_grad and _checkpoints(model):
+        if not images.requires_grad and has_checkpoints(model):
             # Reentrant checkpointing drops all gradients of a function if none of its inputs requires one.
             images = images.detach().requires_grad_()
         args, kwargs = with_first_argument(images, self._arguments[0], args, kwargs)
@@ -262,7 +262,7 @@ def _check_per_image(shape: ClipShape, given: dict[str, Any]) -> None:
             )
 
 
-def _checkpoints(model: nn.Module) -> bool:
+def has_checkpoints(model: nn.Module) -> bool:
     """Whether a call records gradients in a model that has gradient checkpointing switched on in some part."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False

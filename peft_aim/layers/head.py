@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from peft_aim.clips import Frames
@@ -56,4 +57,9 @@ class AIMHead(AIMTunerLayer):
         if self.training and self.aim_dropout[adapter]:
             features = same_in_all_frames(features, self.aim_dropout[adapter], self.frames.of(features).frames)
         # A view of the class token would keep all other tokens in memory until backward.
-        return head(features.to(head.weight.dtype).contiguous())
+        features = features.to(head.weight.dtype).contiguous()
+        kind = features.device.type
+        if self.aim_problem_type[adapter] == "regression" and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):  # in bfloat16, 2001 would be 2000
+                return head(features)
+        return head(features)

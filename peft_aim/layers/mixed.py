@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from peft_aim.clips import Clips, join_rows, rows_by_name, select_rows
+from peft_aim.clips import Clips, has_checkpoints, join_rows, rows_by_name, select_rows
 from peft_aim.layers.base import AIMTunerLayer
 
 BASE = "__base__"  # PEFT's name for the backbone without adapters
@@ -50,10 +51,11 @@ def run_mixed(model: PeftModel, clips: Clips, names: Sequence[str], args: tuple,
 
     Raises:
         ValueError: If there is not one name per clip, there is no adapter of some name, the model is in training mode,
-            or labels are given.
+            labels are given, or gradients are recorded although something is recomputed in backward.
     """
     shape = clips.shape_of(args, kwargs)
     _check(model, names, shape[0], kwargs)
+    _check_not_recomputed(model, names)
     base, outputs, rows = model.get_base_model(), [], rows_by_name(names) or {BASE: []}
     with clips.turns.switching():
         for name, some in rows.items():
@@ -82,6 +84,19 @@ def _check(model: PeftModel, names: Sequence[str], clips: int, kwargs: dict[str,
         raise ValueError(
             "Got labels together with adapter_names, but adapters may differ in what labels mean. Leave labels out, "
             "and compute each adapter's loss from its scores."
+        )
+
+
+def _check_not_recomputed(model: PeftModel, names: Sequence[str]) -> None:
+    """Check that nothing runs again in backward, when another adapter would be active."""
+    if not torch.is_grad_enabled():
+        return
+    settings = {model.peft_config[name].recompute for name in names if name != BASE} - {"nothing"}
+    if settings or has_checkpoints(model):
+        what = f"recompute={min(settings)!r}" if settings else "gradient checkpointing"
+        raise ValueError(
+            f"adapter_names cannot be used with {what} while gradients are recorded: blocks would run again in "
+            "backward with another adapter. Call the model under torch.no_grad(), or once per adapter."
         )
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from peft_aim.files import written_together
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
-from peft_aim.video.data import IGNORED, EvaluationClips, Remarked, Remarks, Sample, Views, given_videos, texts_of
+from peft_aim.video.data import IGNORED, EvaluationClips, Remarked, Remarks, Sample, given_videos, texts_of
 from peft_aim.video.finite import NotFinite, why_not_finite
 from peft_aim.video.output import check_writable
 from peft_aim.video.processes import gather, on_cpu, once, processes
@@ -130,7 +130,8 @@ def embed(
     loaded = load_adapters(str(adapter), source)
     description, config = loaded.descriptions[0], loaded.model.active_peft_config
     made = description.views_with(*(views or description.views))
-    vectors, rows, remarks = _embedded(loaded.model, found, made, batch_size, workers)
+    clips = EvaluationClips(found, made, 1, description.fps)
+    vectors, rows, remarks = _embedded(loaded.model, clips, batch_size, workers)
     if not rows:
         raise ValueError(f"None of the {len(found)} videos can be read. {remarks.skipped[0]}")
     facts = {
@@ -146,7 +147,7 @@ def embed(
 
 
 def _embedded(
-    model: nn.Module, videos: Sequence[Sample], views: Views, batch_size: int, workers: int
+    model: nn.Module, clips: EvaluationClips, batch_size: int, workers: int
 ) -> tuple[np.ndarray, list[int], Remarks]:
     """Return the vectors of the videos that can be read, and their positions among all, on all processes alike.
 
@@ -154,7 +155,6 @@ def _embedded(
         NotFinite: If features are NaN or infinite.
     """
     accelerator = Accelerator(cpu=on_cpu())
-    clips = EvaluationClips(videos, views, min_frames=1)
     together = max(1, batch_size // clips.total)  # videos per forward pass
     loader = accelerator.prepare(DataLoader(clips, batch_size=together, num_workers=workers))
     model.to(accelerator.device).eval()

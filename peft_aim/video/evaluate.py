@@ -283,6 +283,8 @@ def write(result: Evaluation, folder: Path) -> None:
         "notes": result.notes,
         "views": {views: asdict(metrics) for views, metrics in result.views.items()},
     }
+    if result.orders:
+        facts["orders"] = {order: asdict(metrics) for order, metrics in result.orders.items()}
     write_atomically(folder / "evaluation.json", json.dumps(facts, indent=2))
     if "confusion.png" in result.files:
         draw_confusion(folder / "confusion.png", result.best)

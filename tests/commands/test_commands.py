@@ -112,7 +112,7 @@ def test_a_converted_checkpoint_predicts(small_clip, capsys, monkeypatch):
 
     description = load_adapters(["k400"]).descriptions[0]
     assert (description.stride, description.views, description.recipe) == (128 // frames, (3, 1), None)
-    clips = EvaluationClips([Sample("video.mp4", 0)], description.views_with(3, 1), 1)
+    clips = EvaluationClips([Sample("video.mp4", 0)], description.views_with(3, 1), 1, 12)
     with torch.no_grad():
         expected = model(clips[0]["clips"]).softmax(-1).mean(0)
     assert [dict(prediction.top)[name] for name in classes] == pytest.approx(expected.tolist(), abs=1e-5)

@@ -44,7 +44,7 @@ def test_a_vector_is_what_the_head_gets_averaged_over_views(task):
     video = task / "videos" / "val" / "dark" / "1.mp4"
     found = embed(task / "my-task", video, workers=0)
     loaded = load_adapters(str(task / "my-task"))
-    clips = EvaluationClips([Sample(video, 0)], loaded.descriptions[0].views_with(2, 3), 1)[0]["clips"][:6]
+    clips = EvaluationClips([Sample(video, 0)], loaded.descriptions[0].views_with(2, 3), 1, 12)[0]["clips"][:6]
     with torch.no_grad():
         mean_scores = loaded.model(clips).logits.mean(0)
         scores = loaded.model.base_model.model.classifier(torch.from_numpy(found.vectors))[0]

@@ -74,7 +74,7 @@ def test_probabilities_of_views_are_averaged_after_softmax(folder, adapter, monk
     monkeypatch.setattr(Metrics, "of", lambda probabilities, labels, classes: seen.append(probabilities))
     evaluate_model(loaded.model, loaded.descriptions[0], videos[:1], (2, 3), workers=0)
     description = loaded.descriptions[0]
-    clips = EvaluationClips(videos[:1], description.views_with(2, 3), 1)[0]["clips"]
+    clips = EvaluationClips(videos[:1], description.views_with(2, 3), 1, 12)[0]["clips"]
     with torch.no_grad():
         every = loaded.model(clips).logits.softmax(-1).numpy()
     assert np.allclose(seen[0][0], every[6], atol=1e-6)

@@ -61,7 +61,7 @@ def test_predictions_are_the_scores_of_the_model(tasks):
     from peft_aim.video.data.clips import EvaluationClips
 
     description = loaded.descriptions[0]
-    clips = EvaluationClips([Sample(tasks / "video.mp4", 0)], description.views_with(1, 1), 1)[0]["clips"]
+    clips = EvaluationClips([Sample(tasks / "video.mp4", 0)], description.views_with(1, 1), 1, 12)[0]["clips"]
     with torch.no_grad():
         expected = loaded.model(clips).logits.softmax(-1)[0]
     assert dict(prediction.top) == {f"one{i}": pytest.approx(float(p), abs=1e-6) for i, p in enumerate(expected)}

@@ -125,7 +125,7 @@ class EvaluationClips(Dataset):
         ``single`` is that of 1 x 1; it is one of them if both numbers are odd.
     """
 
-    def __init__(self, videos: Sequence[Sample], views: Views, min_frames: int, fps: float = Recipe.fps) -> None:
+    def __init__(self, videos: Sequence[Sample], views: Views, min_frames: int, fps: float) -> None:
         self.videos, self.min_frames, self.fps = videos, min_frames, fps
         self.count = views.count
         self.single = views.count // 2 if views.has_center else views.count
@@ -172,7 +172,7 @@ def _remarks(sample: Sample | str = "", video: Video | None = None, skipped: str
 
 
 @contextmanager
-def open_sample(sample: Sample, fps: float = Recipe.fps) -> Iterator[Video]:
+def open_sample(sample: Sample, fps: float) -> Iterator[Video]:
     """Open a video or the segment of it that a sample is.
 
     Raises:
@@ -183,7 +183,7 @@ def open_sample(sample: Sample, fps: float = Recipe.fps) -> Iterator[Video]:
 
 
 @contextmanager
-def long_enough(sample: Sample, min_frames: int, fps: float = Recipe.fps) -> Iterator[Video]:
+def long_enough(sample: Sample, min_frames: int, fps: float) -> Iterator[Video]:
     """Open a video or segment with at least ``min_frames`` frames.
 
     Raises:
@@ -196,34 +196,35 @@ def long_enough(sample: Sample, min_frames: int, fps: float = Recipe.fps) -> Ite
         yield video
 
 
-def scan(videos: Sequence[Sample], min_frames: int, workers: int, what: str) -> dict[str, dict[str, str]]:
+def scan(videos: Sequence[Sample], min_frames: int, fps: float, workers: int, what: str) -> dict[str, dict[str, str]]:
     """Read a clip of every video, with a progress bar; only the main process does so, for all.
 
     Args:
         videos: The videos.
         min_frames: Videos with fewer frames count as broken.
+        fps: Frames per second of folders of images.
         workers: Number of worker processes, at least 1.
         what: Name of the split, for the progress bar.
 
     Returns:
         The remarks on each video by its text, see :class:`TrainingClips`.
     """
-    look = partial(_remarks_on, min_frames=min_frames)
+    look = partial(_remarks_on, min_frames=min_frames, fps=fps)
     options = {"max_workers": max(1, workers), "chunksize": 8, "desc": f"Checking {what}", "unit": "video"}
     return dict(zip(map(str, videos), once(lambda: process_map(look, videos, **options)), strict=True))
 
 
-def why_unreadable(videos: Sequence[Sample], min_frames: int) -> str:
+def why_unreadable(videos: Sequence[Sample], min_frames: int, fps: float) -> str:
     """Return why the first video cannot be read if none of them can; "" if any can, or if there are none."""
-    reasons = (_remarks_on(video, min_frames, frames=1)["skipped"] for video in videos)
+    reasons = (_remarks_on(video, min_frames, fps, frames=1)["skipped"] for video in videos)
     first = next(reasons, "")
     return first if first and all(reasons) else ""
 
 
-def _remarks_on(sample: Sample, min_frames: int, frames: int = 8) -> dict[str, str]:
+def _remarks_on(sample: Sample, min_frames: int, fps: float, frames: int = 8) -> dict[str, str]:
     """Read one frame from each of so many equal segments of a video, for nothing but the remarks on it."""
     try:
-        with long_enough(sample, min_frames) as video:
+        with long_enough(sample, min_frames, fps) as video:
             (chosen,) = evaluation_frames(len(video.seconds), frames, stride=None)
             video.read(chosen, lambda frame: frame[:, :1, :1].clone())
             return _remarks(sample, video)

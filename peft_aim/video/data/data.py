@@ -119,7 +119,7 @@ class Data:
         remarks, broken = Remarks(), set()
         for split in ("train", "val"):
             videos = getattr(self, split)
-            found = scan(videos, recipe.min_frames, recipe.workers, split) if videos else {}
+            found = scan(videos, recipe.min_frames, recipe.fps, recipe.workers, split) if videos else {}
             skipped = {path: seen["skipped"] for path, seen in found.items() if seen["skipped"]}
             if videos and len(skipped) == len(found):
                 raise ValueError(
@@ -132,8 +132,27 @@ class Data:
 
 
 def read_labels(listing: Listing, problem_type: str | None) -> list[Sample]:
-    """Return the videos of a listing; rows of one video with several classes become one. Numbers are left apart."""
-    return listing.videos if problem_type == REGRESSION else merged(listing.videos)
+    """Return the videos of a listing; rows of one video with several classes become one. Numbers are left apart.
+
+    Raises:
+        ValueError: If the problem type is not given, and so few videos are listed with several classes that these are
+            likely to be mistakes.
+    """
+    if problem_type == REGRESSION:
+        return listing.videos
+    videos = merged(listing.videos)
+    if problem_type is None and problem_type_of(listing.videos) == SINGLE_LABEL:
+        several = [video for video in videos if not isinstance(video.label, str)]
+        if 0 < len(several) < FEW * len(videos):
+            raise ValueError(
+                f"{len(several)} of {len(videos)} videos have several labels, {several[0]} for example: "
+                f"{shown_names(several[0].label)}. Give one label per video, or --problem-type {MULTI_LABEL} if they "
+                "may have several."
+            )
+    return videos
+
+
+FEW = 0.05  # of the videos
 
 
 def about_labels(videos: Sequence[Sample], problem_type: str, inferred: bool) -> list[str]:

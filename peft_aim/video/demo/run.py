@@ -146,7 +146,7 @@ def validation_clips(root: Path, preprocessing: Preprocessing) -> list[tuple[Ten
     data = Data.find(root)
     first = [next(video for video in data.val if video.label == label) for label in range(len(data.classes))]
     views = Views(RECIPE.frames, RECIPE.stride, clips=1, crops=1, preprocessing=preprocessing)
-    clips = EvaluationClips(first, views, RECIPE.min_frames)
+    clips = EvaluationClips(first, views, RECIPE.min_frames, RECIPE.fps)
     return [(item["clips"][0], item["labels"]) for item in map(clips.__getitem__, range(len(clips)))]
 
 

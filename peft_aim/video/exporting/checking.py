@@ -95,7 +95,7 @@ def on_videos(
     plain = replace(description.preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
     views = replace(description, preprocessing=plain).as_evaluated
     labels, rows = [], []
-    for sample in tqdm(EvaluationClips(videos, views, min_frames), "Comparing", leave=False):
+    for sample in tqdm(EvaluationClips(videos, views, min_frames, description.fps), "Comparing", leave=False):
         if sample["labels"] == IGNORED:
             continue
         pixels = sample["clips"][: views.count].mul(255).round().to(torch.uint8)  # as they were: exactly

@@ -140,7 +140,7 @@ def why_not_validated(data: Data, recipe: Recipe) -> list[str]:
     Raises:
         ValueError: If ``recipe.patience`` needs val videos, and there are none or none can be read.
     """
-    reason = once(partial(why_unreadable, data.val, recipe.min_frames))
+    reason = once(partial(why_unreadable, data.val, recipe.min_frames, recipe.fps))
     if recipe.patience and (reason or not data.val):
         raise ValueError(
             f"patience={recipe.patience} needs val videos, but {reason or 'there is no val split.'} Give a val "
@@ -159,7 +159,7 @@ def readable(data: Data, recipe: Recipe, check: bool) -> tuple[Data, Remarks]:
     Raises:
         ValueError: If none can be read.
     """
-    reason = once(partial(why_unreadable, data.train, recipe.min_frames))
+    reason = once(partial(why_unreadable, data.train, recipe.min_frames, recipe.fps))
     if reason:
         raise ValueError(f"None of the {len(data.train)} training videos can be read. {reason}")
     return data.without_broken(recipe) if check else (data, Remarks())

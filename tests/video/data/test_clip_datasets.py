@@ -24,7 +24,7 @@ def training(path):
 
 
 def evaluation(path):
-    return EvaluationClips([Sample(path, 0)], Views(12, None, 1, 3, GREY), min_frames=2)
+    return EvaluationClips([Sample(path, 0)], Views(12, None, 1, 3, GREY), min_frames=2, fps=12)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_what_is_read_is_summarized_by_split(tmp_path):
 
 def test_broken_empty_and_short_videos_are_found(folder, capsys):
     broken = write_broken(folder / "train" / "dark")
-    found = scan(Data.find(folder).train, min_frames=2, workers=2, what="train")
+    found = scan(Data.find(folder).train, min_frames=2, fps=12, workers=2, what="train")
     assert {path for path, remarks in found.items() if remarks["skipped"]} == {*map(str, broken.values())}
     assert "one.mp4 has 1 frame, fewer than min_frames=2" in found[str(broken["one"])]["skipped"]
     assert "Checking train" in capsys.readouterr().err

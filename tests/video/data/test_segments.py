@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 from videos import shown, write
 
 from peft_aim.video.data import Data, find_videos, notes_on
-from peft_aim.video.data.clips import EvaluationClips, TrainingClips, open_sample
+from peft_aim.video.data.clips import EvaluationClips, TrainingClips, open_sample, why_unreadable
 from peft_aim.video.data.decode import BrokenVideo
 from peft_aim.video.data.listing import Sample
 from peft_aim.video.data.transforms import ForTraining, Preprocessing
@@ -67,7 +68,7 @@ def test_impossible_times_are_rejected(tmp_path, times, message):
 )
 def test_a_segment_has_its_frames_only(tmp_path, suffix, start, end, frames):
     path = write(tmp_path / f"a{suffix}")  # 12 frames, 10 a second
-    with open_sample(Sample(path, 0, start, end)) as video:
+    with open_sample(Sample(path, 0, start, end), fps=12) as video:
         assert shown(video.read(range(len(video.seconds)))) == frames
         assert video.seconds == pytest.approx([i / 10 for i in range(len(frames))], abs=1e-3)
 
@@ -82,9 +83,9 @@ def test_a_segment_has_its_frames_only(tmp_path, suffix, start, end, frames):
 )
 def test_segments_outside_of_their_video_are_reported_like_broken_videos(tmp_path, start, end, message):
     sample = Sample(write(tmp_path / "a.mp4"), 0, start, end)
-    with pytest.raises(BrokenVideo, match=message), open_sample(sample):
+    with pytest.raises(BrokenVideo, match=message), open_sample(sample, fps=12):
         pass
-    item = EvaluationClips([sample], Views(2, None, 1, 1, GREY), min_frames=1)[0]
+    item = EvaluationClips([sample], Views(2, None, 1, 1, GREY), min_frames=1, fps=12)[0]
     assert item["labels"] == -100 and "Correct start and end" in item["skipped"] and item["path"] == str(sample)
 
 
@@ -93,7 +94,7 @@ def test_clips_are_sampled_from_the_segment(tmp_path):
     training = TrainingClips([sample], recipe, ForTraining(GREY, recipe, ["a", "b"]))
     for training.epoch[()] in range(3):
         assert shown(255 * training[0]["clips"]) == [5, 6, 7]
-    views = EvaluationClips([sample], Views(3, None, 1, 1, GREY), min_frames=1)[0]["clips"]
+    views = EvaluationClips([sample], Views(3, None, 1, 1, GREY), min_frames=1, fps=12)[0]["clips"]
     assert shown(255 * views[0]) == [5, 6, 7]
 
 
@@ -105,3 +106,24 @@ def test_segments_leak_if_they_overlap(tmp_path):
     assert f"1 of the 2 val videos is also in the train split (by content), {example} for example" in notes[-2]
     assert "1 of the 2 val segments is of a video with other segments in the train split" in notes[-1]
     assert not any("given twice" in note for note in notes)
+
+
+def test_folders_of_images_have_the_frames_per_second_of_the_recipe(tmp_path):
+    """A segment from 20 to 28 s is in a folder of 60 images at 2 frames per second, but not at 12."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(60):
+            Image.new("L", (16, 16), i).save(tmp_path / name / f"{i:03}.png")
+    data = Data.find(written(tmp_path, "path,label,start,end\na,run,20,28\nb,walk,20,28\n"))
+    assert why_unreadable(data.train, 1, fps=2) == ""
+    assert "lasts 5.00 s, but the segment from 20 to 28 s is after that" in why_unreadable(data.train, 1, fps=12)
+
+
+def test_few_rows_with_another_label_are_mistakes(tmp_path):
+    rows = [f"{i}.mp4,{'run' if i % 2 else 'walk'}\n" for i in range(40)]
+    table = written(tmp_path, "".join(["path,label\n", *rows, "7.mp4,walk\n"]))
+    with pytest.raises(
+        ValueError, match=r"1 of 40 videos have several labels, .*7.mp4 .*: .'run', 'walk'.. Give one label"
+    ):
+        Data.find(table)
+    assert Data.find(table, problem_type="multi_label_classification").train[7].label == {0, 1}

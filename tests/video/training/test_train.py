@@ -86,8 +86,8 @@ def test_broken_videos_are_ignored_and_reported(folder):
 )
 def test_the_single_view_is_one_of_the_others_if_possible(folder, views, count, single):
     videos = Data.find(folder).val
-    many = EvaluationClips(videos, Views(2, None, *views, GREY), min_frames=1)
-    one = EvaluationClips(videos, Views(2, None, 1, 1, GREY), min_frames=1)
+    many = EvaluationClips(videos, Views(2, None, *views, GREY), min_frames=1, fps=12)
+    one = EvaluationClips(videos, Views(2, None, 1, 1, GREY), min_frames=1, fps=12)
     assert (many.count, many.single) == (count, single)
     assert len(many[1]["clips"]) == max(count, single + 1)
     assert torch.equal(many[1]["clips"][single], one[1]["clips"][0])
