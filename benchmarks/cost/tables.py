@@ -89,12 +89,11 @@ def mixed_page(found: Facts) -> str:
             str(row["adapters"]),
             f"{row['forward_gmac']:.1f}",
             f"{row['arithmetic_ratio']:.3f}",
-            f"{row['time_ratio']:.2f}",
             f"{row['largest_difference']:.0e}" if row["largest_difference"] else "0",
         )
         for row in found["rows"]
     ]
-    names = ["adapters", "forward, GMAC", "relative to one adapter", "time", "largest difference from one call each"]
+    names = ["adapters", "forward, GMAC", "relative to one adapter", "largest difference from one call each"]
     return f"{described(found)}\n\n{headed(names, lines)}"
 
 
