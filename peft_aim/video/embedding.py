@@ -8,22 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from accelerate import Accelerator
 from safetensors.numpy import save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from peft_aim.files import written_together
 from peft_aim.video.adapters import load_adapters
 from peft_aim.video.backbones import Source
 from peft_aim.video.data import IGNORED, EvaluationClips, Remarked, Remarks, Sample, given_videos, texts_of
-from peft_aim.video.finite import NotFinite, why_not_finite
 from peft_aim.video.output import check_writable
-from peft_aim.video.processes import gather, on_cpu, once, processes
+from peft_aim.video.over_videos import in_batches, over_videos
+from peft_aim.video.processes import once, processes
 
 SUFFIXES = (".safetensors", ".csv")
 
@@ -131,7 +128,11 @@ def embed(
     description, config = loaded.descriptions[0], loaded.model.active_peft_config
     made = description.views_with(*(views or description.views))
     clips = EvaluationClips(found, made, 1, description.fps)
-    vectors, rows, remarks = _embedded(loaded.model, clips, batch_size, workers)
+    features = partial(_features, loaded.model, count=clips.count, batch_size=batch_size)
+    vectors, labels, rows, remarks = over_videos(
+        loaded.model, clips, features, batch_size, workers, "Embedding", "features"
+    )
+    vectors, rows = vectors[labels != IGNORED].numpy(), rows[labels != IGNORED].tolist()
     if not rows:
         raise ValueError(f"None of the {len(found)} videos can be read. {remarks.skipped[0]}")
     facts = {
@@ -146,39 +147,11 @@ def embed(
     return result
 
 
-def _embedded(
-    model: nn.Module, clips: EvaluationClips, batch_size: int, workers: int
-) -> tuple[np.ndarray, list[int], Remarks]:
-    """Return the vectors of the videos that can be read, and their positions among all, on all processes alike.
-
-    Raises:
-        NotFinite: If features are NaN or infinite.
-    """
-    accelerator = Accelerator(cpu=on_cpu())
-    together = max(1, batch_size // clips.total)  # videos per forward pass
-    loader = accelerator.prepare(DataLoader(clips, batch_size=together, num_workers=workers))
-    model.to(accelerator.device).eval()
-    found, remarks = [], Remarks()
-    for batch in tqdm(loader, "Embedding", leave=False, disable=not accelerator.is_main_process):
-        names = batch["path"]
-        remarks.take(batch)
-        vectors = _features(model, batch["clips"][:, : clips.count].flatten(0, 1), batch_size)
-        vectors = vectors.unflatten(0, (-1, clips.count)).mean(1)
-        found.append(accelerator.gather_for_metrics((vectors, batch["labels"], batch["index"])))
-        if not found[-1][0].isfinite().all():  # on all processes alike: none is left waiting for the others
-            wrong = gather(name for name, v in zip(names, vectors, strict=True) if not v.isfinite().all())
-            what = f"{len(wrong)} of {len(found[-1][0])} videos, {wrong[0]} for example,"
-            raise NotFinite(why_not_finite(what, model, "features"))
-    vectors, labels, rows = (torch.cat(column).cpu() for column in zip(*found, strict=True))
-    readable = labels != IGNORED
-    return vectors[readable].numpy(), rows[readable].tolist(), remarks.gathered()
-
-
-@torch.no_grad()
-def _features(model: nn.Module, clips: Tensor, batch_size: int) -> Tensor:
-    """Return the features of clips, ``(V, T, 3, H, W) -> (V, D)``, in float32."""
-    device = next(model.parameters()).device
-    return torch.cat([model.features(chunk.to(device)).float() for chunk in clips.split(batch_size)])
+def _features(model: nn.Module, batch: dict[str, Any], count: int, batch_size: int) -> Tensor:
+    """Return the features of each video, averaged over its first views, ``(videos, D)`` in float32."""
+    clips = batch["clips"][:, :count].flatten(0, 1)
+    found = in_batches(model, lambda chunk: model.features(chunk).float(), clips, batch_size)
+    return found.unflatten(0, (-1, count)).mean(1)
 
 
 def check_new(output: str | Path) -> None:

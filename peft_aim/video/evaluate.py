@@ -11,10 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from peft_aim.files import write_atomically
 from peft_aim.video.adapters import load_adapters
@@ -37,9 +34,10 @@ from peft_aim.video.finite import NotFinite, why_not_finite
 from peft_aim.video.metrics import AnyMetrics, Metrics, metrics_of
 from peft_aim.video.orders import REVERSED, SHUFFLED, reordered
 from peft_aim.video.output import check_writable, printed_if_lost
+from peft_aim.video.over_videos import in_batches, over_videos
 from peft_aim.video.picture import draw_confusion
 from peft_aim.video.problem_type import REGRESSION, SINGLE_LABEL, values_of
-from peft_aim.video.processes import gather, on_cpu, once, processes, say
+from peft_aim.video.processes import once, processes, say
 
 
 class NothingToEvaluate(ValueError):  # noqa: N818 (only the videos are at fault)
@@ -189,15 +187,10 @@ def evaluate_model(
         NothingToEvaluate: If no video can be read.
         NotFinite: If scores are NaN or infinite.
     """
-    accelerator, views = Accelerator(cpu=on_cpu()), views or description.views
+    views = views or description.views
     clips = EvaluationClips(videos, description.views_with(*views), min_frames, description.fps)
-    together = max(1, batch_size // clips.total)  # videos per forward pass
-    loader = accelerator.prepare(DataLoader(clips, batch_size=together, num_workers=workers))
-    model.to(accelerator.device).eval()
-    rows, seen = [], Remarks()
-    for batch in tqdm(loader, "Evaluating", leave=False, disable=not accelerator.is_main_process):
-        paths = batch["path"]
-        seen.take(batch)
+
+    def results(batch: dict[str, Any]) -> Tensor:
         every = values(model, batch["clips"].flatten(0, 1), batch_size, description.problem_type)
         every = every.unflatten(0, (-1, clips.total))
         row = torch.stack([every[:, clips.single], every[:, : clips.count].mean(1)], dim=1)  # (videos, 2, classes)
@@ -205,14 +198,11 @@ def evaluate_model(
             others = reordered(batch["clips"][:, clips.single], batch["index"].tolist())
             more = [values(model, other, batch_size, description.problem_type) for other in others.values()]
             row = torch.cat([row, *(of_order[:, None] for of_order in more)], dim=1)
-        rows.append(accelerator.gather_for_metrics((row, batch["labels"], batch["index"])))
-        if rows[-1][0].isnan().any():  # on all processes alike: none is left waiting for the others
-            wrong = gather(path for path, of_video in zip(paths, row, strict=True) if of_video.isnan().any())
-            raise NotFinite(
-                why_not_finite(f"{len(wrong)} of {len(rows[-1][0])} videos, {wrong[0]} for example,", model)
-            )
-    found, labels, indices = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
-    seen, readable = seen.gathered(), labels != IGNORED
+        return row
+
+    *found, seen = over_videos(model, clips, results, batch_size, workers, "Evaluating")
+    found, labels, indices = (column.numpy() for column in found)
+    readable = labels != IGNORED
     if not readable.any():
         raise NothingToEvaluate(len(videos), seen)
     kind, classes = description.problem_type, description.classes
@@ -239,7 +229,6 @@ def score(model: nn.Module, clips: Tensor, batch_size: int, problem_type: str | 
     return found
 
 
-@torch.no_grad()
 def values(model: nn.Module, clips: Tensor, batch_size: int, problem_type: str | None = None) -> Tensor:
     """Return the probabilities or numbers predicted for clips; NaN for a clip with scores that are NaN or infinite.
 
@@ -252,8 +241,7 @@ def values(model: nn.Module, clips: Tensor, batch_size: int, problem_type: str |
     Shape:
         ``(V, T, 3, H, W) -> (V, C)``
     """
-    device = next(model.parameters()).device
-    scores = torch.cat([scores_of(model(chunk.to(device))) for chunk in clips.split(batch_size)])
+    scores = in_batches(model, lambda batch: scores_of(model(batch)), clips, batch_size)
     found = values_of(scores.float(), problem_type)
     return found.where(scores.isfinite().all(-1, keepdim=True), torch.nan)
 
