@@ -16,7 +16,7 @@ from peft_aim.video.backbones import Source
 from peft_aim.video.data import VideoSource, indexed, read_labels
 from peft_aim.video.exporting import onnx_file, pt2_file
 from peft_aim.video.exporting.blame import NotExportable
-from peft_aim.video.exporting.checking import LIMITS, Differs, OnVideos, largest_difference, on_videos
+from peft_aim.video.exporting.checking import LIMITS, Differs, OnVideos, Run, largest_difference, on_videos
 from peft_aim.video.exporting.clip_model import ClipModel
 from peft_aim.video.exporting.graph import traced
 from peft_aim.video.exporting.metadata import metadata
@@ -123,8 +123,8 @@ def export(
     model = ClipModel(loaded.model.get_base_model(), description).eval()
     with written_together(path.parent) as folder:
         written = folder / path.name
-        lengths, difference = _written(kind, model, loaded, written, precision)
-        run, size = kind.load(written), sum(file.stat().st_size for file in folder.iterdir())
+        lengths, difference, run = _written(kind, model, loaded, written, precision)
+        size = sum(file.stat().st_size for file in folder.iterdir())
         least = (description.recipe or {}).get("min_frames", 1)
         compared = on_videos(run, model, description, found, least) if found else None
     return Exported(path, size, lengths, precision, kind.RUNS_IN, difference, compared)
@@ -150,16 +150,16 @@ def _format(path: Path, to: str | None, precision: str) -> ModuleType:
 
 def _written(
     kind: ModuleType, model: ClipModel, loaded: Loaded, path: Path, precision: str
-) -> tuple[list[int] | None, float | None]:
+) -> tuple[list[int] | None, float | None, Run | None]:
     """Write a file that takes clips of any number of frames or, where that fails, of as many as in training.
 
     Returns:
-        The numbers of frames that it takes, None for any, and its largest difference from the model, None if it could
-        not be run.
+        The numbers of frames that it takes, None for any; its largest difference from the model, and what runs it,
+        None if it cannot be run.
     """
     frames, size = loaded.descriptions[0].frames, loaded.descriptions[0].preprocessing.size
     prepared, others = kind.prepared(model, precision), [1, frames + 3]
-    for dynamic in (True, False):
+    for dynamic in (True, False) if kind.can_run() else (False,):  # other lengths would have to be tried
         lengths = None if dynamic else [frames]
         shapes = [(b, t, *size, 3) for b, t in ((1, frames), (3, frames), *((2, t) for t in others if dynamic))]
         try:
@@ -167,15 +167,13 @@ def _written(
             example = torch.zeros(2, count, *size, 3, dtype=torch.uint8)
             graph = traced(prepared, (example,), ({0: Dim.DYNAMIC} | ({1: Dim.DYNAMIC} if dynamic else {}),))
             kind.save(prepared, graph, path, metadata(loaded, lengths, precision))
+            if not kind.can_run():
+                return lengths, None, None
             run = kind.load(path)
-            if run is None and not dynamic:
-                return lengths, None
-            if run is None:  # that it takes other lengths would have to be tried
-                continue
             difference = largest_difference(run, model, shapes, relative=model.problem_type == REGRESSION)
             if difference > LIMITS.get(precision, math.inf):
                 raise Differs(f"They differ by up to {difference:.1e}, more than {LIMITS[precision]:.0e}")
-            return lengths, difference
+            return lengths, difference, run
         except (NotExportable, Differs) as error:
             path.unlink(missing_ok=True)
             if dynamic:

@@ -61,14 +61,17 @@ def save(model: ClipModel, graph: ExportedProgram, path: Path, facts: dict[str, 
         _quantize(path)
 
 
-def load(path: Path) -> Callable[[Tensor], Tensor] | None:
-    """Return a function that runs a file, None if onnxruntime is not installed.
+def can_run() -> bool:
+    """Whether onnxruntime is installed."""
+    return find_spec(RUNS_IN) is not None
+
+
+def load(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return a function that runs a file.
 
     Shape:
         uint8 ``(B, T, H, W, 3) -> (B, classes)``
     """
-    if find_spec(RUNS_IN) is None:
-        return None
     session = session_of(path)
     (argument,) = session.get_inputs()
     return lambda frames: torch.from_numpy(session.run(None, {argument.name: frames.numpy()})[0])

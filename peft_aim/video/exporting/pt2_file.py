@@ -46,6 +46,11 @@ def save(model: ClipModel, graph: ExportedProgram, path: Path, facts: dict[str, 
     torch.export.save(graph, path, extra_files={EXTRA_FILE: json.dumps(facts, ensure_ascii=False)})
 
 
+def can_run() -> bool:
+    """Whether files can be run: always, by torch."""
+    return True
+
+
 def load(path: Path) -> Callable[[Tensor], Tensor]:
     """Return a function that runs a file.
 
