@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 
@@ -35,6 +36,12 @@ class Loaded:
         """Activate the adapter at a position and return its description."""
         self.model.set_adapter(_name(position))
         return self.descriptions[position]
+
+    def to_gpu(self) -> torch.device:
+        """Move the model to the GPU, if there is one, and return its device."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(device)
+        return device
 
 
 def load_adapters(names: str | Sequence[str], source: Source | None = None) -> Loaded:

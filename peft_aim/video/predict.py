@@ -123,7 +123,7 @@ def predict(
     if output is not None:
         check_writable(Path(output))
     loaded, found = load_adapters(adapters, source), Predictions()
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.to_gpu()
     pictures = picture_names([Path(video) for video in videos])
     with printed_if_lost(found):
         for video, picture in zip(videos, pictures, strict=True):

@@ -67,8 +67,7 @@ def explain(
     loaded = load_adapters(adapter, source)
     model, description = loaded.model, loaded.descriptions[0]
     wanted = index_of(label, description, adapter)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+    device = loaded.to_gpu()
     with open_video(video, fps or description.fps) as opened:
         length = description.seconds if window is None else window
         choose = partial(chosen, model, description, wanted=wanted, length=length)

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from peft_aim.video.adapters import load_adapters
@@ -78,7 +77,7 @@ def watch(
         if not valid:
             raise ValueError(f"{name}={value} is out of range. Give {expected}.")
     feed, loaded = Feed.find(source), load_adapters([adapter], backbone)
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.to_gpu()
     description = loaded.descriptions[0]
     scorer, (rate, introduction) = scorer_of(loaded, window), rate_of(description, adapter, fps)
     transform = ForEvaluation(description.preprocessing)
